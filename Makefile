@@ -1,0 +1,120 @@
+# The everyday commands. Every one of them first brings .venv up to date with the lock file.
+#   make experiment ENV=CartPole-v1
+#   make experiment ENV=CartPole-v1 SEEDS=8 ACCELERATOR=cuda ARGS="--any.flag value"
+
+ENV ?= CartPole-v1
+
+VENV := .venv
+BIN := $(VENV)/bin
+# A suffix chooses the lock file and its stamp: requirements.lock, requirements-cuda.lock, requirements-tpu.lock.
+SUFFIX := $(addprefix -,$(filter-out cpu,$(ACCELERATOR)))
+LOCK := requirements$(SUFFIX).lock
+STAMP := $(VENV)/.installed$(SUFFIX)
+ifneq ($(filter-out cpu cuda tpu,$(ACCELERATOR)),)
+$(error ACCELERATOR is '$(ACCELERATOR)'; choose cuda, tpu, or leave it out for the CPU)
+endif
+# 3.11 comes first because the figures in the documentation were measured on it.
+PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
+# Two processes, the cores of the smallest machine this must pass on.
+WORKERS ?= 2
+
+# A variable reaches the command only if it was given.
+flag = $(if $($(2)),--$(1) '$($(2))')
+TRAIN_FLAGS = $(call flag,algo,ALGO) $(call flag,seed,SEED) $(call flag,seeds,SEEDS) \
+              $(call flag,steps,STEPS) $(call flag,method,METHOD)
+
+# The environment is made again where its Python is gone, or the folder was moved: its scripts hold absolute paths.
+ifneq ($(shell test -x $(BIN)/python && cat $(STAMP) 2>/dev/null),$(CURDIR))
+$(STAMP): FORCE
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help venv experiment evaluate report bench test lint format types lock clean FORCE
+
+help: ## list targets and variables
+	@echo "usage: make TARGET [VARIABLE=value ...]"; echo; echo "targets"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@echo; echo "variables (each is passed on only if given)"
+	@printf '  %-12s %s\n' \
+	  ENV 'environment id, e.g. CartPole-v1 (default), LunarLander-v2; any Gymnasium id' \
+	  ALGO 'learner, e.g. ppo' \
+	  SEED 'first seed' \
+	  SEEDS 'how many seeds to train at once' \
+	  STEPS 'environment steps per seed' \
+	  METHOD 'pruning method: dynamic, or dense for none' \
+	  RUN 'run directory, for evaluate and report' \
+	  ARGS 'any further flags of the command, e.g. ARGS="--any.flag value"' \
+	  ACCELERATOR 'cuda or tpu: install JAX for it too; the CPU is the default' \
+	  PYTHON 'the Python (>= 3.11) to make .venv with; found by itself if not given' \
+	  WORKERS 'test processes (2)'
+
+venv: $(STAMP) ## make or update .venv from the lock file
+
+experiment: $(STAMP) ## train, prune, compact and evaluate: ENV ALGO SEED SEEDS STEPS METHOD ARGS
+	$(BIN)/prune-rl train '$(ENV)' $(TRAIN_FLAGS) $(ARGS)
+
+evaluate: $(STAMP) ## measure a run's compact policy again: RUN=runs/... ARGS
+	@test -n '$(RUN)' || { echo 'make evaluate needs a run directory: make evaluate RUN=runs/...' >&2; exit 2; }
+	$(BIN)/prune-rl evaluate '$(RUN)' $(ARGS)
+
+report: $(STAMP) ## tables and pictures: RUN ARGS
+	$(BIN)/prune-rl report $(if $(RUN),'$(RUN)') $(ARGS)
+
+bench: $(STAMP) ## speed of training and cost of pruning: ARGS
+	$(BIN)/python experiments/bench.py $(ARGS)
+
+test: $(STAMP) ## run the tests: ARGS="-k prox"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+lint: $(STAMP) ## check style, format and the list of packages
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@$(BIN)/python -c "import configparser as c, sys; from setuptools import find_packages; s = c.ConfigParser(); \
+	  s.read('setup.cfg'); gone = set(find_packages(include=['prune_rl*'])) - set(s['options']['packages'].split()); \
+	  sys.exit(f'setup.cfg: [options] packages lacks {sorted(gone)}' if gone else 0)"
+
+format: $(STAMP) ## put the code into the checked format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## check types
+	$(BIN)/mypy
+
+lock: ## resolve setup.cfg into the lock files (needs uv); ARGS=--upgrade takes newer releases
+	@command -v uv >/dev/null || { echo 'make lock needs uv (pip install uv)' >&2; exit 2; }
+	$(call compile,requirements.lock,)
+	$(call compile,requirements-cuda.lock,--extra cuda --constraint requirements.lock)
+	$(call compile,requirements-tpu.lock,--extra tpu --constraint requirements.lock)
+
+# One lock for every supported Python and platform. --no-config: no index of this machine decides or is written down.
+compile = uv pip compile setup.cfg --extra dev $(2) --universal --python-version 3.11 --generate-hashes --no-config \
+	  --no-emit-index-url --no-annotate --custom-compile-command 'make lock' --quiet $(ARGS) -o $(1)
+
+clean: ## remove .venv, caches and builds; runs/ stays
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): $(LOCK) setup.cfg pyproject.toml
+	@set -eu; \
+	python=''; \
+	for candidate in $(PYTHONS); do \
+	  if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    python="$$candidate"; break; \
+	  fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo 'No Python >= 3.11 with venv among: $(PYTHONS). Install one (Debian: python3-venv too), or name it: PYTHON=/path/to/python3' >&2; \
+	  exit 2; \
+	fi; \
+	if [ -n "$$(grep -LFxs -- '$(CURDIR)' $(VENV)/.installed*)" ] \
+	  || ! $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	  echo "Making $(VENV) with $$("$$python" --version)"; \
+	  "$$python" -m venv --clear $(VENV); \
+	fi; \
+	echo 'Installing $(LOCK) into $(VENV) (about a minute)'; \
+	export PIP_DISABLE_PIP_VERSION_CHECK=1; \
+	$(BIN)/python -m pip install -qq -r $(LOCK); \
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .; \
+	printf '%s\n' '$(CURDIR)' > $@
+
+FORCE:

@@ -1,0 +1,83 @@
+"""Reinforcement-learning policies that shrink while they train, and the transforms that shrink them.
+
+Names are imported on first use: ``import prune_rl`` and ``prune_rl.load_policy`` need neither JAX nor Gymnasium.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "find_groups": "prune_rl.pruning.groups",
+    "NeuronGroup": "prune_rl.pruning.groups",
+    "NeuronGroups": "prune_rl.pruning.groups",
+    "init_masks": "prune_rl.pruning.masks",
+    "apply_masks": "prune_rl.pruning.masks",
+    "count": "prune_rl.pruning.masks",
+    "taylor_importance": "prune_rl.pruning.importance",
+    "fisher_importance": "prune_rl.pruning.importance",
+    "magnitude_importance": "prune_rl.pruning.importance",
+    "output_importance": "prune_rl.pruning.importance",
+    "random_importance": "prune_rl.pruning.importance",
+    "surgeon_importance": "prune_rl.pruning.surgeon",
+    "refit": "prune_rl.pruning.surgeon",
+    "activations": "prune_rl.pruning.activations",
+    "cubic_sparsity": "prune_rl.pruning.thresholds",
+    "update_masks": "prune_rl.pruning.thresholds",
+    "compact": "prune_rl.pruning.compaction",
+    "compact_function": "prune_rl.pruning.compaction",
+    "expand": "prune_rl.pruning.compaction",
+    "group_sparse": "prune_rl.pruning.proximal",
+    "dynamic_pruning": "prune_rl.pruning.dynamic",
+    "masks_of": "prune_rl.pruning.dynamic",
+    "Policy": "prune_rl.export.policy",
+    "load_policy": "prune_rl.export.policy",
+    "save_policy": "prune_rl.export.policy",
+}
+
+__all__ = [*_WHERE, "__version__", "ppo"]  # noqa: PLE0604
+
+if TYPE_CHECKING:
+    from prune_rl.export.policy import Policy as Policy
+    from prune_rl.export.policy import load_policy as load_policy
+    from prune_rl.export.policy import save_policy as save_policy
+    from prune_rl.learners import ppo as ppo
+    from prune_rl.pruning.activations import activations as activations
+    from prune_rl.pruning.compaction import compact as compact
+    from prune_rl.pruning.compaction import compact_function as compact_function
+    from prune_rl.pruning.compaction import expand as expand
+    from prune_rl.pruning.dynamic import dynamic_pruning as dynamic_pruning
+    from prune_rl.pruning.dynamic import masks_of as masks_of
+    from prune_rl.pruning.groups import NeuronGroup as NeuronGroup
+    from prune_rl.pruning.groups import NeuronGroups as NeuronGroups
+    from prune_rl.pruning.groups import find_groups as find_groups
+    from prune_rl.pruning.importance import fisher_importance as fisher_importance
+    from prune_rl.pruning.importance import magnitude_importance as magnitude_importance
+    from prune_rl.pruning.importance import output_importance as output_importance
+    from prune_rl.pruning.importance import random_importance as random_importance
+    from prune_rl.pruning.importance import taylor_importance as taylor_importance
+    from prune_rl.pruning.masks import apply_masks as apply_masks
+    from prune_rl.pruning.masks import count as count
+    from prune_rl.pruning.masks import init_masks as init_masks
+    from prune_rl.pruning.proximal import group_sparse as group_sparse
+    from prune_rl.pruning.surgeon import refit as refit
+    from prune_rl.pruning.surgeon import surgeon_importance as surgeon_importance
+    from prune_rl.pruning.thresholds import cubic_sparsity as cubic_sparsity
+    from prune_rl.pruning.thresholds import update_masks as update_masks
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ppo":
+        return importlib.import_module("prune_rl.learners.ppo")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'prune_rl' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_WHERE[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,251 @@
+"""Which environment an id names, how it is made, and what is said where it cannot be.
+
+Gymnasium's registry is read, never written. Gymnasium itself is imported on first use.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import re
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from prune_rl.envs.autoreset import JaxEnv
+from prune_rl.envs.cartpole import CartPole
+from prune_rl.envs.errors import UnsupportedEnvironment
+from prune_rl.spaces import Spec
+
+if TYPE_CHECKING:
+    import gymnasium
+    from gymnasium.envs.registration import EnvSpec
+
+    from prune_rl.envs.conversion import Adapter
+
+__all__ = [
+    "EnvInfo",
+    "UnsupportedEnvironment",
+    "adapter_of",
+    "backends",
+    "make_gymnasium",
+    "make_jax",
+    "resolve",
+    "spec_of",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvInfo:
+    """What is known about an id before anything is made.
+
+    Attributes:
+        id: the id as given.
+        backends: "jax" and "gymnasium", the preferred one first.
+        note: one line on what it runs on, where that is not what the id says; else "".
+        reward_threshold: return from which the environment counts as solved, if its authors named one.
+        time_limit: steps after which an episode is truncated, if there is a limit.
+    """
+
+    id: str
+    backends: tuple[str, ...]
+    note: str
+    reward_threshold: float | None
+    time_limit: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """How an id that Gymnasium refuses is made from a class that it ships."""
+
+    entry_point: str
+    time_limit: int
+    reward_threshold: float | None
+    note: str
+
+
+_WALKER = _Entry(
+    "gymnasium.envs.mujoco.walker2d_v4:Walker2dEnv",
+    1000,
+    None,
+    "runs Gymnasium's v4 class: v3's task on current MuJoCo bindings (v5 changes reward and foot friction)",
+)
+_TABLE: dict[str, _Entry] = {
+    "LunarLander-v2": _Entry(
+        "gymnasium.envs.box2d.lunar_lander:LunarLander",
+        1000,
+        200.0,
+        "runs Gymnasium's v3 class without wind, where v3 and v2 are the same task",
+    ),
+    "Hopper-v3": _Entry(
+        "gymnasium.envs.mujoco.hopper_v4:HopperEnv",
+        1000,
+        3800.0,
+        "runs Gymnasium's v4 class: v3's task on current MuJoCo bindings (v5 changes the reward)",
+    ),
+    "Walker2d-v3": _WALKER,
+    "Walker2D-v3": dataclasses.replace(_WALKER, note=f"is Walker2d-v3 and {_WALKER.note}"),
+}
+
+_JAX: dict[str, tuple[CartPole, float | None]] = {"CartPole-v1": (CartPole(), 475.0)}
+
+_EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
+
+
+def resolve(env_id: str) -> EnvInfo:
+    """Look an id up without making the environment.
+
+    An id is known if it is in the table of this module or, exactly as written, in Gymnasium's registry; the
+    form ``module:Name-v0`` imports the module first, so that it can register its environments.
+
+    Raises:
+        UnsupportedEnvironment: unknown (with near matches), withdrawn (with the replacement), or its module
+            is missing.
+    """
+    if env_id in _JAX:
+        env, threshold = _JAX[env_id]
+        return EnvInfo(env_id, ("jax", "gymnasium"), "", threshold, env.time_limit)
+    spec = _gymnasium_spec(env_id)
+    note = _TABLE[env_id].note if env_id in _TABLE else ""
+    threshold = None if spec.reward_threshold is None else float(spec.reward_threshold)
+    return EnvInfo(env_id, ("gymnasium",), note, threshold, spec.max_episode_steps)
+
+
+def backends(env_id: str) -> tuple[str, ...]:
+    """What can run the environment, "jax" or "gymnasium", preferred one first; raises as ``resolve`` does."""
+    return resolve(env_id).backends
+
+
+def make_jax(env_id: str) -> JaxEnv[Any] | None:
+    """The JAX-native environment of that id, or None if there is none."""
+    return _JAX[env_id][0] if env_id in _JAX else None
+
+
+def make_gymnasium(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+    """Make one fresh Gymnasium environment, with its time limit.
+
+    Args:
+        env_id: see ``resolve``.
+        kwargs: go to ``gymnasium.make``, for example ``render_mode="rgb_array"``. Gymnasium's passive checker
+            is off unless asked for.
+
+    Raises:
+        UnsupportedEnvironment: as ``resolve``; or a package is missing (with the install line).
+    """
+    gym = _gymnasium()
+    spec = _gymnasium_spec(env_id)
+    try:
+        with warnings.catch_warnings():
+            # From Box2D's bindings at import. Where warnings are errors, it would crash the interpreter.
+            warnings.filterwarnings("ignore", "builtin type .* has no __module__", DeprecationWarning)
+            env: gymnasium.Env[Any, Any] = gym.make(spec, **{"disable_env_checker": True, **kwargs})
+    except (gym.error.DependencyNotInstalled, ImportError) as error:
+        raise UnsupportedEnvironment(_missing_dependency(env_id, spec, error)) from error
+    return env
+
+
+def spec_of(env_id: str) -> Spec:
+    """Sizes of the environment's observation and action; makes it once, so every error appears here, before
+    training.
+
+    Raises:
+        UnsupportedEnvironment: as ``make_gymnasium``; or its spaces are not supported (images, Dict, …).
+    """
+    env = make_jax(env_id)
+    return env.spec if env is not None else adapter_of(env_id).spec
+
+
+def adapter_of(env_id: str) -> Adapter:
+    """Translation between flat arrays and the Gymnasium environment's spaces; raises as ``spec_of`` does."""
+    env = make_gymnasium(env_id)
+    from prune_rl.envs.conversion import Adapter
+
+    try:
+        return Adapter.of(env, env_id)
+    finally:
+        env.close()
+
+
+def _gymnasium() -> Any:
+    try:
+        return importlib.import_module("gymnasium")
+    except ModuleNotFoundError as error:
+        raise UnsupportedEnvironment(
+            "Gymnasium is not installed; install it with: pip install gymnasium"
+        ) from error
+
+
+def _gymnasium_spec(env_id: str) -> EnvSpec:
+    """The recipe for ``gymnasium.make``; given this instead of an id, it does not warn about old versions."""
+    registration = _gymnasium().envs.registration
+    if env_id in _TABLE:
+        entry = _TABLE[env_id]
+        spec: EnvSpec = registration.EnvSpec(
+            id=env_id,
+            entry_point=entry.entry_point,
+            max_episode_steps=entry.time_limit,
+            reward_threshold=entry.reward_threshold,
+        )
+        return spec
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except (ImportError, TypeError) as error:  # TypeError: a relative name such as ".module"
+            raise UnsupportedEnvironment(
+                f"cannot import {module!r} for environment {env_id!r}: {error}"
+            ) from error
+    known: dict[str, EnvSpec] = {
+        key: value for key, value in registration.registry.items() if not _is_withdrawn(value)
+    }
+    if name in known:
+        return known[name]
+    raise UnsupportedEnvironment(_unknown(name, {*known, *_TABLE}))
+
+
+def _is_withdrawn(spec: EnvSpec) -> bool:
+    """Gymnasium keeps some old ids whose entry point is a function that only raises."""
+    return callable(spec.entry_point) and getattr(spec.entry_point, "__module__", "") == "gymnasium.envs"
+
+
+def _unknown(env_id: str, known: set[str]) -> str:
+    """One sentence that names the replacement of an old version, or what the id may have meant."""
+    base, version = _split_version(env_id)
+    versions = {
+        _split_version(other)[1]: other for other in sorted(known) if _split_version(other)[0] == base
+    }
+    newer = [versions[v] for v in sorted(versions) if v > version >= 0]
+    if newer:
+        return f"Gymnasium no longer has {env_id!r}; use {_one_of(newer)}"
+    if versions:
+        near = [versions[v] for v in sorted(versions, reverse=True)]
+    else:
+        by_lower = {other.lower(): other for other in sorted(known)}
+        near = [
+            by_lower[lower] for lower in difflib.get_close_matches(env_id.lower(), by_lower, n=3, cutoff=0.7)
+        ]
+    if near:
+        return f"unknown environment {env_id!r}; did you mean {_one_of(near)}?"
+    return (
+        f"unknown environment {env_id!r}, and no known id resembles it; "
+        "if a package of yours registers it, write 'package:Name-v0'"
+    )
+
+
+def _one_of(ids: list[str]) -> str:
+    return " or ".join(repr(env_id) for env_id in ids)
+
+
+def _split_version(env_id: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(.+)-v(\d+)", env_id)
+    return (match[1], int(match[2])) if match else (env_id, -1)
+
+
+def _missing_dependency(env_id: str, spec: EnvSpec, error: Exception) -> str:
+    entry_point = spec.entry_point if isinstance(spec.entry_point, str) else ""
+    for prefix, extra in _EXTRAS.items():
+        if entry_point.startswith(prefix):
+            return (
+                f"{env_id} needs a package that is missing; install it with: pip install 'prune_rl[{extra}]'"
+            )
+    return f"{env_id} needs a package that is missing: {error}"

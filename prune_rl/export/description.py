@@ -1,0 +1,136 @@
+"""The fields of a policy's JSON description: from and to Python, with every type and range checked on the way in."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from prune_rl.spaces import Box, Discrete
+
+_MAX_SIZE = 1 << 28  # elements of one axis; as float32 already the bytes allowed for all tensors
+_MAX_LENGTH = 64  # hidden layers, and axes of an action (of which NumPy allows no more)
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What `policy.json` says about a policy, apart from the checksums.
+
+    Attributes:
+        observation_size: D.
+        widths: neurons of each hidden layer; may be empty (a linear policy).
+        activation: a name, not yet checked.
+        normalised: whether the tensors hold `obs_mean` and `obs_std`.
+        obs_clip: positive, may be infinite; in JSON infinities are null.
+        action: the action space.
+        squash: whether actions are squashed with tanh.
+        metadata: any JSON object.
+    """
+
+    observation_size: int
+    widths: tuple[int, ...]
+    activation: str
+    normalised: bool
+    obs_clip: float
+    action: Discrete | Box
+    squash: bool
+    metadata: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The JSON object that `from_json` takes."""
+        action = self.action
+        if isinstance(action, Discrete):
+            space: dict[str, Any] = {"type": "discrete", "n": action.n}
+        else:
+            low, high = ([x if math.isfinite(x) else None for x in b] for b in (action.low, action.high))
+            space = {"type": "box", "shape": list(action.shape), "low": low, "high": high}
+        return {
+            "observation_size": self.observation_size,
+            "widths": list(self.widths),
+            "activation": self.activation,
+            "normalised": self.normalised,
+            "obs_clip": self.obs_clip if math.isfinite(self.obs_clip) else None,
+            "action": space,
+            "squash": self.squash,
+            "metadata": self.metadata,
+        }
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Description:
+        """Check types and ranges of a parsed JSON object.
+
+        Raises:
+            ValueError: a field is missing or not what it should be; the message names it.
+        """
+        return cls(
+            observation_size=_size(document, "observation_size", least=1),
+            widths=_sizes(document, "widths", least=0),
+            activation=_typed(document, "activation", str),
+            normalised=_typed(document, "normalised", bool),
+            obs_clip=_number(document.get("obs_clip"), "obs_clip", unbounded=math.inf),
+            action=_action(_typed(document, "action", dict)),
+            squash=_typed(document, "squash", bool),
+            metadata=_typed(document, "metadata", dict),
+        )
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the tensors that belong to it."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        sizes = (self.observation_size, *self.widths, self.action.num_outputs)
+        for name, fan_in, fan_out in zip(layer_names(len(self.widths)), sizes[:-1], sizes[1:], strict=True):
+            shapes |= {f"{name}/kernel": (fan_in, fan_out), f"{name}/bias": (fan_out,)}
+        if self.normalised:
+            shapes |= {"obs_mean": (self.observation_size,), "obs_std": (self.observation_size,)}
+        return shapes
+
+
+def layer_names(num_hidden: int) -> list[str]:
+    """`layer_0`, `layer_1`, ..., `head`."""
+    return [*(f"layer_{i}" for i in range(num_hidden)), "head"]
+
+
+def _action(space: dict[str, Any]) -> Discrete | Box:
+    kind = space.get("type")
+    if kind == "discrete":
+        return Discrete(_size(space, "n", least=1))
+    if kind == "box":
+        shape = _sizes(space, "shape", least=1)
+        low, high = _typed(space, "low", list), _typed(space, "high", list)
+        return Box(
+            tuple(_number(bound, "an action's lower bound", unbounded=-math.inf) for bound in low),
+            tuple(_number(bound, "an action's upper bound", unbounded=math.inf) for bound in high),
+            shape,
+        )
+    raise ValueError("its field 'action' is neither of type 'discrete' nor of type 'box'")
+
+
+def _typed(document: dict[str, Any], key: str, kind: type) -> Any:
+    value = document.get(key)
+    if type(value) is not kind:
+        raise ValueError(f"its field {key!r} must be of type {kind.__name__}, not {type(value).__name__}")
+    return value
+
+
+def _size(document: dict[str, Any], key: str, *, least: int) -> int:
+    value: int = _typed(document, key, int)
+    if not least <= value <= _MAX_SIZE:
+        raise ValueError(f"its field {key!r} must be from {least} to {_MAX_SIZE}")
+    return value
+
+
+def _sizes(document: dict[str, Any], key: str, *, least: int) -> tuple[int, ...]:
+    values = _typed(document, key, list)
+    if len(values) > _MAX_LENGTH:
+        raise ValueError(f"its field {key!r} has {len(values)} elements, more than the {_MAX_LENGTH} allowed")
+    return tuple(_size({key: value}, key, least=least) for value in values)
+
+
+def _number(value: Any, what: str, *, unbounded: float) -> float:
+    if value is None:
+        return unbounded
+    if type(value) not in (int, float):
+        raise ValueError(f"{what} must be a number or null, not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{what} is too large for a floating-point number") from None

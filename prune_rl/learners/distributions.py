@@ -1,0 +1,66 @@
+"""Action distributions from network outputs: categorical for ``Discrete``, diagonal Gaussian for ``Box``."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Categorical(NamedTuple):
+    """Actions 0 … n − 1 with log-probabilities ``log_softmax(logits)``; logits float32[…, n]."""
+
+    logits: jax.Array
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """int32[…] by the Gumbel trick; ``noise`` from ``sample_noise``, shape [..., n]."""
+        return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
+
+    @staticmethod
+    def sample_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Standard Gumbel noise."""
+        return jax.random.gumbel(key, shape, jnp.float32)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """float32[…] for int32[…] actions."""
+        log_probs = jax.nn.log_softmax(self.logits)
+        # A comparison and a sum are cheaper here than a gather, and so is their gradient.
+        chosen = action[..., None] == jnp.arange(log_probs.shape[-1]).reshape((1,) * action.ndim + (-1,))
+        return jnp.sum(jnp.where(chosen, log_probs, 0.0), axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """float32[…], in nats."""
+        log_probs = jax.nn.log_softmax(self.logits)
+        return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+class Gaussian(NamedTuple):
+    """Independent normal components; mean float32[…, size], log_std float32[size]."""
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample(self, noise: jax.Array) -> jax.Array:
+        """float32[…, size] from standard normal ``noise`` of that shape."""
+        return self.mean + self._like_mean(jnp.exp(self.log_std)) * noise
+
+    @staticmethod
+    def sample_noise(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Standard normal noise."""
+        return jax.random.normal(key, shape, jnp.float32)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """float32[…], summed over the components."""
+        standard = (action - self.mean) * self._like_mean(jnp.exp(-self.log_std))
+        constant = self._like_mean(self.log_std + 0.5 * math.log(2.0 * math.pi))
+        return jnp.sum(-0.5 * jnp.square(standard) - constant, axis=-1)
+
+    def entropy(self) -> jax.Array:
+        """float32[…], in nats: the same for every observation."""
+        total = jnp.sum(self.log_std + 0.5 * math.log(2.0 * math.pi * math.e))
+        return jnp.broadcast_to(total, self.mean.shape[:-1])
+
+    def _like_mean(self, x: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x, self.mean.shape)

@@ -1,0 +1,68 @@
+"""Multilayer perceptrons as pure functions: shapes come from the params, so wide and compacted params run alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prune_rl.spaces import Box, Spec
+
+Params = dict[str, Any]
+Activation = Callable[[jax.Array], jax.Array]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "tanh": jnp.tanh,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "elu": jax.nn.elu,
+}
+
+
+def init_mlp(key: jax.Array, sizes: Sequence[int], head_scale: float) -> Params:
+    """Orthogonal kernels (√2 in hidden layers, ``head_scale`` in the last) and zero biases, float32.
+
+    ``sizes``: inputs, hidden widths, outputs. Returns {"layer_0": {"kernel": [in, out], "bias": [out]}, …, "head": …}.
+    """
+    params: Params = {}
+    last = len(sizes) - 2
+    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        scale = head_scale if i == last else 2.0**0.5
+        kernel = jax.nn.initializers.orthogonal(scale)(jax.random.fold_in(key, i), (fan_in, fan_out), jnp.float32)
+        params["head" if i == last else f"layer_{i}"] = {"kernel": kernel, "bias": jnp.zeros(fan_out, jnp.float32)}
+    return params
+
+
+def num_hidden(params: Params) -> int:
+    """Number of hidden layers of an MLP's params."""
+    return sum(name.startswith("layer_") for name in params)
+
+
+def apply_mlp(params: Params, x: jax.Array, activation: str) -> jax.Array:
+    """Outputs of the last layer for ``x`` […, in]: float32[…, out]."""
+    act = ACTIVATIONS[activation]
+    for i in range(num_hidden(params)):
+        layer = params[f"layer_{i}"]
+        x = act(_dense(layer, x))
+    return _dense(params["head"], x)
+
+
+def _dense(layer: Params, x: jax.Array) -> jax.Array:
+    y = x @ layer["kernel"]
+    return y + jnp.broadcast_to(layer["bias"], y.shape)
+
+
+def init_actor_critic(key: jax.Array, spec: Spec, hidden: Sequence[int]) -> Params:
+    """Params of a separate actor and critic.
+
+    The actor's head starts near zero (an almost uniform policy, Andrychowicz et al. 2021, section 3.2). With a ``Box``
+    the actor also has a state-independent ``log_std`` [size], which starts at 0.
+    """
+    actor_key, critic_key = jax.random.split(key)
+    actor = init_mlp(actor_key, [spec.observation_size, *hidden, spec.action.num_outputs], 0.01)
+    if isinstance(spec.action, Box):
+        actor["log_std"] = jnp.zeros(spec.action.size, jnp.float32)
+    return {"actor": actor, "critic": init_mlp(critic_key, [spec.observation_size, *hidden, 1], 1.0)}

@@ -1,0 +1,378 @@
+"""Proximal policy optimisation (Schulman et al. 2017) with neuron masks in the train state, as pure functions.
+
+    state = init(key, config, spec)
+    state, metrics = update(state, rollout, config)
+
+Written for one seed; ``jax.vmap`` with ``in_axes=(VMAP_AXES, 0, None)``-like axes serves many. Hyperparameters are static,
+shapes come from the params, so the same ``update`` runs on a wide and on a compacted state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from prune_rl.learners.advantages import generalized_advantages
+from prune_rl.learners.config import Pruning
+from prune_rl.learners.distributions import Categorical, Gaussian
+from prune_rl.learners.networks import ACTIVATIONS, apply_mlp, init_actor_critic
+from prune_rl.learners.normalization import RunningStatistics, linear_recurrence
+from prune_rl.learners.pruning_step import prune
+from prune_rl.pruning.groups import NeuronGroups, find_groups
+from prune_rl.pruning.masks import init_masks
+from prune_rl.pruning.proximal import GroupSparseState, group_sparse
+from prune_rl.pruning.thresholds import Gate
+from prune_rl.spaces import Spec
+
+Params = dict[str, Any]
+Metrics = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters of PPO; frozen and hashable, so static under ``jit``."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers, of actor and critic alike."""
+    activation: str = "tanh"
+    """Activation of the hidden layers: tanh, relu, silu, gelu or elu."""
+    num_envs: int = 8
+    """Environments per seed, stepped together."""
+    num_steps: int = 128
+    """Steps per environment between two updates."""
+    epochs: int = 4
+    """Passes over each rollout."""
+    minibatches: int = 4
+    """Minibatches per pass; must divide num_envs * num_steps."""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start."""
+    learning_rate_end: float = 0.0
+    """Adam's step size at the end; it falls linearly in between."""
+    gamma: float = 0.99
+    """Discount factor."""
+    gae_lambda: float = 0.95
+    """Decay of the advantage trace."""
+    clip: float = 0.2
+    """Clipping range of the probability ratio."""
+    clip_value: float | None = None
+    """Clipping range of the value's change; None: not clipped."""
+    entropy: float = 0.0
+    """Coefficient of the entropy bonus."""
+    value: float = 0.5
+    """Coefficient of the value loss."""
+    max_grad_norm: float = 0.5
+    """The gradient of actor and critic together is scaled down to this global norm."""
+    normalize_obs: bool = True
+    """Normalise observations by their running mean and variance."""
+    normalize_reward: bool = True
+    """Divide rewards by the running standard deviation of the discounted return."""
+    clip_obs: float = 10.0
+    """Normalised observations are clipped to this range, rewards too."""
+    total_updates: int = 1000
+    """Updates in the whole of training: what the learning rate and the pruning schedule count against."""
+    prune: Pruning = Pruning()
+    """How neurons are removed."""
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for any value that cannot work."""
+        for name in ("num_envs", "num_steps", "epochs", "minibatches", "total_updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden needs at least one width, each >= 1, got {self.hidden}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
+        if (self.num_envs * self.num_steps) % self.minibatches:
+            raise ValueError(
+                f"minibatches = {self.minibatches} does not divide the rollout of num_envs * num_steps = "
+                f"{self.num_envs} * {self.num_steps} = {self.num_envs * self.num_steps} transitions"
+            )
+        for name in ("gamma", "gae_lambda"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in ("learning_rate", "clip", "max_grad_norm", "clip_obs"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")
+        for name in ("learning_rate_end", "entropy", "value"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
+        if self.clip_value is not None and not self.clip_value > 0:
+            raise ValueError(f"clip_value must be > 0 or absent, got {self.clip_value}")
+        self.prune.check(self.hidden)
+
+
+@struct.dataclass
+class State:
+    """Everything that training changes, for one seed; every leaf is an array.
+
+    ``params`` = {"actor", "critic"}; ``masks`` = {group name: bool[size]} of the groups that may be pruned;
+    ``step``: int32[], updates made, the same for all seeds; ``episode``: float32[2, N], discounted and undiscounted
+    return of the episodes under way; ``running_return``: mean training return, NaN before the first finished episode.
+    """
+
+    params: Params
+    opt_state: GroupSparseState
+    masks: dict[str, jax.Array]
+    gate: Gate
+    obs_stats: RunningStatistics
+    return_stats: RunningStatistics
+    episode: jax.Array
+    running_return: jax.Array
+    key: jax.Array
+    step: jax.Array
+
+    @property
+    def importance(self) -> dict[str, jax.Array]:
+        """Running importance of the neurons that may be pruned, {group name: float32[size]}."""
+        return self.opt_state.importance
+
+
+VMAP_AXES: Any = State(0, 0, 0, 0, 0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
+"""``in_axes`` of a state with a leading seed axis: ``step`` stays unbatched, or ``lax.cond`` would run both branches."""
+
+
+@struct.dataclass
+class Rollout:
+    """Transitions [T, N, …] of N environments, time first.
+
+    ``obs`` and ``next_obs`` float32[T, N, D] as the environment gives them, not normalised; ``next_obs`` is the true
+    successor (the final observation at the end of an episode). ``action`` int32[T, N] or float32[T, N, size];
+    ``reward`` float32[T, N]; ``terminated``, ``truncated`` bool[T, N]. ``cut`` bool[]: the trainer reset the environments
+    after the last step, so that episodes under way there are truncated, but do not count as finished.
+    """
+
+    obs: jax.Array
+    action: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    next_obs: jax.Array
+    cut: jax.Array
+
+
+def init(key: jax.Array, config: Config, spec: Spec) -> State:
+    """A fresh state for one seed. ``key`` is a typed key (``jax.random.key``); raises ``ValueError`` for a bad config."""
+    config.check()
+    params_key, key = jax.random.split(key)
+    params = init_actor_critic(params_key, spec, config.hidden)
+    groups = prunable_groups(params, config)
+    return State(
+        params=params,
+        opt_state=optimizer(groups, config).init(params),
+        masks=init_masks(groups),
+        gate=Gate.create(),
+        obs_stats=RunningStatistics.create((spec.observation_size,)),
+        return_stats=RunningStatistics.create(()),
+        episode=jnp.zeros((2, config.num_envs), jnp.float32),
+        running_return=jnp.full((), jnp.nan, jnp.float32),
+        key=key,
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def apply_actor_critic(params: Params, obs: jax.Array, config: Config) -> tuple[jax.Array, jax.Array]:
+    """Outputs of the actor […, k] and values […] for normalised observations […, D]."""
+    return apply_mlp(params["actor"], obs, config.activation), values(params, obs, config)
+
+
+def values(params: Params, obs: jax.Array, config: Config) -> jax.Array:
+    """V(obs) […] for normalised observations […, D]."""
+    return jnp.squeeze(apply_mlp(params["critic"], obs, config.activation), -1)
+
+
+def distribution(params: Params, obs: jax.Array, config: Config) -> Categorical | Gaussian:
+    """The policy's action distribution for normalised observations […, D]."""
+    outputs = apply_mlp(params["actor"], obs, config.activation)
+    log_std = params["actor"].get("log_std")
+    return Categorical(outputs) if log_std is None else Gaussian(outputs, log_std)
+
+
+def normalize(state: State, obs: jax.Array, config: Config) -> jax.Array:
+    """Observations as the networks see them."""
+    return state.obs_stats.normalize(obs, config.clip_obs) if config.normalize_obs else obs
+
+
+def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.Array:
+    """Sampled actions for raw observations [N, D]; ``noise`` from ``action_noise``. int32[N] or float32[N, size]."""
+    return distribution(state.params, normalize(state, obs, config), config).sample(noise)
+
+
+def action_noise(key: jax.Array, shape: tuple[int, ...], spec: Spec) -> jax.Array:
+    """Noise for ``act``, drawn for many steps at once: float32[*shape, num_outputs]."""
+    kind = Gaussian if hasattr(spec.action, "low") else Categorical
+    return kind.sample_noise(key, (*shape, spec.action.num_outputs))
+
+
+def all_groups(params: Params, config: Config) -> NeuronGroups:
+    """The neuron groups of actor and critic."""
+    obs = jax.ShapeDtypeStruct((1, params["actor"]["layer_0"]["kernel"].shape[0]), jnp.float32)
+    return find_groups(lambda p, x: apply_actor_critic(p, x, config), params, obs)
+
+
+def prunable_groups(params: Params, config: Config) -> NeuronGroups:
+    """The groups that may lose neurons: the actor's, and the critic's when asked."""
+    networks = ("actor", "critic") if config.prune.critic else ("actor",)
+    return all_groups(params, config).select(lambda group: group.name.split("/")[0] in networks)
+
+
+def learning_rate(config: Config) -> optax.Schedule:
+    """Linear from ``learning_rate`` to ``learning_rate_end`` over all gradient steps."""
+    steps = config.total_updates * config.epochs * config.minibatches
+    return optax.linear_schedule(config.learning_rate, config.learning_rate_end, steps)
+
+
+def optimizer(groups: NeuronGroups, config: Config) -> optax.GradientTransformationExtraArgs:
+    """Clipped Adam, with the group-sparse proximal step on ``groups``."""
+    schedule = learning_rate(config)
+    adam = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule, eps=1e-5))
+    return group_sparse(
+        adam,
+        groups,
+        strength=config.prune.strength if config.prune.enabled else 0.0,
+        learning_rate=schedule,
+        metric=config.prune.metric,
+        importance="fisher" if config.prune.score == "fisher" else "taylor",
+        decay=config.prune.importance_decay,
+        eps=1e-5,
+    )
+
+
+@struct.dataclass
+class Batch:
+    """What the loss needs of each transition, [B, …]; ``obs`` is normalised."""
+
+    obs: jax.Array
+    action: jax.Array
+    log_prob: jax.Array
+    advantage: jax.Array
+    value: jax.Array
+
+
+def loss(params: Params, batch: Batch, config: Config) -> tuple[jax.Array, Metrics]:
+    """Clipped surrogate + value loss − entropy bonus (Schulman et al. 2017, equations 7 and 9), and its parts."""
+    policy = distribution(params, batch.obs, config)
+    log_ratio = policy.log_prob(batch.action) - batch.log_prob
+    ratio = jnp.exp(log_ratio)
+    advantage = (batch.advantage - jnp.mean(batch.advantage)) / (jnp.std(batch.advantage) + 1e-8)
+    clipped = jnp.clip(ratio, 1.0 - config.clip, 1.0 + config.clip)
+    policy_loss = -jnp.mean(jnp.minimum(ratio * advantage, clipped * advantage))
+
+    value, target = values(params, batch.obs, config), batch.advantage + batch.value
+    error = jnp.square(value - target)
+    if config.clip_value is not None:
+        near = batch.value + jnp.clip(value - batch.value, -config.clip_value, config.clip_value)
+        error = jnp.maximum(error, jnp.square(near - target))
+    value_loss = 0.5 * jnp.mean(error)
+
+    entropy = jnp.mean(policy.entropy())
+    total = policy_loss + config.value * value_loss - config.entropy * entropy
+    return total, {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy": entropy,
+        # The low-variance, never negative estimate (ratio − 1) − log ratio.
+        "approx_kl": jnp.mean(ratio - 1.0 - log_ratio),
+        "clip_fraction": jnp.mean(jnp.abs(ratio - 1.0) > config.clip),
+    }
+
+
+def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batch, Metrics]:
+    """Statistics, normalised rewards, advantages and old log-probabilities: the batch [T·N, …] to learn from."""
+    finished = rollout.terminated | rollout.truncated
+    truncated = rollout.truncated.at[-1].set(rollout.truncated[-1] | rollout.cut)
+    ends = rollout.terminated | truncated
+    # Both returns, discounted and not, of the episodes under way; an end cuts what follows it.
+    started = jnp.concatenate([jnp.ones_like(ends[:1]), ~ends[:-1]]).astype(jnp.float32)
+    decay = jnp.stack([config.gamma * started, started], axis=1)
+    rewards = jnp.stack([rollout.reward, rollout.reward], axis=1)
+    rewards = rewards.at[0].add(decay[0] * state.episode)
+    discounted, episode_return = jnp.moveaxis(linear_recurrence(decay.at[0].set(0.0), rewards), 1, 0)
+    last = jnp.stack([discounted[-1], episode_return[-1]]) * ~ends[-1][None]
+    episodes = jnp.sum(finished)
+    mean_return = jnp.sum(jnp.where(finished, episode_return, 0.0)) / episodes
+    smoothed = jnp.where(
+        jnp.isnan(state.running_return), mean_return, 0.9 * state.running_return + 0.1 * mean_return
+    )
+    running_return = jnp.where(episodes > 0, smoothed, state.running_return)
+
+    reward, return_stats = rollout.reward, state.return_stats
+    if config.normalize_reward:
+        return_stats = return_stats.update(discounted.reshape(-1))
+        reward = jnp.clip(reward * jax.lax.rsqrt(return_stats.var + 1e-8), -config.clip_obs, config.clip_obs)
+
+    obs = normalize(state, rollout.obs, config)
+    value = values(state.params, obs, config)
+    next_value = values(state.params, normalize(state, rollout.next_obs, config), config)
+    advantage = generalized_advantages(
+        reward, value, next_value, rollout.terminated, truncated, config.gamma, config.gae_lambda
+    )
+    log_prob = distribution(state.params, obs, config).log_prob(rollout.action)
+    batch = Batch(obs, rollout.action, log_prob, advantage, value)
+    batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+
+    obs_stats = state.obs_stats
+    if config.normalize_obs:
+        obs_stats = obs_stats.update(rollout.obs.reshape(-1, rollout.obs.shape[-1]))
+    state = state.replace(
+        obs_stats=obs_stats, return_stats=return_stats, episode=last, running_return=running_return
+    )
+    return state, batch, {"return": mean_return, "episodes": episodes, "explained_variance": _explained(batch)}
+
+
+def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metrics]:
+    """One iteration of PPO on one rollout: minibatch epochs with the proximal step, then the mask update. Pure.
+
+    Returns the new state and scalars: losses, "approx_kl", "clip_fraction", "entropy", "return" (mean over the
+    episodes that ended in the rollout, NaN if none), "running_return", "prune" (per group, see ``pruning_step``).
+    """
+    groups = prunable_groups(state.params, config)
+    tx = optimizer(groups, config)
+    key, shuffle_key, prune_key = jax.random.split(state.key, 3)
+    state, batch, metrics = prepare(state, rollout, config)
+    size = batch.advantage.shape[0]
+
+    def minibatch(carry: tuple[Params, Any], part: Batch) -> tuple[tuple[Params, Any], Metrics]:
+        params, opt_state = carry
+        grads, parts = jax.grad(loss, has_aux=True)(params, part, config)
+        updates, opt_state = tx.update(grads, opt_state, params, masks=state.masks)
+        return (optax.apply_updates(params, updates), opt_state), parts
+
+    def epoch(carry: tuple[Params, Any], epoch_key: jax.Array) -> tuple[tuple[Params, Any], Metrics]:
+        order = jax.random.permutation(epoch_key, size)
+        parts = jax.tree.map(lambda x: x[order].reshape(config.minibatches, -1, *x.shape[1:]), batch)
+        return jax.lax.scan(minibatch, carry, parts)
+
+    carry, losses = jax.lax.scan(epoch, (state.params, state.opt_state), jax.random.split(shuffle_key, config.epochs))
+    params, opt_state = carry
+    metrics |= jax.tree.map(jnp.mean, losses) | {"running_return": state.running_return}
+    state = state.replace(params=params, opt_state=opt_state, key=key, step=state.step + 1)
+    if config.prune.enabled:
+        pruned = prune(
+            groups,
+            params,
+            opt_state,
+            state.masks,
+            state.gate,
+            config=config.prune,
+            apply=lambda p, x: apply_actor_critic(p, x, config),
+            obs=batch.obs,
+            running_return=state.running_return,
+            step=state.step,
+            total_updates=config.total_updates,
+            key=prune_key,
+        )
+        state = state.replace(params=pruned.params, opt_state=pruned.opt_state, masks=pruned.masks, gate=pruned.gate)
+        metrics["prune"] = pruned.report
+    return state, metrics
+
+
+def _explained(batch: Batch) -> jax.Array:
+    """Share of the variance of the return target that the value explains."""
+    target = batch.advantage + batch.value
+    return 1.0 - jnp.var(batch.advantage) / jnp.maximum(jnp.var(target), 1e-12)

@@ -1,0 +1,113 @@
+"""All in one, for projects that have an optimiser and a training step: importance, proximal step, threshold and masks."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prune_rl.pruning.groups import NeuronGroups
+from prune_rl.pruning.importance import Importance
+from prune_rl.pruning.masks import apply_masks, init_masks
+from prune_rl.pruning.proximal import GroupSparseState, Metric, Schedule, group_sparse, mask_state
+from prune_rl.pruning.thresholds import Scope, Share, cubic_sparsity, update_masks
+
+Params = Any
+Masks = dict[str, jax.Array]
+
+
+class DynamicPruningState(NamedTuple):
+    """``sparse``: the state of ``group_sparse`` around the inner transformation; ``masks``: {group: bool[size]}."""
+
+    sparse: GroupSparseState
+    masks: Masks
+
+
+def dynamic_pruning(
+    inner: optax.GradientTransformation,
+    groups: NeuronGroups,
+    *,
+    total_updates: int,
+    sparsity: Share = 0.9,
+    begin: float = 0.1,
+    end: float = 0.6,
+    every: int = 100,
+    energy: Share | None = None,
+    min_width: int = 1,
+    scope: Scope = "layer",
+    strength: float | jax.Array | Schedule = 0.0,
+    learning_rate: float | jax.Array | Schedule = 1e-3,
+    metric: Metric = "euclidean",
+    importance: str | Importance = "taylor",
+    decay: float = 0.99,
+) -> optax.GradientTransformationExtraArgs:
+    """An optax transformation that prunes ``groups`` while it optimises.
+
+    Every ``every`` updates between the shares ``begin`` and ``end`` of ``total_updates`` the masks are updated towards
+    ``sparsity`` along the cubic schedule (``update_masks``); later the masks rest. Its updates take masked slices to
+    exactly 0 and keep them, and the inner moments there, at 0. ``strength``, ``learning_rate``, ``metric``,
+    ``importance`` and ``decay`` are those of ``group_sparse``. Read the masks with ``masks_of(opt_state)``.
+
+    Raises ``ValueError`` for options out of range, and when ``update`` is called without ``params``.
+    """
+    if total_updates < 1 or every < 1:
+        raise ValueError(f"total_updates and every must be >= 1, got {total_updates} and {every}")
+    if not 0.0 <= begin <= end <= 1.0:
+        raise ValueError(f"begin and end must satisfy 0 <= begin <= end <= 1, got {begin} and {end}")
+    if isinstance(sparsity, int | float) and not 0.0 <= sparsity < 1.0:
+        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
+    sparse = group_sparse(
+        inner, groups, strength, learning_rate, metric=metric, importance=importance, decay=decay
+    )
+    first = begin * total_updates
+    span = max((end - begin) * total_updates, 1.0)
+
+    def init(params: Params) -> DynamicPruningState:
+        return DynamicPruningState(sparse.init(params), init_masks(groups))
+
+    def update(
+        updates: Params, state: DynamicPruningState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, DynamicPruningState]:
+        if params is None:
+            raise ValueError(optax.NO_PARAMS_MSG)
+        updates, inner_state = sparse.update(updates, state.sparse, params, masks=state.masks, **extra)
+        count = inner_state.count
+        progress = (count - first) / span
+
+        def cut(_: None) -> Masks:
+            return update_masks(
+                state.masks,
+                inner_state.importance,
+                cubic_sparsity(progress, sparsity),
+                energy=energy,
+                min_width=min_width,
+                scope=scope,
+            )
+
+        due = (count % every == 0) & (count >= first) & (progress <= 1.0 + every / span)
+        masks = jax.lax.cond(due, cut, lambda _: state.masks, None)
+        proposal = apply_masks(groups, optax.apply_updates(params, updates), masks)
+        inner_state = inner_state._replace(inner=mask_state(groups, inner_state.inner, params, masks))
+        updates = jax.tree.map(lambda new, old: (new - old).astype(jnp.asarray(old).dtype), proposal, params)
+        return updates, DynamicPruningState(inner_state, masks)
+
+    # optax types update without keyword extras; the extra-args protocol itself allows them.
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
+
+
+def masks_of(opt_state: Any) -> Masks:
+    """The masks inside an optimiser state that contains one ``dynamic_pruning``, however deeply chained or wrapped.
+
+    Raises ``ValueError`` when there is none, or more than one.
+    """
+
+    def is_ours(node: Any) -> bool:
+        return isinstance(node, DynamicPruningState)
+
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(node)]
+    if len(found) != 1:
+        raise ValueError(f"expected one dynamic_pruning in the optimiser's state, found {len(found)}")
+    masks: Masks = found[0].masks
+    return masks

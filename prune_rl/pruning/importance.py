@@ -1,0 +1,163 @@
+"""How much each neuron matters: one function per definition, all behind one signature.
+
+Every function maps ``(groups, params, grads, *, activations, key)`` to ``{group name: float32[size]}`` and ignores what
+it does not need. Scores are non-negative, comparable within a group, and constants for differentiation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prune_rl.pruning.groups import NeuronGroup, NeuronGroups, Slice
+from prune_rl.pruning.leaves import Leaves, leaves_by_path
+
+Params = Any
+Scores = dict[str, jax.Array]
+Importance = Callable[..., Scores]
+
+
+def taylor_importance(
+    groups: NeuronGroups,
+    params: Params,
+    grads: Params | None = None,
+    *,
+    activations: Mapping[str, jax.Array] | None = None,
+    key: jax.Array | None = None,
+) -> Scores:
+    """First-order change of the loss when a neuron's gate closes: ``|Σ_k w_out[j,k] ∂L/∂w_out[j,k]|``.
+
+    This is the gate-Taylor criterion (Molchanov et al. 2019, section 3.2) written with the outgoing weights, so
+    that parameters and gradients are all it takes. Raises ``ValueError`` without ``grads``.
+    """
+    del activations, key
+    gates = gate_gradients(groups, params, grads, "taylor")
+    return jax.lax.stop_gradient({name: jnp.abs(gate) for name, gate in gates.items()})
+
+
+def fisher_importance(
+    groups: NeuronGroups,
+    params: Params,
+    grads: Params | None = None,
+    *,
+    activations: Mapping[str, jax.Array] | None = None,
+    key: jax.Array | None = None,
+) -> Scores:
+    """Squared gate gradient, ``(Σ_k w_out[j,k] ∂L/∂w_out[j,k])²``.
+
+    Averaged over updates it is the gate's diagonal empirical Fisher information (Theis et al. 2018, section 3).
+    Raises ``ValueError`` without ``grads``.
+    """
+    del activations, key
+    gates = gate_gradients(groups, params, grads, "fisher")
+    return jax.lax.stop_gradient({name: jnp.square(gate) for name, gate in gates.items()})
+
+
+def magnitude_importance(
+    groups: NeuronGroups,
+    params: Params,
+    grads: Params | None = None,
+    *,
+    activations: Mapping[str, jax.Array] | None = None,
+    key: jax.Array | None = None,
+) -> Scores:
+    """Product of the norms of what enters and what leaves a neuron, ``‖(w_in[:,j], b[j])‖ · ‖w_out[j,:]‖``.
+
+    The product does not change when a positively homogeneous neuron is rescaled, ``(w_in, b) · c`` and ``w_out / c``.
+    """
+    del grads, activations, key
+    # Stopped before the square root: its derivative at a norm of 0 is not finite.
+    leaves = leaves_by_path(jax.lax.stop_gradient(params))
+    return {
+        name: jnp.sqrt(sum_of_squares(group.incoming, leaves, group) * sum_of_squares(group.outgoing, leaves, group))
+        for name, group in groups.items()
+    }
+
+
+def output_importance(
+    groups: NeuronGroups,
+    params: Params,
+    grads: Params | None = None,
+    *,
+    activations: Mapping[str, jax.Array] | None = None,
+    key: jax.Array | None = None,
+) -> Scores:
+    """Mean influence on what the neuron feeds, ``E|a_j| · ‖w_out[j,:]‖`` (DESIGN, section 2).
+
+    ``activations`` is ``{group name: float[…, size]}``, as ``prune_rl.pruning.activations`` returns it; the mean runs
+    over all leading axes. Raises ``ValueError`` without it.
+    """
+    del grads, key
+    if activations is None:
+        raise ValueError("importance 'output' needs activations={group name: float[…, size]}, got None")
+    params, activations = jax.lax.stop_gradient((params, dict(activations)))
+    leaves = leaves_by_path(params)
+    scores = {}
+    for name, group in groups.items():
+        mean = jnp.mean(jnp.abs(activations[name]).reshape(-1, group.size), axis=0)
+        scores[name] = mean * jnp.sqrt(sum_of_squares(group.outgoing, leaves, group))
+    return scores
+
+
+def random_importance(
+    groups: NeuronGroups,
+    params: Params,
+    grads: Params | None = None,
+    *,
+    activations: Mapping[str, jax.Array] | None = None,
+    key: jax.Array | None = None,
+) -> Scores:
+    """Uniform scores in [0, 1): the control that knows nothing. Raises ``ValueError`` without ``key``."""
+    del params, grads, activations
+    if key is None:
+        raise ValueError("importance 'random' needs key=jax.random.key(…), got None")
+    keys = jax.random.split(key, max(len(groups), 1))
+    return {name: jax.random.uniform(keys[i], (group.size,)) for i, (name, group) in enumerate(groups.items())}
+
+
+IMPORTANCES: dict[str, Importance] = {
+    "taylor": taylor_importance,
+    "fisher": fisher_importance,
+    "magnitude": magnitude_importance,
+    "output": output_importance,
+    "random": random_importance,
+}
+
+
+def importance_function(name: str | Importance) -> Importance:
+    """The function of that name in ``IMPORTANCES`` (a function is passed through). Raises ``ValueError``."""
+    if callable(name):
+        return name
+    if name not in IMPORTANCES:
+        raise ValueError(f"unknown importance {name!r}; choose one of {', '.join(sorted(IMPORTANCES))}")
+    return IMPORTANCES[name]
+
+
+def gate_gradients(groups: NeuronGroups, params: Params, grads: Params | None, wanted_by: str) -> Scores:
+    """Signed derivative of the loss with respect to a gate of 1 on every neuron, from the outgoing weights."""
+    if grads is None:
+        raise ValueError(f"importance {wanted_by!r} needs grads, a pytree like params, got None")
+    leaves, slopes = leaves_by_path(params), leaves_by_path(grads)
+    gates = {}
+    for name, group in groups.items():
+        gate = jnp.zeros(group.size, jnp.float32)
+        for part in group.outgoing:
+            gate += sum_to_axis(leaves[part.path] * slopes[part.path], part.axis)
+        gates[name] = gate
+    return gates
+
+
+def sum_of_squares(slices: tuple[Slice, ...], leaves: Leaves, group: NeuronGroup) -> jax.Array:
+    """Squared Euclidean norm of each neuron's entries in ``slices``: float32[size]."""
+    total = jnp.zeros(group.size, jnp.float32)
+    for part in slices:
+        total += sum_to_axis(jnp.square(leaves[part.path]), part.axis)
+    return total
+
+
+def sum_to_axis(x: jax.Array, axis: int) -> jax.Array:
+    """Sum over every axis but ``axis``."""
+    return jnp.sum(x, axis=tuple(i for i in range(x.ndim) if i != axis))

@@ -1,0 +1,281 @@
+"""Group-sparse training as an optax transformation: importance from the raw gradients, then a proximal step.
+
+After Su et al. 2024: neurons that hardly influence the output are penalised more. The penalty is
+
+    R(params) = Σ_ℓ Σ_j λ c_j √n_ℓ ‖(w_in[:,j], b[j])‖₂
+
+over the incoming column and bias of every neuron j of layer ℓ, with n_ℓ entries each, and ``c_j`` from
+``penalty_weights``. The outgoing row is not part of the prox group: neighbouring layers would share it, and the prox of
+overlapping groups is not the block prox.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prune_rl.pruning.groups import NeuronGroup, NeuronGroups
+from prune_rl.pruning.importance import Importance, Scores, importance_function, sum_of_squares, sum_to_axis
+from prune_rl.pruning.leaves import leaves_by_path, replace_leaves
+from prune_rl.pruning.masks import apply_masks
+
+Params = Any
+Masks = Mapping[str, jax.Array]
+Schedule = Callable[[jax.Array], jax.Array | float]
+Metric = Literal["euclidean", "adam"]
+
+
+class GroupSparseState(NamedTuple):
+    """``inner``: the wrapped state; ``importance``: {group: float32[size]} running mean; ``count``: updates made."""
+
+    inner: Any
+    importance: Scores
+    count: jax.Array
+
+
+def group_sparse(
+    inner: optax.GradientTransformation,
+    groups: NeuronGroups,
+    strength: float | jax.Array | Schedule | Mapping[str, float] = 1e-3,
+    learning_rate: float | jax.Array | Schedule = 1e-3,
+    *,
+    metric: Metric = "euclidean",
+    importance: str | Importance = "taylor",
+    decay: float = 0.99,
+    weight_range: tuple[float, float] = (0.1, 10.0),
+    b2: float = 0.999,
+    eps: float = 1e-8,
+) -> optax.GradientTransformationExtraArgs:
+    """Wrap ``inner`` so that unimportant neurons are pulled towards exactly zero.
+
+    Each update tracks ``I ← β I + (1 − β) importance(params, raw grads)``, runs ``inner``, and replaces the proposal
+    ``z = params + updates`` by its proximal point with step size η.
+
+    Args:
+        inner: any optax transformation; its updates must already contain the learning rate and the sign.
+        groups: from ``find_groups``; groups left out by ``groups.select`` are neither penalised nor masked.
+        strength: λ ≥ 0; a number, a traced scalar, a schedule of the update count, or one number per group name.
+            A Python 0 leaves the proximal step out of the compiled program. λ does not carry over between metrics.
+        learning_rate: η, the step size of ``inner``: a number, a traced scalar, or a schedule of the update count.
+        metric: ``"euclidean"``, z_g · max(0, 1 − η λ_g / ‖z_g‖), or ``"adam"``, the prox in the metric
+            √v̂ + eps of Adam (Yun et al. 2021, ProxGen), which needs exactly one ``nu`` in the state of ``inner``.
+        importance: a name in ``IMPORTANCES`` or a function of that signature.
+        decay: β of the running mean of importance.
+        weight_range: bounds of ``c_j``, see ``penalty_weights``.
+        b2, eps: those of the inner Adam; used by the metric ``"adam"`` only.
+
+    Returns:
+        A transformation whose ``update`` takes ``masks={group name: bool[size]}`` as an optional extra argument:
+        then masked slices of the params, of the gradients and of every params-shaped part of the inner state are
+        exactly 0 after the update.
+
+    Raises:
+        ValueError: for options out of range, or ``update`` without ``params``.
+    """
+    if metric not in ("euclidean", "adam"):
+        raise ValueError(f"unknown metric {metric!r}; choose 'euclidean' or 'adam'")
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"decay must lie in [0, 1), got {decay}")
+    if not 0.0 < weight_range[0] <= weight_range[1]:
+        raise ValueError(f"weight_range must be 0 < low <= high, got {weight_range}")
+    for value in strength.values() if isinstance(strength, Mapping) else [strength]:
+        if isinstance(value, int | float) and not value >= 0:
+            raise ValueError(f"strength must be >= 0, got {value}")
+    wrapped = optax.with_extra_args_support(inner)
+    score = importance_function(importance)
+    without_prox = _is_zero(strength)
+
+    def init(params: Params) -> GroupSparseState:
+        zeros = {name: jnp.zeros(group.size, jnp.float32) for name, group in groups.items()}
+        return GroupSparseState(wrapped.init(params), zeros, jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Params, state: GroupSparseState, params: Params | None = None, *, masks: Masks | None = None, **extra: Any
+    ) -> tuple[Params, GroupSparseState]:
+        if params is None:
+            raise ValueError(optax.NO_PARAMS_MSG)
+        scores = score(groups, params, updates)
+        tracked = {name: decay * state.importance[name] + (1.0 - decay) * scores[name] for name in groups}
+        if masks is not None:
+            updates = apply_masks(groups, updates, masks)
+        updates, inner_state = wrapped.update(updates, state.inner, params, **extra)
+        count = optax.safe_increment(state.count)
+        proposal = optax.apply_updates(params, updates)
+        if not without_prox:
+            step_size = jnp.asarray(_at(learning_rate, state.count), jnp.float32)
+            strengths = {name: step_size * _strength_of(strength, name, state.count) for name in groups}
+            weights = penalty_weights(groups, tracked, masks, weight_range)
+            thresholds = {
+                name: strengths[name] * weights[name] * jnp.sqrt(float(entries(group, params)))
+                for name, group in groups.items()
+            }
+            if metric == "euclidean":
+                proposal = euclidean_prox(groups, proposal, thresholds)
+            else:
+                second_moment = optax.tree.get(inner_state, "nu")
+                if second_moment is None:
+                    raise ValueError("metric 'adam' needs an inner transformation with Adam's second moment 'nu'")
+                correction = 1.0 - jnp.float32(b2) ** count
+                scale = jax.tree.map(lambda nu: jnp.sqrt(nu / correction) + eps, second_moment)
+                proposal = diagonal_prox(groups, proposal, thresholds, scale)
+        if masks is not None:
+            proposal = apply_masks(groups, proposal, masks)
+            inner_state = mask_state(groups, inner_state, params, masks)
+        updates = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), proposal, params)
+        return updates, GroupSparseState(inner_state, tracked, count)
+
+    # optax types update without keyword extras; the extra-args protocol itself allows them.
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
+
+
+def penalty_weights(
+    groups: NeuronGroups,
+    importance: Mapping[str, jax.Array],
+    masks: Masks | None = None,
+    weight_range: tuple[float, float] = (0.1, 10.0),
+) -> Scores:
+    """``c_j = clip(mean_i I_i / I_j, low, high)``, the mean over the layer's neurons that are still there.
+
+    Large where the importance is small. A layer whose importance is 0 everywhere, or not finite, gets c = 1 there.
+    Returns {group name: float32[size]}; constant for differentiation.
+    """
+    weights = {}
+    for name in groups:
+        score = jax.lax.stop_gradient(importance[name])
+        alive = jnp.isfinite(score)
+        if masks is not None and name in masks:
+            alive &= masks[name]
+        mean = jnp.sum(jnp.where(alive, score, 0.0)) / jnp.maximum(jnp.sum(alive), 1)
+        ratio = mean / jnp.maximum(score, jnp.finfo(jnp.float32).tiny)
+        usable = (mean > 0) & jnp.isfinite(score)
+        weights[name] = jnp.where(usable, jnp.clip(ratio, *weight_range), 1.0)
+    return weights
+
+
+def euclidean_prox(groups: NeuronGroups, params: Params, thresholds: Mapping[str, jax.Array]) -> Params:
+    """``argmin_x ½‖x − z‖² + t_j ‖x_j‖`` for every neuron's incoming slices: z_j · max(0, 1 − t_j / ‖z_j‖).
+
+    ``thresholds`` is {group name: float[size]}, t = ηλ_g. A group at zero stays there (block soft-thresholding,
+    Yuan & Lin 2006).
+    """
+    leaves = leaves_by_path(params)
+    for name, group in groups.items():
+        norm = jnp.sqrt(sum_of_squares(group.incoming, leaves, group))
+        threshold = thresholds[name]
+        shrink = jnp.where(norm > threshold, 1.0 - threshold / jnp.where(norm > threshold, norm, 1.0), 0.0)
+        for part in group.incoming:
+            leaf = leaves[part.path]
+            leaves[part.path] = leaf * along_axis(shrink, part.axis, leaf.ndim).astype(leaf.dtype)
+    return replace_leaves(params, leaves)
+
+
+def diagonal_prox(
+    groups: NeuronGroups,
+    params: Params,
+    thresholds: Mapping[str, jax.Array],
+    scale: Params,
+    *,
+    steps: int = 40,
+) -> Params:
+    """``argmin_x ½ Σ_i D_i (x_i − z_i)² + t_j ‖x_j‖`` for every neuron's incoming slices (Yun et al. 2021, section 3).
+
+    With t = ηλ_g the group is 0 if ‖D∘z‖ ≤ t, else x_i = D_i z_i θ / (D_i θ + t), where θ = ‖x‖ is the root of
+    Σ_i (D_i z_i / (D_i θ + t))² = 1 in (0, ‖z‖], found by ``steps`` bisections. This is DESIGN's equation with d = D/η
+    multiplied by η, so that η = 0 is no special case. ``scale`` is D > 0, a pytree like ``params``.
+    """
+    leaves, scales = leaves_by_path(params), leaves_by_path(scale)
+    for name, group in groups.items():
+        z = _columns(group, leaves)
+        d = _columns(group, scales)
+        threshold = thresholds[name].astype(jnp.float32)
+        gradient = d * z
+
+        def too_small(
+            theta: jax.Array, gradient: jax.Array = gradient, d: jax.Array = d, threshold: jax.Array = threshold
+        ) -> jax.Array:
+            denominator = d * theta + threshold
+            ratio = gradient / jnp.where(denominator > 0, denominator, 1.0)
+            return jnp.sum(jnp.square(ratio), axis=0) > 1.0
+
+        def bisect(
+            _: jax.Array, bracket: tuple[jax.Array, jax.Array], too_small: Callable[[jax.Array], jax.Array] = too_small
+        ) -> tuple[jax.Array, jax.Array]:
+            low, high = bracket
+            middle = 0.5 * (low + high)
+            below = too_small(middle)
+            return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+        norm = jnp.sqrt(jnp.sum(jnp.square(z), axis=0))
+        low, high = jax.lax.fori_loop(0, steps, bisect, (jnp.zeros_like(norm), norm))
+        theta = 0.5 * (low + high)
+        denominator = d * theta + threshold
+        shrink = jnp.where(denominator > 0, d * theta / jnp.where(denominator > 0, denominator, 1.0), 0.0)
+        shrink = jnp.where(threshold > 0, shrink, 1.0)
+        vanishes = jnp.sqrt(jnp.sum(jnp.square(gradient), axis=0)) <= threshold
+        _replace_columns(group, leaves, jnp.where(vanishes, 0.0, shrink * z))
+    return replace_leaves(params, leaves)
+
+
+def mask_state(groups: NeuronGroups, state: Any, params: Params, masks: Masks) -> Any:
+    """``state`` of any optax transformation with the masked slices of its params-shaped parts (moments) at exactly 0."""
+    structure = jax.tree.structure(params)
+
+    def shaped_like_params(node: Any) -> bool:
+        return jax.tree.structure(node) == structure and structure.num_leaves > 0 and _same_shapes(node, params)
+
+    def mask(node: Any) -> Any:
+        return apply_masks(groups, node, masks) if shaped_like_params(node) else node
+
+    return jax.tree.map(mask, state, is_leaf=shaped_like_params)
+
+
+def entries(group: NeuronGroup, params: Params) -> int:
+    """n_ℓ: the number of incoming entries of one neuron of the group, bias included."""
+    leaves = leaves_by_path(params)
+    return sum(leaves[part.path].size for part in group.incoming) // group.size
+
+
+def along_axis(x: jax.Array, axis: int, ndim: int) -> jax.Array:
+    """``x`` [n] with size-1 axes around it, so that it multiplies axis ``axis`` of an ``ndim``-dimensional array."""
+    return x.reshape([-1 if i == axis else 1 for i in range(ndim)])
+
+
+def _columns(group: NeuronGroup, leaves: Mapping[Any, jax.Array]) -> jax.Array:
+    """All incoming entries, one column per neuron: float32[n_ℓ, size]."""
+    columns = [jnp.moveaxis(leaves[p.path], p.axis, -1).reshape(-1, group.size) for p in group.incoming]
+    return jnp.concatenate(columns).astype(jnp.float32)
+
+
+def _replace_columns(group: NeuronGroup, leaves: dict[Any, jax.Array], columns: jax.Array) -> None:
+    """The inverse of ``_columns``, into ``leaves``."""
+    start = 0
+    for part in group.incoming:
+        leaf = leaves[part.path]
+        moved = jnp.moveaxis(leaf, part.axis, -1)
+        stop = start + moved.size // group.size
+        leaves[part.path] = jnp.moveaxis(columns[start:stop].reshape(moved.shape), -1, part.axis).astype(leaf.dtype)
+        start = stop
+
+
+def _same_shapes(a: Any, b: Any) -> bool:
+    return all(jnp.shape(x) == jnp.shape(y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def _at(value: float | jax.Array | Schedule, count: jax.Array) -> jax.Array | float:
+    return value(count) if callable(value) else value
+
+
+def _strength_of(
+    strength: float | jax.Array | Schedule | Mapping[str, float], name: str, count: jax.Array
+) -> jax.Array | float:
+    return strength.get(name, 0.0) if isinstance(strength, Mapping) else _at(strength, count)
+
+
+def _is_zero(strength: object) -> bool:
+    if isinstance(strength, Mapping):
+        return all(_is_zero(value) for value in strength.values())
+    return isinstance(strength, int | float) and strength == 0

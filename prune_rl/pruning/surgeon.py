@@ -1,0 +1,114 @@
+"""Remove neurons that the others can stand in for, and let them: scores and least-squares refit from activations.
+
+A neuron of a wide network is often nearly an affine function of its neighbours. Its removal then costs nothing, provided
+the outgoing weights of the neighbours take over. With the activations' covariance C over the neurons of a layer,
+``1 / [C⁻¹]_jj`` is the variance of neuron j that the others do not explain, so
+
+    score_j = ‖w_out[j,:]‖² / [C⁻¹]_jj
+
+is the squared error in what the layer feeds, after the best refit: the Optimal Brain Surgeon saliency (Hassibi & Stork
+1993, equation 5) for whole neurons and a layer-wise error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prune_rl.pruning.groups import NeuronGroups
+from prune_rl.pruning.importance import Scores, sum_of_squares
+from prune_rl.pruning.leaves import KeyPath, leaves_by_path, replace_leaves
+
+Params = Any
+Activations = Mapping[str, jax.Array]
+Masks = Mapping[str, jax.Array]
+
+
+def surgeon_importance(
+    groups: NeuronGroups, params: Params, activations: Activations, masks: Masks, *, ridge: float = 1e-4
+) -> Scores:
+    """The scores above, {group name: float32[size]}; 0 for neurons that are masked.
+
+    ``activations`` is {group name: float[…, size]} over a batch; ``ridge`` is added to C as a share of its mean
+    diagonal, and bounds how finely linear dependence is resolved.
+    """
+    leaves = leaves_by_path(params)
+    scores = {}
+    for name, group in groups.items():
+        alive = masks[name]
+        _, covariance = _moments(activations[name], alive, ridge)
+        unexplained = 1.0 / jnp.diagonal(inverse(covariance))
+        scores[name] = jnp.where(alive, sum_of_squares(group.outgoing, leaves, group) * unexplained, 0.0)
+    return scores
+
+
+def refit(
+    groups: NeuronGroups,
+    params: Params,
+    activations: Activations,
+    old_masks: Masks,
+    new_masks: Masks,
+    *,
+    bias_of: Callable[[KeyPath], KeyPath | None] = lambda path: None,
+    ridge: float = 1e-4,
+) -> Params:
+    """``params`` in which the neurons of ``new_masks`` take over from those that only ``old_masks`` keeps.
+
+    For removed neurons R and kept K, ΔW_K = (C_KK + ridge)⁻¹ C_KR W_R is added to the outgoing rows of K: the least-squares
+    solution for what the layer feeds. ``bias_of`` maps the path of an outgoing leaf to the bias added after it, which
+    then takes the difference of the means; without one, means are fitted only as far as the rows can. Outgoing leaves
+    must be [size, …] along axis 0 of the group. Apply ``new_masks`` afterwards. Jittable.
+    """
+    leaves = leaves_by_path(params)
+    for name, group in groups.items():
+        kept = new_masks[name]
+        removed = old_masks[name] & ~kept
+        mean, covariance = _moments(activations[name], old_masks[name], ridge)
+        both_kept = kept[:, None] & kept[None, :]
+        system = jnp.where(both_kept, covariance, jnp.eye(group.size, dtype=jnp.float32))
+        cross = jnp.where(kept[:, None] & removed[None, :], covariance, 0.0)
+        takes_over = inverse(system) @ cross
+        for part in group.outgoing:
+            leaf = leaves[part.path]
+            rows = jnp.moveaxis(leaf, part.axis, 0).reshape(group.size, -1)
+            change = takes_over @ rows
+            leaves[part.path] = leaf + jnp.moveaxis(change.reshape(jnp.moveaxis(leaf, part.axis, 0).shape), 0, part.axis)
+            bias = bias_of(part.path)
+            if bias is not None:
+                gone = jnp.where(removed, mean, 0.0) @ rows
+                leaves[bias] = leaves[bias] + (gone - mean @ change).reshape(leaves[bias].shape)
+    return replace_leaves(params, leaves)
+
+
+def inverse(matrix: jax.Array) -> jax.Array:
+    """Inverse of a symmetric positive definite float32[n, n] by Gauss-Jordan elimination, stable without pivots there.
+
+    Plain XLA operations: the batched LAPACK call behind ``jnp.linalg.inv`` waits for the thread pool that it runs in,
+    and can wait for ever on a machine with few cores.
+    """
+    identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+
+    def eliminate(j: jax.Array, work: jax.Array) -> jax.Array:
+        unit = identity[j]
+        pivot, row, column = work[j, j], work[j], work[:, j]
+        # The sweep operator (Goodnight 1979): row and column j become those of the inverse of the part swept so far.
+        swept = work - jnp.outer(column, row) / pivot
+        swept = jnp.where(unit[None, :] > 0, column[:, None] / pivot, swept)
+        swept = jnp.where(unit[:, None] > 0, row[None, :] / pivot, swept)
+        return jnp.where((unit[:, None] > 0) & (unit[None, :] > 0), -1.0 / pivot, swept)
+
+    return -jax.lax.fori_loop(0, matrix.shape[0], eliminate, matrix)
+
+
+def _moments(activations: jax.Array, alive: jax.Array, ridge: float) -> tuple[jax.Array, jax.Array]:
+    """Mean [n] and regularised covariance [n, n] over the batch; rows and columns of masked neurons are those of I."""
+    flat = activations.reshape(-1, activations.shape[-1]).astype(jnp.float32)
+    mean = jnp.mean(flat, axis=0)
+    centred = jnp.where(alive[None, :], flat - mean[None, :], 0.0)
+    covariance = centred.T @ centred / flat.shape[0]
+    scale = jnp.sum(jnp.diagonal(covariance)) / jnp.maximum(jnp.sum(alive), 1) + 1e-12
+    diagonal = jnp.where(alive, ridge * scale, 1.0)
+    return jnp.where(alive, mean, 0.0), covariance + jnp.diag(diagonal)

@@ -1,0 +1,212 @@
+"""What advances a run by some updates, for S seeds at once: one engine for device environments, one for host ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from prune_rl.envs.autoreset import JaxEnv
+from prune_rl.learners import ppo
+from prune_rl.training.collect import HostEnvironment, host_rollout, reset_envs, rollout
+
+
+class Engine(Protocol):
+    """The interface of both engines.
+
+    ``tree`` is everything that training changes, all arrays: save it, or assign one that was saved. ``state`` is the
+    learner's part of it, with a leading seed axis on all but ``step``. ``advance(n)`` makes n updates and returns
+    their metrics, NumPy arrays [n, S]; the checkpoint follows it.
+    """
+
+    tree: Any
+
+    @property
+    def state(self) -> ppo.State: ...
+
+    def advance(self, n: int) -> ppo.Metrics: ...
+
+    def close(self) -> None: ...
+
+
+@struct.dataclass
+class Runner:
+    """What a device run carries from one update to the next; leading axis S, but for ``state.step``."""
+
+    state: ppo.State
+    env_state: Any
+    obs: jax.Array
+    key: jax.Array
+
+
+RUNNER_AXES: Any = Runner(ppo.VMAP_AXES, 0, 0, 0)  # type: ignore[arg-type]
+
+
+def seed_keys(seeds: Sequence[int]) -> jax.Array:
+    """One key per seed [S]: a seed's stream does not depend on which other seeds run beside it."""
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def init_runner(env: JaxEnv[Any], keys: jax.Array, config: ppo.Config) -> Runner:
+    """Fresh learners and device environments for keys [S]."""
+
+    def init(key: jax.Array) -> Runner:
+        learner_key, reset_key, key = jax.random.split(key, 3)
+        env_state, obs = reset_envs(env, reset_key, config.num_envs)
+        return Runner(ppo.init(learner_key, config, env.spec), env_state, obs, key)
+
+    runner: Runner = jax.jit(jax.vmap(init, out_axes=RUNNER_AXES))(keys)
+    return runner
+
+
+def iterate(env: JaxEnv[Any], runner: Runner, config: ppo.Config) -> tuple[Runner, ppo.Metrics]:
+    """Rollout, update, proximal step and threshold of one seed. Pure."""
+    key, rollout_key = jax.random.split(runner.key)
+    env_state, obs, transitions = rollout(env, runner.state, runner.env_state, runner.obs, rollout_key, config)
+    state, metrics = ppo.update(runner.state, transitions, config)
+    return Runner(state, env_state, obs, key), metrics
+
+
+def make_chunk(
+    env: JaxEnv[Any], config: ppo.Config, length: int
+) -> Callable[[Runner, jax.Array], tuple[Runner, ppo.Metrics]]:
+    """A compiled function (runner, n) -> (runner, metrics [length, S]) that makes n <= ``length`` updates.
+
+    ``n`` is traced, so that a shorter last chunk compiles nothing anew; rows of metrics from n on are zeros. The runner
+    is donated.
+    """
+    batched = jax.vmap(
+        lambda runner: iterate(env, runner, config), in_axes=(RUNNER_AXES,), out_axes=(RUNNER_AXES, 0)
+    )
+
+    def chunk(runner: Runner, n: jax.Array) -> tuple[Runner, ppo.Metrics]:
+        shapes = jax.eval_shape(batched, runner)[1]
+        rows = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
+
+        def body(i: jax.Array, carry: tuple[Runner, Any]) -> tuple[Runner, Any]:
+            runner, rows = carry
+            runner, metrics = batched(runner)
+            return runner, jax.tree.map(lambda row, x: row.at[i].set(x), rows, metrics)
+
+        return jax.lax.fori_loop(0, n, body, (runner, rows))
+
+    return jax.jit(chunk, donate_argnums=0)
+
+
+class DeviceEngine:
+    """Everything on the device: up to ``length`` updates in one compiled program without a host round trip."""
+
+    def __init__(self, env: JaxEnv[Any], seeds: Sequence[int], config: ppo.Config, length: int) -> None:
+        self.tree = init_runner(env, seed_keys(seeds), config)
+        self._chunk = make_chunk(env, config, length)
+        self._length = length
+
+    @property
+    def state(self) -> ppo.State:
+        state: ppo.State = self.tree.state
+        return state
+
+    def advance(self, n: int) -> ppo.Metrics:
+        """``n`` updates; n may exceed the chunk's length."""
+        parts = []
+        while n > 0:
+            now = min(n, self._length)
+            self.tree, rows = self._chunk(self.tree, jnp.int32(now))
+            parts.append(jax.tree.map(lambda row, now=now: np.asarray(row)[:now], rows))
+            n -= now
+        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+@struct.dataclass
+class Learners:
+    """What a host run carries from one update to the next: learners and keys, leading axis S. No environment."""
+
+    state: ppo.State
+    key: jax.Array
+
+
+class HostEngine:
+    """Environments on the host, one batch of ``config.num_envs`` per seed; the learners of all seeds in one program.
+
+    The state of a host environment cannot be saved. So every ``cut_every`` updates, and after the last, all environments
+    are reset with a seed derived from the run's seed and the update; the episodes cut are truncated ones. A checkpoint
+    taken at such an update therefore continues exactly as the uninterrupted run.
+    """
+
+    def __init__(
+        self,
+        make_envs: Callable[[], HostEnvironment],
+        seeds: Sequence[int],
+        config: ppo.Config,
+        cut_every: int,
+    ) -> None:
+        self._config, self._seeds, self._cut_every = config, list(seeds), cut_every
+        self._envs = [make_envs() for _ in seeds]
+        self._obs: np.ndarray | None = None
+        spec = self._envs[0].spec
+
+        def init(key: jax.Array) -> Learners:
+            learner_key, key = jax.random.split(key)
+            return Learners(ppo.init(learner_key, config, spec), key)
+
+        def draw(learners: Learners) -> tuple[Learners, jax.Array]:
+            key, noise_key = jax.random.split(learners.key)
+            noise = ppo.action_noise(noise_key, (config.num_steps, config.num_envs), spec)
+            return Learners(learners.state, key), noise
+
+        def act(state: ppo.State, obs: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+            return ppo.act(state, obs, noise[t], config)
+
+        def update(learners: Learners, transitions: ppo.Rollout) -> tuple[Learners, ppo.Metrics]:
+            state, metrics = ppo.update(learners.state, transitions, config)
+            return Learners(state, learners.key), metrics
+
+        axes: Any = Learners(ppo.VMAP_AXES, 0)  # type: ignore[arg-type]
+        self.tree = jax.jit(jax.vmap(init, out_axes=axes))(seed_keys(seeds))
+        self._draw = jax.jit(jax.vmap(draw, in_axes=(axes,), out_axes=(axes, 0)), donate_argnums=0)
+        self._act = jax.jit(jax.vmap(act, in_axes=(ppo.VMAP_AXES, 0, 0, None)))
+        self._update = jax.jit(jax.vmap(update, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0)
+
+    @property
+    def state(self) -> ppo.State:
+        state: ppo.State = self.tree.state
+        return state
+
+    def advance(self, n: int) -> ppo.Metrics:
+        """``n`` updates, each on a fresh rollout."""
+        parts = []
+        for _ in range(n):
+            done = int(self.tree.state.step)
+            if done % self._cut_every == 0 or self._obs is None:
+                self._obs = np.stack(
+                    [env.reset(derived_seed(seed, done)) for env, seed in zip(self._envs, self._seeds, strict=True)]
+                )
+            self.tree, noise = self._draw(self.tree)
+            state = self.tree.state
+            self._obs, transitions = host_rollout(
+                self._envs,
+                lambda obs, t, state=state, noise=noise: self._act(state, obs, noise, np.int32(t)),
+                self._obs,
+                self._config,
+                cut=(done + 1) % self._cut_every == 0,
+            )
+            self.tree, metrics = self._update(self.tree, transitions)
+            parts.append(jax.tree.map(np.asarray, metrics))
+        return jax.tree.map(lambda *rows: np.stack(rows), *parts)
+
+    def close(self) -> None:
+        """Close every environment."""
+        for env in self._envs:
+            env.close()  # type: ignore[attr-defined]
+
+
+def derived_seed(seed: int, update: int) -> int:
+    """A seed in [0, 2³²) that no other (seed, update) is likely to share."""
+    return int(np.random.SeedSequence([seed, update]).generate_state(1)[0])

@@ -1,0 +1,138 @@
+"""What `prune-rl train` does: the run, its dense control, the proof that the compact policy works, and the summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prune_rl.envs import registry
+from prune_rl.export.policy import Policy, load_policy, measure_latency
+from prune_rl.learners.config import Pruning
+from prune_rl.training.config import Config, from_json
+from prune_rl.training.evaluation import evaluate_policy
+from prune_rl.training.files import write_json
+from prune_rl.training.loop import policy_paths, train
+from prune_rl.training.report import write_summary
+from prune_rl.training.run_directory import RunDirectoryError
+
+# Environments stepped together in an evaluation; the result does not depend on it.
+EVALUATION_ENVS = 25
+
+
+def experiment(config: Config, run_dir: Path | None, control: bool, command: str, console: Console) -> Path:
+    """Train, compact, evaluate and summarise; returns the run directory. ``config`` must be resolved.
+
+    With ``control`` a pruned run is compared with a dense one of the same seeds and steps beside it, which is trained
+    first if it is not there yet. Everything that can be refused is refused before training starts.
+    """
+    config.spec()
+    note = registry.resolve(config.env).note
+    if note:
+        console.print(f"{config.env} {note}")
+    path = run_dir or config.default_run_dir()
+    train(config, path, command, console)
+    dense = control_of(config)
+    dense_path = path.parent / dense.default_run_dir().name
+    if control and config.method != "dense":
+        train(dense, dense_path, f"{command} --method dense", console)
+        if not (dense_path / "evaluation.json").exists():
+            evaluate(dense, dense_path, None, console, write=True)
+            write_summary(dense_path)
+    evaluate(config, path, dense_path if control else None, console, write=True)
+    summary = write_summary(path)
+    console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
+    for what, where in (
+        ("summary", path / "summary.md"),
+        ("picture", path / "summary.png"),
+        ("policy", path / "policy"),
+        ("log", path / "metrics.jsonl"),
+    ):
+        console.print(f"{what:8} {where}", markup=False, soft_wrap=True)
+    return path
+
+
+def control_of(config: Config) -> Config:
+    """The dense run that a pruned one is compared with: the same but for the method, whatever was set for pruning."""
+    learner = dataclasses.replace(config.learner, prune=Pruning(min_width=1))
+    return dataclasses.replace(config, method="dense", learner=learner)
+
+
+def evaluate(config: Config, path: Path, control: Path | None, console: Console, *, write: bool) -> dict[str, Any]:
+    """Play ``config.episodes`` fresh episodes with every policy of the run in the Gymnasium environment.
+
+    The episodes' seeds are the same for every policy. ``control`` is the run directory of the dense control, if there
+    is one. Returns the content of evaluation.json, and writes it if asked.
+    """
+    result: dict[str, Any] = {"env_id": config.env, "episodes": config.episodes, "seeds": []}
+    for seed in config.all_seeds:
+        folders = {"masked": policy_paths(path, config, "wide")[seed], "compact": policy_paths(path, config)[seed]}
+        if config.method == "dense":
+            folders = {"dense": folders["compact"]}
+        elif control is not None and policy_paths(control, config)[seed].exists():
+            folders["dense"] = policy_paths(control, config)[seed]
+        policies = {name: load_policy(folder) for name, folder in folders.items()}
+        wide = policies.get("masked", policies.get("dense"))
+        assert wide is not None
+        measured = {name: measure(policy, wide, config) for name, policy in policies.items()}
+        result["seeds"].append({"seed": seed, "policies": measured})
+        means = ", ".join(f"{name} {_mean(measured[name]['returns']):.1f}" for name in measured)
+        console.print(f"seed {seed}: mean return over {config.episodes} episodes: {means}")
+    if write:
+        write_json(path / "evaluation.json", result)
+    return result
+
+
+def measure(policy: Policy, wide: Policy, config: Config) -> dict[str, Any]:
+    """Returns, size and latency of one policy; shares are of the network ``wide``."""
+    played = evaluate_policy(
+        policy,
+        config.env,
+        episodes=config.episodes,
+        seed=config.evaluation_seed,
+        num_envs=min(EVALUATION_ENVS, config.episodes),
+    )
+    return {
+        "returns": [float(value) for value in played.returns],
+        "lengths": [int(value) for value in played.lengths],
+        "widths": list(policy.widths),
+        "neurons": {"kept": policy.num_neurons, "total": wide.num_neurons},
+        "weights": {"kept": policy.num_weights, "total": wide.num_weights},
+        "macs": policy.macs,
+        "bytes": policy.nbytes,
+        "latency_us": 1e6 * measure_latency(policy),
+    }
+
+
+def evaluate_run(run: Path, episodes: int | None, seed: int | None, write: bool, console: Console) -> dict[str, Any]:
+    """Measure a run's policies again; raises ``RunDirectoryError`` if ``run`` is no run directory."""
+    config = read_config(run)
+    config = dataclasses.replace(
+        config,
+        episodes=config.episodes if episodes is None else episodes,
+        evaluation_seed=config.evaluation_seed if seed is None else seed,
+    )
+    if config.episodes < 1:
+        raise ValueError(f"episodes must be >= 1, got {config.episodes}")
+    control = run.parent / control_of(read_config(run)).default_run_dir().name
+    result = evaluate(config, run, control, console, write=write)
+    if write:
+        write_summary(run)
+    return result
+
+
+def read_config(run: Path) -> Config:
+    """The configuration of a run directory."""
+    try:
+        data = json.loads((run / "config.json").read_text(encoding="utf-8"))
+        data.pop("command", None)
+        return from_json(data)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RunDirectoryError(f"{run} is not a run directory of prune-rl: {error}") from error
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,146 @@
+"""A training run from its configuration to its run directory: train, checkpoint, log, then prove what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from prune_rl.envs import registry
+from prune_rl.envs.host import HostEnv
+from prune_rl.export.policy import load_policy, save_policy
+from prune_rl.learners import ppo
+from prune_rl.training.checkpoints import Checkpoints
+from prune_rl.training.config import Config
+from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
+from prune_rl.training.metrics import MaskHistory, MetricsLog
+from prune_rl.training.policies import compact_policy, masked_policy, state_of_seed
+from prune_rl.training.progress import Progress
+from prune_rl.training.run_directory import RunDirectory
+
+# Updates in one compiled call: enough that a call's overhead vanishes, few enough that progress shows.
+CHUNK = 25
+
+
+def train(config: Config, run_dir: Path, command: str, console: Console) -> None:
+    """Train in ``run_dir``, continuing from its newest checkpoint, until the compact policies are written.
+
+    ``config`` must be resolved. Raises ``RunDirectoryError`` before any training if the folder belongs to another
+    configuration or is in use.
+    """
+    with RunDirectory.open(run_dir, {**config.to_json(), "command": command}) as run:
+        for note in run.notes:
+            console.print(f"[yellow]note:[/] {note}")
+        if not is_trained(run.path, config):
+            engine = make_engine(config)
+            try:
+                run_updates(engine, config, run.path, console)
+                write_policies(engine.state, config, run.path)
+            finally:
+                engine.close()
+
+
+def is_trained(path: Path, config: Config) -> bool:
+    """Whether every compact policy of the run is there and loads."""
+    try:
+        for folder in [*policy_paths(path, config).values(), *policy_paths(path, config, "wide").values()]:
+            load_policy(folder)
+    except ValueError:
+        return False
+    return True
+
+
+def policy_paths(path: Path, config: Config, kind: str = "policy") -> dict[int, Path]:
+    """Where the policy of each seed is: ``policy/``, or ``policy/seed_K/`` if there are several seeds.
+
+    ``kind`` is "policy" for the compact one, "wide" for the same function at the width it was trained with.
+    """
+    root = path / kind
+    return {seed: root if config.seeds == 1 else root / f"seed_{seed}" for seed in config.all_seeds}
+
+
+def make_engine(config: Config) -> Engine:
+    """The engine for the backend, with fresh learners and environments."""
+    learner = config.method_learner()
+    if config.backend == "jax":
+        env = registry.make_jax(config.env)
+        assert env is not None
+        return DeviceEngine(env, config.all_seeds, learner, min(CHUNK, config.checkpoint_every))
+    return HostEngine(
+        lambda: HostEnv(config.env, learner.num_envs), config.all_seeds, learner, config.checkpoint_every
+    )
+
+
+def run_updates(engine: Engine, config: Config, path: Path, console: Console) -> None:
+    """Advance ``engine`` to the end of the run, from the newest checkpoint in ``path`` if there is one."""
+    checkpoints = Checkpoints(path / "checkpoints")
+    log, history = MetricsLog(path / "metrics.jsonl"), MaskHistory(path / "masks")
+    restored = checkpoints.restore(engine.tree)
+    for note in checkpoints.notes:
+        console.print(f"[yellow]note:[/] {note}")
+    done = 0
+    if restored is not None:
+        engine.tree, done = restored.tree, restored.step
+        console.print(f"continuing from the checkpoint at {done * config.steps_per_update:,} steps")
+    log.rewind(done * config.steps_per_update)
+    history.rewind(done * config.steps_per_update)
+    total, every = config.learner.total_updates, config.checkpoint_every
+    widths = {name: int(mask.shape[-1]) for name, mask in engine.state.masks.items()}
+    title = f"{config.env} {config.algo} {config.method}, " + (
+        f"seed {config.seed}" if config.seeds == 1 else f"{config.seeds} seeds"
+    )
+    start = time.monotonic()
+    with Progress(
+        config.steps, title, start=done * config.steps_per_update, start_widths=widths, console=console
+    ) as progress:
+        while done < total:
+            step = CHUNK if isinstance(engine, DeviceEngine) else 1
+            n = min(step, every - done % every, total - done)
+            metrics = engine.advance(n)
+            for i in range(n):
+                row = jax.tree.map(lambda x, i=i: x[i], metrics)
+                log.write((done + i + 1) * config.steps_per_update, record(row, done + i + 1, start))
+            done += n
+            steps = done * config.steps_per_update
+            history.write(steps, jax.tree.map(np.asarray, engine.state.masks))
+            last = jax.tree.map(lambda x: x[-1], metrics)
+            kept = {name: report["width"].tolist() for name, report in last.get("prune", {}).items()}
+            progress.update(
+                steps,
+                last["running_return"].tolist(),
+                kept or {name: [width] * config.seeds for name, width in widths.items()},
+            )
+            if done % every == 0 or done == total:
+                checkpoints.save(done, engine.tree, {"steps": steps})
+    checkpoints.close()
+    log.close()
+
+
+def record(metrics: Mapping[str, Any], update: int, start: float) -> dict[str, Any]:
+    """One line of the log from one update's metrics [S]; every scalar is a list over seeds."""
+    prune = metrics.get("prune", {})
+    result: dict[str, Any] = {"iteration": update, "wall_time": round(time.monotonic() - start, 3)}
+    result |= {name: value.tolist() for name, value in metrics.items() if name != "prune"}
+    if prune:
+        for key, name in (
+            ("widths", "width"),
+            ("threshold", "threshold"),
+            ("removed_importance", "removed_importance"),
+            ("nan_scores", "nan_scores"),
+        ):
+            result[key] = {group: report[name].tolist() for group, report in prune.items()}
+    return result
+
+
+def write_policies(state: ppo.State, config: Config, path: Path) -> None:
+    """Save the policy of every seed, compact and wide."""
+    spec = config.spec()
+    for kind, make in (("wide", masked_policy), ("policy", compact_policy)):
+        for index, (seed, folder) in enumerate(policy_paths(path, config, kind).items()):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            save_policy(folder, make(state_of_seed(state, index), config, spec, seed))

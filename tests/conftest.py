@@ -1,0 +1,81 @@
+"""Settings and fixtures of every test.
+
+The settings are environment variables, set before JAX is imported, so that the processes that tests start (a killed
+and resumed run, the command line) have them too.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, ParamSpec, TypeVar
+
+import hypothesis
+import pytest
+
+if "jax" in sys.modules:
+    raise pytest.UsageError("JAX was imported before tests/conftest.py could set it up: find the plugin")
+
+DEVICES = "--xla_force_host_platform_device_count"
+if DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=2".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# "strict" would be better, but optax.adam's own bias correction, decay ** count, is float ** int32 and fails under it.
+os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "standard"
+# NaN scores and NaN policy files are among the tested inputs.
+os.environ["JAX_DEBUG_NANS"] = "false"
+# No result may depend on what an earlier run left on disk.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["SDL_VIDEODRIVER"] = "dummy"
+os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
+
+# Compilation makes the first example of a test slow; derandomised, so that CI fails only for a change.
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class CountTraces(Generic[P, R]):
+    """A function that counts how often its Python body runs: under `jax.jit`, how often it is traced.
+
+    Attributes:
+        traces: the number of times so far.
+    """
+
+    def __init__(self, fn: Callable[P, R]) -> None:
+        functools.update_wrapper(self, fn)
+        self.fn = fn
+        self.traces = 0
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        self.traces += 1
+        return self.fn(*args, **kwargs)
+
+
+@pytest.fixture
+def count_traces() -> Callable[[Callable[P, R]], CountTraces[P, R]]:
+    """`counted = count_traces(fn); step = jax.jit(counted); …; assert counted.traces == 1`."""
+    return CountTraces
+
+
+@pytest.fixture
+def assert_traces() -> Iterator[Callable[..., CountTraces[Any, Any]]]:
+    """`step = jax.jit(assert_traces(fn, 1))`: fails at the end of the test unless fn was traced just that often."""
+    expected: list[tuple[CountTraces[Any, Any], int]] = []
+
+    def wrap(fn: Callable[..., Any], traces: int = 1) -> CountTraces[Any, Any]:
+        counted = CountTraces(fn)
+        expected.append((counted, traces))
+        return counted
+
+    yield wrap
+    for counted, traces in expected:
+        name = getattr(counted.fn, "__qualname__", repr(counted.fn))
+        assert counted.traces == traces, f"{name} was traced {counted.traces} times, not {traces}"

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+
+import gymnasium
+import numpy as np
+import pytest
+
+from prune_rl.envs import registry
+from prune_rl.envs.cartpole import CartPole
+from prune_rl.envs.conversion import Adapter
+from prune_rl.envs.host import HostEnv
+from prune_rl.envs.registry import UnsupportedEnvironment
+from prune_rl.spaces import Box, Discrete, Spec
+
+
+def unit_box(size):
+    return Box((-1.0,) * size, (1.0,) * size, (size,))
+
+
+SPECS = {
+    "CartPole-v1": (Spec(4, Discrete(2)), 500, 475.0),
+    "LunarLander-v2": (Spec(8, Discrete(4)), 1000, 200.0),
+    "Hopper-v3": (Spec(11, unit_box(3)), 1000, 3800.0),
+    "Walker2d-v3": (Spec(17, unit_box(6)), 1000, None),
+    "Walker2D-v3": (Spec(17, unit_box(6)), 1000, None),
+    "Pendulum-v1": (Spec(3, Box((-2.0,), (2.0,), (1,))), 200, None),
+    "Acrobot-v1": (Spec(6, Discrete(3)), 500, -100.0),
+    "MountainCarContinuous-v0": (Spec(2, unit_box(1)), 999, 90.0),
+    "BipedalWalker-v3": (Spec(24, unit_box(4)), 1600, 300.0),
+}
+
+
+@pytest.mark.parametrize("env_id", SPECS)
+def test_known_ids_step_quietly(env_id, capfd):
+    spec, time_limit, threshold = SPECS[env_id]
+    before = dict(gymnasium.registry)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        info = registry.resolve(env_id)
+        assert registry.spec_of(env_id) == spec
+        env = HostEnv(env_id, 2)
+        assert env.spec == spec
+        rng = np.random.default_rng(0)
+        assert env.reset(0).shape == (2, spec.observation_size)
+        for _ in range(50):
+            if isinstance(spec.action, Discrete):
+                action = rng.integers(0, spec.action.n, 2)
+            else:
+                action = rng.uniform(-1, 1, (2, spec.action.size))
+            obs, reward, terminated, truncated, next_obs = env.step(action)
+            assert obs.shape == next_obs.shape == (2, spec.observation_size)
+            assert reward.shape == terminated.shape == truncated.shape == (2,)
+            assert np.isfinite(obs).all()
+            assert np.isfinite(reward).all()
+        env.close()
+    assert (info.id, info.time_limit, info.reward_threshold) == (env_id, time_limit, threshold)
+    assert "gymnasium" in info.backends
+    assert gymnasium.registry == before
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("LunarLander-v2", "LunarLander-v3"), ("Hopper-v3", "Hopper-v4"), ("Walker2D-v3", "Walker2d-v4")],
+)
+def test_old_ids_run_what_their_note_says(ours, theirs):
+    assert f"v{theirs[-1]} class" in registry.resolve(ours).note
+    env, reference = registry.make_gymnasium(ours), registry.make_gymnasium(theirs)
+    assert env.spec is not None
+    assert env.spec.id == ours
+    assert env.spec.max_episode_steps == 1000
+    left, right = env.reset(seed=3)[0], reference.reset(seed=3)[0]
+    env.action_space.seed(0)
+    for _ in range(60):
+        np.testing.assert_array_equal(left, right)
+        action = env.action_space.sample()
+        left, reward, *ends, _ = env.step(action)
+        right, expected_reward, *expected_ends, _ = reference.step(action)
+        assert (reward, ends) == (expected_reward, expected_ends)
+        if any(ends):
+            left, right = env.reset(seed=4)[0], reference.reset(seed=4)[0]
+    env.close()
+    reference.close()
+
+
+@pytest.mark.parametrize("env_id", ["LunarLander-v2", "Hopper-v3", "Acrobot-v1"])
+def test_a_time_limit_can_be_set(env_id):
+    env = registry.make_gymnasium(env_id, max_episode_steps=2)
+    env.reset(seed=0)
+    assert [env.step(env.action_space.sample())[3] for _ in range(2)] == [False, True]
+    env.close()
+
+
+def test_cartpole_is_the_same_through_both_backends():
+    assert registry.backends("CartPole-v1") == ("jax", "gymnasium")
+    assert registry.backends("LunarLander-v2") == ("gymnasium",)
+    jax_env = registry.make_jax("CartPole-v1")
+    assert isinstance(jax_env, CartPole)
+    env = registry.make_gymnasium("CartPole-v1")
+    assert Adapter.of(env, "CartPole-v1").spec == jax_env.spec == registry.spec_of("CartPole-v1")
+    assert env.spec is not None
+    assert env.spec.max_episode_steps == jax_env.time_limit
+    assert env.spec.reward_threshold == registry.resolve("CartPole-v1").reward_threshold
+    env.close()
+    assert registry.make_jax("LunarLander-v2") is None
+
+
+@pytest.mark.parametrize(
+    ("env_id", "parts"),
+    [
+        ("CartPole-v9", ["unknown environment 'CartPole-v9'", "'CartPole-v1'"]),
+        ("Cartpole-v1", ["unknown environment 'Cartpole-v1'", "mean 'CartPole-v1'"]),
+        ("hopper-v3", ["mean 'Hopper-v3'"]),
+        ("LunarLnader-v2", ["mean 'LunarLander-v2' or 'LunarLander-v3'?"]),
+        ("Walker2D-v4", ["mean 'Walker2D-v3'?"]),
+        ("CartPole", ["'CartPole-v1'"]),
+        ("Hopper-v2", ["no longer has 'Hopper-v2'", "'Hopper-v3'"]),
+        ("Ant-v3", ["no longer has 'Ant-v3'; use 'Ant-v4' or 'Ant-v5'"]),
+        ("CarRacing-v2", ["no longer has 'CarRacing-v2'; use 'CarRacing-v3'"]),
+        ("no such thing", ["unknown environment 'no such thing'", "'package:Name-v0'"]),
+        ("", ["unknown environment ''"]),
+        ("no_such_module:Thing-v0", ["cannot import 'no_such_module'"]),
+        (".relative:Thing-v0", ["cannot import '.relative'"]),
+        ("json:Thing-v0", ["unknown environment 'Thing-v0'"]),
+    ],
+)
+@pytest.mark.parametrize("function", [registry.resolve, registry.make_gymnasium, registry.spec_of, HostEnv])
+def test_bad_ids_get_one_sentence(env_id, parts, function):
+    arguments = (env_id, 1) if function is HostEnv else (env_id,)
+    with pytest.raises(UnsupportedEnvironment) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("env_id", "part"),
+    [("CarRacing-v3", "image observations"), ("Blackjack-v1", "type Tuple"), ("FrozenLake-v1", "Discrete")],
+)
+def test_unsupported_spaces_are_found_before_training(env_id, part):
+    for function in (registry.spec_of, registry.adapter_of, lambda name: HostEnv(name, 1)):
+        with pytest.raises(UnsupportedEnvironment, match=part):
+            function(env_id)
+
+
+def test_an_id_may_name_the_module_that_registers_it():
+    env = registry.make_gymnasium("gymnasium.envs.classic_control:Acrobot-v1")
+    assert registry.resolve("gymnasium.envs.classic_control:Acrobot-v1").time_limit == 500
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("module", "env_id", "extra"), [("Box2D", "LunarLander-v2", "box2d"), ("mujoco", "Hopper-v3", "mujoco")]
+)
+def test_missing_extras_are_named_with_the_install_line(module, env_id, extra):
+    code = (
+        f"import sys; sys.modules[{module!r}] = None\n"
+        "from prune_rl.envs import registry\n"
+        f"registry.resolve({env_id!r})\n"
+        f"try: registry.spec_of({env_id!r})\n"
+        "except registry.UnsupportedEnvironment as error: print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == (
+        f"{env_id} needs a package that is missing; install it with: pip install 'prune_rl[{extra}]'\n"
+    )
