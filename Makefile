@@ -42,7 +42,7 @@ help: ## list targets and variables
 	  SEEDS 'how many seeds to train at once' \
 	  STEPS 'environment steps per seed' \
 	  METHOD 'pruning method: dynamic, or dense for none' \
-	  RUN 'run directory, for evaluate and report' \
+	  RUN 'run directory, for evaluate; one or several for report' \
 	  ARGS 'any further flags of the command, e.g. ARGS="--any.flag value"' \
 	  ACCELERATOR 'cuda or tpu: install JAX for it too; the CPU is the default' \
 	  PYTHON 'the Python (>= 3.11) to make .venv with; found by itself if not given' \
@@ -57,8 +57,8 @@ evaluate: $(STAMP) ## measure a run's compact policy again: RUN=runs/... ARGS
 	@test -n '$(RUN)' || { echo 'make evaluate needs a run directory: make evaluate RUN=runs/...' >&2; exit 2; }
 	$(BIN)/prune-rl evaluate '$(RUN)' $(ARGS)
 
-report: $(STAMP) ## tables and pictures: RUN ARGS
-	$(BIN)/prune-rl report $(if $(RUN),'$(RUN)') $(ARGS)
+report: $(STAMP) ## compare runs: RUN="runs/... runs/..." ARGS
+	$(BIN)/prune-rl report $(RUN) $(ARGS)
 
 bench: $(STAMP) ## speed of training and cost of pruning: ARGS
 	$(BIN)/python experiments/bench.py $(ARGS)

@@ -96,6 +96,10 @@ def _action(space: dict[str, Any]) -> Discrete | Box:
     if kind == "box":
         shape = _sizes(space, "shape", least=1)
         low, high = _typed(space, "low", list), _typed(space, "high", list)
+        if not len(low) == len(high) == math.prod(shape):
+            raise ValueError(
+                f"its action has {len(low)} lower and {len(high)} upper bounds, its 'shape' asks otherwise"
+            )
         return Box(
             tuple(_number(bound, "an action's lower bound", unbounded=-math.inf) for bound in low),
             tuple(_number(bound, "an action's upper bound", unbounded=math.inf) for bound in high),

@@ -131,8 +131,8 @@ class Policy:
             x = x - self.obs_mean
             x /= self.obs_std
             low, high = self._clip
-            np.maximum(x, low, x)
-            np.minimum(x, high, x)
+            np.maximum(x, low, out=x)
+            np.minimum(x, high, out=x)
         activation = ACTIVATIONS[self.activation]
         if x.ndim == 1:
             for kernel, bias in self.layers[:-1]:

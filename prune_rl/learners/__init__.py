@@ -1,0 +1,1 @@
+"""Learners: pure functions over a train state that carries masks. They know no environment."""

@@ -28,7 +28,7 @@ class Pruning:
     score: Literal["taylor", "fisher", "magnitude", "output", "random", "surgeon"] = "taylor"
     """What orders the neurons, see `prune_rl.pruning.importance`."""
     refit: bool = False
-    """Refit the surviving outgoing weights, by least squares on the rollout, to what the removed neurons contributed."""
+    """Move what removed neurons contributed to the surviving outgoing weights, by least squares on the rollout."""
     scope: Literal["layer", "global"] = "layer"
     """Rank neurons within their layer, or over all layers of a network (normalised per layer first)."""
     energy: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,10 +30,15 @@ def init_mlp(key: jax.Array, sizes: Sequence[int], head_scale: float) -> Params:
     """
     params: Params = {}
     last = len(sizes) - 2
-    for i, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
         scale = head_scale if i == last else 2.0**0.5
-        kernel = jax.nn.initializers.orthogonal(scale)(jax.random.fold_in(key, i), (fan_in, fan_out), jnp.float32)
-        params["head" if i == last else f"layer_{i}"] = {"kernel": kernel, "bias": jnp.zeros(fan_out, jnp.float32)}
+        kernel = jax.nn.initializers.orthogonal(scale)(
+            jax.random.fold_in(key, i), (fan_in, fan_out), jnp.float32
+        )
+        params["head" if i == last else f"layer_{i}"] = {
+            "kernel": kernel,
+            "bias": jnp.zeros(fan_out, jnp.float32),
+        }
     return params
 
 
@@ -52,7 +58,8 @@ def apply_mlp(params: Params, x: jax.Array, activation: str) -> jax.Array:
 
 def _dense(layer: Params, x: jax.Array) -> jax.Array:
     y = x @ layer["kernel"]
-    return y + jnp.broadcast_to(layer["bias"], y.shape)
+    biased: jax.Array = y + jnp.broadcast_to(layer["bias"], y.shape)
+    return biased
 
 
 def init_actor_critic(key: jax.Array, spec: Spec, hidden: Sequence[int]) -> Params:

@@ -42,7 +42,9 @@ def linear_recurrence(decay: jax.Array, x: jax.Array, *, reverse: bool = False) 
     Both float32[T, …]. In O(log T) vectorised steps, where a loop would take T.
     """
 
-    def combine(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def combine(
+        a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         return a[0] * b[0], b[0] * a[1] + b[1]
 
     result: tuple[jax.Array, jax.Array] = jax.lax.associative_scan(combine, (decay, x), reverse=reverse)

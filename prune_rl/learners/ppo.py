@@ -3,14 +3,13 @@
     state = init(key, config, spec)
     state, metrics = update(state, rollout, config)
 
-Written for one seed; ``jax.vmap`` with ``in_axes=(VMAP_AXES, 0, None)``-like axes serves many. Hyperparameters are static,
-shapes come from the params, so the same ``update`` runs on a wide and on a compacted state.
+Written for one seed; ``jax.vmap`` over a state with axes ``VMAP_AXES`` serves many. Hyperparameters are static, shapes
+come from the params, so the same ``update`` runs on a wide and on a compacted state.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -19,10 +18,10 @@ import optax
 from flax import struct
 
 from prune_rl.learners.advantages import generalized_advantages
-from prune_rl.learners.config import Pruning
 from prune_rl.learners.distributions import Categorical, Gaussian
-from prune_rl.learners.networks import ACTIVATIONS, apply_mlp, init_actor_critic
+from prune_rl.learners.networks import apply_mlp, init_actor_critic
 from prune_rl.learners.normalization import RunningStatistics, linear_recurrence
+from prune_rl.learners.ppo_config import Config as Config
 from prune_rl.learners.pruning_step import prune
 from prune_rl.pruning.groups import NeuronGroups, find_groups
 from prune_rl.pruning.masks import init_masks
@@ -32,79 +31,6 @@ from prune_rl.spaces import Spec
 
 Params = dict[str, Any]
 Metrics = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Hyperparameters of PPO; frozen and hashable, so static under ``jit``."""
-
-    hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers, of actor and critic alike."""
-    activation: str = "tanh"
-    """Activation of the hidden layers: tanh, relu, silu, gelu or elu."""
-    num_envs: int = 8
-    """Environments per seed, stepped together."""
-    num_steps: int = 128
-    """Steps per environment between two updates."""
-    epochs: int = 4
-    """Passes over each rollout."""
-    minibatches: int = 4
-    """Minibatches per pass; must divide num_envs * num_steps."""
-    learning_rate: float = 3e-4
-    """Adam's step size at the start."""
-    learning_rate_end: float = 0.0
-    """Adam's step size at the end; it falls linearly in between."""
-    gamma: float = 0.99
-    """Discount factor."""
-    gae_lambda: float = 0.95
-    """Decay of the advantage trace."""
-    clip: float = 0.2
-    """Clipping range of the probability ratio."""
-    clip_value: float | None = None
-    """Clipping range of the value's change; None: not clipped."""
-    entropy: float = 0.0
-    """Coefficient of the entropy bonus."""
-    value: float = 0.5
-    """Coefficient of the value loss."""
-    max_grad_norm: float = 0.5
-    """The gradient of actor and critic together is scaled down to this global norm."""
-    normalize_obs: bool = True
-    """Normalise observations by their running mean and variance."""
-    normalize_reward: bool = True
-    """Divide rewards by the running standard deviation of the discounted return."""
-    clip_obs: float = 10.0
-    """Normalised observations are clipped to this range, rewards too."""
-    total_updates: int = 1000
-    """Updates in the whole of training: what the learning rate and the pruning schedule count against."""
-    prune: Pruning = Pruning()
-    """How neurons are removed."""
-
-    def check(self) -> None:
-        """Raise ``ValueError`` for any value that cannot work."""
-        for name in ("num_envs", "num_steps", "epochs", "minibatches", "total_updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"hidden needs at least one width, each >= 1, got {self.hidden}")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}")
-        if (self.num_envs * self.num_steps) % self.minibatches:
-            raise ValueError(
-                f"minibatches = {self.minibatches} does not divide the rollout of num_envs * num_steps = "
-                f"{self.num_envs} * {self.num_steps} = {self.num_envs * self.num_steps} transitions"
-            )
-        for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("learning_rate", "clip", "max_grad_norm", "clip_obs"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")
-        for name in ("learning_rate_end", "entropy", "value"):
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
-        if self.clip_value is not None and not self.clip_value > 0:
-            raise ValueError(f"clip_value must be > 0 or absent, got {self.clip_value}")
-        self.prune.check(self.hidden)
 
 
 @struct.dataclass
@@ -134,7 +60,7 @@ class State:
 
 
 VMAP_AXES: Any = State(0, 0, 0, 0, 0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
-"""``in_axes`` of a state with a leading seed axis: ``step`` stays unbatched, or ``lax.cond`` would run both branches."""
+"""``in_axes`` of a state with a leading seed axis. ``step`` has none: batched, ``cond`` would run both branches."""
 
 
 @struct.dataclass
@@ -143,8 +69,8 @@ class Rollout:
 
     ``obs`` and ``next_obs`` float32[T, N, D] as the environment gives them, not normalised; ``next_obs`` is the true
     successor (the final observation at the end of an episode). ``action`` int32[T, N] or float32[T, N, size];
-    ``reward`` float32[T, N]; ``terminated``, ``truncated`` bool[T, N]. ``cut`` bool[]: the trainer reset the environments
-    after the last step, so that episodes under way there are truncated, but do not count as finished.
+    ``reward`` float32[T, N]; ``terminated``, ``truncated`` bool[T, N]. ``cut`` bool[]: the trainer reset the
+    environments after the last step, so that episodes under way there are truncated, but do not count as finished.
     """
 
     obs: jax.Array
@@ -157,7 +83,7 @@ class Rollout:
 
 
 def init(key: jax.Array, config: Config, spec: Spec) -> State:
-    """A fresh state for one seed. ``key`` is a typed key (``jax.random.key``); raises ``ValueError`` for a bad config."""
+    """A fresh state for one seed; ``key`` is a typed key (``jax.random.key``). Raises ``ValueError`` for a bad config."""
     config.check()
     params_key, key = jax.random.split(key)
     params = init_actor_critic(params_key, spec, config.hidden)
@@ -211,7 +137,8 @@ def action_noise(key: jax.Array, shape: tuple[int, ...], spec: Spec) -> jax.Arra
 
 def all_groups(params: Params, config: Config) -> NeuronGroups:
     """The neuron groups of actor and critic."""
-    obs = jax.ShapeDtypeStruct((1, params["actor"]["layer_0"]["kernel"].shape[0]), jnp.float32)
+    size = params["actor"]["layer_0"]["kernel"].shape[0]
+    obs = jax.eval_shape(lambda: jnp.zeros((1, size), jnp.float32))
     return find_groups(lambda p, x: apply_actor_critic(p, x, config), params, obs)
 
 
@@ -319,10 +246,14 @@ def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batc
     obs_stats = state.obs_stats
     if config.normalize_obs:
         obs_stats = obs_stats.update(rollout.obs.reshape(-1, rollout.obs.shape[-1]))
-    state = state.replace(
-        obs_stats=obs_stats, return_stats=return_stats, episode=last, running_return=running_return
+    state = dataclasses.replace(
+        state, obs_stats=obs_stats, return_stats=return_stats, episode=last, running_return=running_return
     )
-    return state, batch, {"return": mean_return, "episodes": episodes, "explained_variance": _explained(batch)}
+    return (
+        state,
+        batch,
+        {"return": mean_return, "episodes": episodes, "explained_variance": _explained(batch)},
+    )
 
 
 def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metrics]:
@@ -348,10 +279,12 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
         parts = jax.tree.map(lambda x: x[order].reshape(config.minibatches, -1, *x.shape[1:]), batch)
         return jax.lax.scan(minibatch, carry, parts)
 
-    carry, losses = jax.lax.scan(epoch, (state.params, state.opt_state), jax.random.split(shuffle_key, config.epochs))
+    carry, losses = jax.lax.scan(
+        epoch, (state.params, state.opt_state), jax.random.split(shuffle_key, config.epochs)
+    )
     params, opt_state = carry
     metrics |= jax.tree.map(jnp.mean, losses) | {"running_return": state.running_return}
-    state = state.replace(params=params, opt_state=opt_state, key=key, step=state.step + 1)
+    state = dataclasses.replace(state, params=params, opt_state=opt_state, key=key, step=state.step + 1)
     if config.prune.enabled:
         pruned = prune(
             groups,
@@ -367,7 +300,9 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
             total_updates=config.total_updates,
             key=prune_key,
         )
-        state = state.replace(params=pruned.params, opt_state=pruned.opt_state, masks=pruned.masks, gate=pruned.gate)
+        state = dataclasses.replace(
+            state, params=pruned.params, opt_state=pruned.opt_state, masks=pruned.masks, gate=pruned.gate
+        )
         metrics["prune"] = pruned.report
     return state, metrics
 

@@ -95,7 +95,8 @@ def prune(
         return Pruned(params, opt_state, masks, gate, _report(masks, masks, opt_state.importance))
 
     due = (step >= begin) & (step % config.every == 0)
-    return jax.lax.cond(due, act, rest, None)
+    pruned: Pruned = jax.lax.cond(due, act, rest, None)
+    return pruned
 
 
 def _report(old: Masks, new: Masks, scores: dict[str, jax.Array]) -> dict[str, dict[str, jax.Array]]:

@@ -1,0 +1,1 @@
+"""The method: neuron groups, importance, proximal step, thresholds, compaction. Knows pytrees and optax only."""

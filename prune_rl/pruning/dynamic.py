@@ -1,4 +1,4 @@
-"""All in one, for projects that have an optimiser and a training step: importance, proximal step, threshold and masks."""
+"""All in one, for projects that have an optimiser and a training step: scores, proximal step, threshold, masks."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from prune_rl.pruning.tracing import MOVES, REDUCTIONS, Axes, Equation, Links, link, trace
@@ -270,7 +271,8 @@ class _Removed:
         self.everywhere: dict[int, Any] = {}
         self.at: dict[int, dict[int, Any]] = {}
         for value, array in axes.program.constants.items():
-            if np.ndim(array) == 0 and not isinstance(array, jax.core.Tracer):
+            numeric = not jnp.issubdtype(axes.program.avals[value].dtype, jax.dtypes.extended)
+            if np.ndim(array) == 0 and numeric and not isinstance(array, jax.core.Tracer):
                 self.everywhere[value] = np.asarray(array)
         for value in axes.program.inputs:
             if axes.sources[value] is not None and self.roots(value):
@@ -293,11 +295,11 @@ class _Removed:
         if not any(parameters):
             return "is contracted by 'dot_general' with a value that is not a parameter"
         numbers = [self.get(v, root) for v in equation.ins]
-        if not any(number is not None and number == 0 for number in numbers):
-            return "is contracted with a kernel that does not become 0 with its parameters"
         for number in numbers:
-            if number is not None and not np.isfinite(number):
+            if _is_bad(number):
                 return f"a removed neuron's activation would be {number}"
+        if not any(map(_is_zero, numbers)):
+            return "is contracted with a kernel that does not become 0 with its parameters"
         return None
 
     def step(self, equation: Equation, links: Links) -> None:
@@ -316,8 +318,8 @@ class _Removed:
         if equation.name in MOVES:
             return numbers[0]
         if equation.name in REDUCTIONS:
-            idempotent = equation.name not in ("reduce_sum", "reduce_prod")
-            return numbers[0] if idempotent or (numbers[0] is not None and numbers[0] == 0) else None
+            exact = equation.name not in ("reduce_sum", "reduce_prod") or _is_zero(numbers[0])
+            return numbers[0] if exact or _is_bad(numbers[0]) else None
         if equation.name == "dot_general":
             return self._product(equation, links, numbers, root)
         return _fold(equation, numbers)
@@ -327,13 +329,28 @@ class _Removed:
         if root is None:
             return None
         carriers = {k for tied in links.outs[0] for k, i in tied if self.axes.of(equation.ins[k])[i] == root}
-        if all(numbers[k] is not None and numbers[k] == 0 for k in carriers):
+        if any(_is_bad(numbers[k]) for k in carriers):
+            return np.asarray(np.nan)
+        if all(_is_zero(numbers[k]) for k in carriers):
             return np.zeros((), self.axes.program.avals[equation.outs[0]].dtype)
         return None
 
 
+def _is_zero(number: Any) -> bool:
+    return number is not None and bool(number == 0)
+
+
+def _is_bad(number: Any) -> bool:
+    return number is not None and not bool(np.isfinite(number))
+
+
 def _fold(equation: Equation, numbers: list[Any]) -> Any:
-    """An elementwise primitive on known (else None) numbers. Unknown numbers are taken to be finite."""
+    """An elementwise primitive on known (else None) numbers; nan where it may not be finite.
+
+    Unknown numbers are taken to be finite and not 0: where they are not, the surviving neurons of the same
+    layer have the same trouble.
+    """
+    name = equation.name
     known = [number for number in numbers if number is not None]
     if len(known) == len(numbers):
         try:
@@ -341,13 +358,16 @@ def _fold(equation: Equation, numbers: list[Any]) -> Any:
                 return np.asarray(equation.source.primitive.bind(*known, **equation.source.params))
         except FloatingPointError:  # jax_debug_nans
             return np.asarray(np.nan)
-    if equation.name == "mul":
-        return next((number for number in known if number == 0), None)
-    if equation.name == "div":
-        return numbers[0] if numbers[0] is not None and numbers[0] == 0 else None
-    if equation.name == "select_n":
-        if numbers[0] is not None:
-            return numbers[1 + int(numbers[0])]
-        same = len(known) == len(numbers) - 1 and all(number == known[0] for number in known)
-        return known[0] if same else None
+    if name == "select_n" and numbers[0] is not None:
+        return numbers[1 + int(numbers[0])]
+    real = jnp.issubdtype(equation.source.outvars[0].aval.dtype, jnp.inexact)
+    divided_by_zero = name in ("div", "rem") and _is_zero(numbers[-1])
+    power_of_zero = name == "pow" and _is_zero(numbers[0])
+    bad = any(map(_is_bad, known)) and name not in ("max", "min", "clamp")
+    if real and (bad or divided_by_zero or power_of_zero):
+        return np.asarray(np.nan)
+    if name == "mul" or (name == "div" and _is_zero(numbers[0])):
+        return next((number for number in known if _is_zero(number)), None)
+    if name == "select_n" and len(known) == len(numbers) - 1:
+        return known[0] if all(number == known[0] for number in known) else None
     return None

@@ -72,7 +72,9 @@ def magnitude_importance(
     # Stopped before the square root: its derivative at a norm of 0 is not finite.
     leaves = leaves_by_path(jax.lax.stop_gradient(params))
     return {
-        name: jnp.sqrt(sum_of_squares(group.incoming, leaves, group) * sum_of_squares(group.outgoing, leaves, group))
+        name: jnp.sqrt(
+            sum_of_squares(group.incoming, leaves, group) * sum_of_squares(group.outgoing, leaves, group)
+        )
         for name, group in groups.items()
     }
 
@@ -115,7 +117,9 @@ def random_importance(
     if key is None:
         raise ValueError("importance 'random' needs key=jax.random.key(…), got None")
     keys = jax.random.split(key, max(len(groups), 1))
-    return {name: jax.random.uniform(keys[i], (group.size,)) for i, (name, group) in enumerate(groups.items())}
+    return {
+        name: jax.random.uniform(keys[i], (group.size,)) for i, (name, group) in enumerate(groups.items())
+    }
 
 
 IMPORTANCES: dict[str, Importance] = {

@@ -16,10 +16,11 @@ from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from prune_rl.pruning.groups import NeuronGroup, NeuronGroups
-from prune_rl.pruning.importance import Importance, Scores, importance_function, sum_of_squares, sum_to_axis
+from prune_rl.pruning.importance import Importance, Scores, importance_function, sum_of_squares
 from prune_rl.pruning.leaves import leaves_by_path, replace_leaves
 from prune_rl.pruning.masks import apply_masks
 
@@ -28,13 +29,15 @@ Masks = Mapping[str, jax.Array]
 Schedule = Callable[[jax.Array], jax.Array | float]
 Metric = Literal["euclidean", "adam"]
 
+SMALLEST = float(np.finfo(np.float32).tiny)
+
 
 class GroupSparseState(NamedTuple):
     """``inner``: the wrapped state; ``importance``: {group: float32[size]} running mean; ``count``: updates made."""
 
     inner: Any
     importance: Scores
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # optax's name; it hides tuple.count
 
 
 def group_sparse(
@@ -66,7 +69,8 @@ def group_sparse(
         importance: a name in ``IMPORTANCES`` or a function of that signature.
         decay: β of the running mean of importance.
         weight_range: bounds of ``c_j``, see ``penalty_weights``.
-        b2, eps: those of the inner Adam; used by the metric ``"adam"`` only.
+        b2: that of the inner Adam; used by the metric ``"adam"`` only.
+        eps: likewise.
 
     Returns:
         A transformation whose ``update`` takes ``masks={group name: bool[size]}`` as an optional extra argument:
@@ -94,7 +98,12 @@ def group_sparse(
         return GroupSparseState(wrapped.init(params), zeros, jnp.zeros((), jnp.int32))
 
     def update(
-        updates: Params, state: GroupSparseState, params: Params | None = None, *, masks: Masks | None = None, **extra: Any
+        updates: Params,
+        state: GroupSparseState,
+        params: Params | None = None,
+        *,
+        masks: Masks | None = None,
+        **extra: Any,
     ) -> tuple[Params, GroupSparseState]:
         if params is None:
             raise ValueError(optax.NO_PARAMS_MSG)
@@ -118,7 +127,9 @@ def group_sparse(
             else:
                 second_moment = optax.tree.get(inner_state, "nu")
                 if second_moment is None:
-                    raise ValueError("metric 'adam' needs an inner transformation with Adam's second moment 'nu'")
+                    raise ValueError(
+                        "metric 'adam' needs an inner transformation with Adam's second moment 'nu'"
+                    )
                 correction = 1.0 - jnp.float32(b2) ** count
                 scale = jax.tree.map(lambda nu: jnp.sqrt(nu / correction) + eps, second_moment)
                 proposal = diagonal_prox(groups, proposal, thresholds, scale)
@@ -150,7 +161,7 @@ def penalty_weights(
         if masks is not None and name in masks:
             alive &= masks[name]
         mean = jnp.sum(jnp.where(alive, score, 0.0)) / jnp.maximum(jnp.sum(alive), 1)
-        ratio = mean / jnp.maximum(score, jnp.finfo(jnp.float32).tiny)
+        ratio = mean / jnp.maximum(score, SMALLEST)
         usable = (mean > 0) & jnp.isfinite(score)
         weights[name] = jnp.where(usable, jnp.clip(ratio, *weight_range), 1.0)
     return weights
@@ -195,14 +206,19 @@ def diagonal_prox(
         gradient = d * z
 
         def too_small(
-            theta: jax.Array, gradient: jax.Array = gradient, d: jax.Array = d, threshold: jax.Array = threshold
+            theta: jax.Array,
+            gradient: jax.Array = gradient,
+            d: jax.Array = d,
+            threshold: jax.Array = threshold,
         ) -> jax.Array:
             denominator = d * theta + threshold
             ratio = gradient / jnp.where(denominator > 0, denominator, 1.0)
             return jnp.sum(jnp.square(ratio), axis=0) > 1.0
 
         def bisect(
-            _: jax.Array, bracket: tuple[jax.Array, jax.Array], too_small: Callable[[jax.Array], jax.Array] = too_small
+            _: jax.Array,
+            bracket: tuple[jax.Array, jax.Array],
+            too_small: Callable[[jax.Array], jax.Array] = too_small,
         ) -> tuple[jax.Array, jax.Array]:
             low, high = bracket
             middle = 0.5 * (low + high)
@@ -221,11 +237,13 @@ def diagonal_prox(
 
 
 def mask_state(groups: NeuronGroups, state: Any, params: Params, masks: Masks) -> Any:
-    """``state`` of any optax transformation with the masked slices of its params-shaped parts (moments) at exactly 0."""
-    structure = jax.tree.structure(params)
+    """``state`` of any optax transformation with the masked slices of its params-shaped parts at exactly 0."""
+    structure: Any = jax.tree.structure(params)
 
     def shaped_like_params(node: Any) -> bool:
-        return jax.tree.structure(node) == structure and structure.num_leaves > 0 and _same_shapes(node, params)
+        return (
+            jax.tree.structure(node) == structure and structure.num_leaves > 0 and _same_shapes(node, params)
+        )
 
     def mask(node: Any) -> Any:
         return apply_masks(groups, node, masks) if shaped_like_params(node) else node
@@ -257,12 +275,16 @@ def _replace_columns(group: NeuronGroup, leaves: dict[Any, jax.Array], columns: 
         leaf = leaves[part.path]
         moved = jnp.moveaxis(leaf, part.axis, -1)
         stop = start + moved.size // group.size
-        leaves[part.path] = jnp.moveaxis(columns[start:stop].reshape(moved.shape), -1, part.axis).astype(leaf.dtype)
+        leaves[part.path] = jnp.moveaxis(columns[start:stop].reshape(moved.shape), -1, part.axis).astype(
+            leaf.dtype
+        )
         start = stop
 
 
 def _same_shapes(a: Any, b: Any) -> bool:
-    return all(jnp.shape(x) == jnp.shape(y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return all(
+        jnp.shape(x) == jnp.shape(y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def _at(value: float | jax.Array | Schedule, count: jax.Array) -> jax.Array | float:

@@ -1,8 +1,8 @@
 """Remove neurons that the others can stand in for, and let them: scores and least-squares refit from activations.
 
-A neuron of a wide network is often nearly an affine function of its neighbours. Its removal then costs nothing, provided
-the outgoing weights of the neighbours take over. With the activations' covariance C over the neurons of a layer,
-``1 / [C⁻¹]_jj`` is the variance of neuron j that the others do not explain, so
+A neuron of a wide network is often nearly an affine function of its neighbours. Its removal then costs nothing,
+provided the outgoing weights of the neighbours take over. With the activations' covariance C over the neurons of a
+layer, ``1 / [C⁻¹]_jj`` is the variance of neuron j that the others do not explain, so
 
     score_j = ‖w_out[j,:]‖² / [C⁻¹]_jj
 
@@ -57,9 +57,9 @@ def refit(
 ) -> Params:
     """``params`` in which the neurons of ``new_masks`` take over from those that only ``old_masks`` keeps.
 
-    For removed neurons R and kept K, ΔW_K = (C_KK + ridge)⁻¹ C_KR W_R is added to the outgoing rows of K: the least-squares
-    solution for what the layer feeds. ``bias_of`` maps the path of an outgoing leaf to the bias added after it, which
-    then takes the difference of the means; without one, means are fitted only as far as the rows can. Outgoing leaves
+    For removed neurons R and kept K, ΔW_K = (C_KK + ridge)⁻¹ C_KR W_R is added to the outgoing rows of K: the least
+    squares solution for what the layer feeds. ``bias_of`` maps the path of an outgoing leaf to the bias added after it,
+    which then takes the difference of the means; without one, means are fitted only as far as the rows can. Outgoing leaves
     must be [size, …] along axis 0 of the group. Apply ``new_masks`` afterwards. Jittable.
     """
     leaves = leaves_by_path(params)
@@ -75,7 +75,9 @@ def refit(
             leaf = leaves[part.path]
             rows = jnp.moveaxis(leaf, part.axis, 0).reshape(group.size, -1)
             change = takes_over @ rows
-            leaves[part.path] = leaf + jnp.moveaxis(change.reshape(jnp.moveaxis(leaf, part.axis, 0).shape), 0, part.axis)
+            leaves[part.path] = leaf + jnp.moveaxis(
+                change.reshape(jnp.moveaxis(leaf, part.axis, 0).shape), 0, part.axis
+            )
             bias = bias_of(part.path)
             if bias is not None:
                 gone = jnp.where(removed, mean, 0.0) @ rows
@@ -100,7 +102,8 @@ def inverse(matrix: jax.Array) -> jax.Array:
         swept = jnp.where(unit[:, None] > 0, row[None, :] / pivot, swept)
         return jnp.where((unit[:, None] > 0) & (unit[None, :] > 0), -1.0 / pivot, swept)
 
-    return -jax.lax.fori_loop(0, matrix.shape[0], eliminate, matrix)
+    swept: jax.Array = jax.lax.fori_loop(0, matrix.shape[0], eliminate, matrix)
+    return -swept
 
 
 def _moments(activations: jax.Array, alive: jax.Array, ridge: float) -> tuple[jax.Array, jax.Array]:

@@ -167,9 +167,7 @@ def _update_globally(
     )
     sizes = [mask.shape[0] for mask in masks.values()]
     stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return {
-        name: joined[stop - size : stop] for name, size, stop in zip(masks, sizes, stops, strict=True)
-    }
+    return {name: joined[stop - size : stop] for name, size, stop in zip(masks, sizes, stops, strict=True)}
 
 
 def _check(

@@ -127,13 +127,15 @@ class Links:
 
     outs[k][i]: operand axes that axis i of output k is tied to (none: a new axis). contracted: pairs of
     operand axes summed against each other. batch: operand axes that index independent products. blocked:
-    operand axes used in a way that fixes their length. opaque: the primitive has no rule.
+    operand axes used in a way that fixes their length. fixed: output axes (output, axis) of a fixed length.
+    opaque: the primitive has no rule.
     """
 
     outs: tuple[tuple[tuple[AxisOf, ...], ...], ...]
     contracted: tuple[tuple[AxisOf, AxisOf], ...] = ()
     batch: tuple[AxisOf, ...] = ()
     blocked: tuple[AxisOf, ...] = ()
+    fixed: tuple[AxisOf, ...] = ()
     opaque: bool = False
 
 
@@ -189,7 +191,9 @@ def _reshape(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> 
     if longer[:extra] != (1,) * extra or longer[extra:] != shorter:
         kept -= {i for i, size in enumerate(old) if size == 1}
         axes = [a if n != 1 else () for a, n in zip(axes, new, strict=True)]
-    return Links((tuple(axes),), blocked=tuple((0, i) for i in range(len(old)) if i not in kept))
+    blocked = tuple((0, i) for i in range(len(old)) if i not in kept)
+    fixed = tuple((0, i) for i, tied in enumerate(axes) if not tied)
+    return Links((tuple(axes),), blocked=blocked, fixed=fixed)
 
 
 def _transpose(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
@@ -245,7 +249,9 @@ def links_of(program: Program, equation: Equation) -> Links:
     if links is not None:
         return links
     every = tuple((k, i) for k, shape in enumerate(ins) for i in range(len(shape)))
-    return Links(tuple(tuple(() for _ in shape) for shape in outs), blocked=every, opaque=True)
+    made = tuple((k, i) for k, shape in enumerate(outs) for i in range(len(shape)))
+    free = tuple(tuple(() for _ in shape) for shape in outs)
+    return Links(free, blocked=every, fixed=made, opaque=True)
 
 
 # --- the axes of a whole program ---
@@ -332,10 +338,8 @@ class Axes:
             self.block(ins[k], i, reason)
         for k, i in links.batch:
             self.block(ins[k], i, "is a batch axis of 'dot_general'")
-        if links.opaque:
-            for value in equation.outs:
-                for i in range(len(self.program.shape(value))):
-                    self.block(value, i, reason)
+        for k, i in links.fixed:
+            self.block(equation.outs[k], i, reason)
 
 
 def _sources(axes: Sequence[Sequence[AxisOf]], operands: Sequence[Sources | None]) -> Sources | None:

@@ -1,0 +1,1 @@
+"""What joins a learner to an environment: engines, the loop, checkpoints, evaluation, the report."""

@@ -19,12 +19,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from prune_rl.training import leaf_layout
 from prune_rl.training.files import write_json
+from prune_rl.training.leaf_layout import Layout
 
 FORMAT = 1
 DAMAGED_FOLDER = "damaged"
@@ -41,9 +41,7 @@ class _DamagedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What `Checkpoints.restore` found: the tree has the template's structure, dtypes, shapes and
-    placement.
-    """
+    """What `Checkpoints.restore` found: the tree has the template's structure, dtypes, shapes and placement."""
 
     step: int
     tree: Any
@@ -76,9 +74,7 @@ class Checkpoints:
             )
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first; whether they are undamaged shows only in
-        `restore`.
-        """
+        """Steps of the complete checkpoints, oldest first; whether they are undamaged shows only in `restore`."""
         return sorted(int(step) for step in self._manager.all_steps())
 
     def save(self, step: int, tree: Any, metadata: dict[str, Any] | None = None) -> None:
@@ -97,13 +93,13 @@ class Checkpoints:
         if step < 0 or (steps and step <= steps[-1]):
             newest = f"the newest checkpoint's, {steps[-1]}" if steps else "-1"
             raise ValueError(f"cannot save step {step}: the step must be larger than {newest}")
-        arrays, layout = _flatten(tree)
+        arrays, layout = leaf_layout.flatten(tree)
         header: dict[str, Any] = {
             "format": FORMAT,
             "step": int(step),
             "leaves": layout,
             "metadata": json.loads(json.dumps(metadata or {})),
-            "leaves_sha256": _digest_arrays(arrays),
+            "leaves_sha256": leaf_layout.digest(arrays),
         }
         header["sha256"] = _digest_json(header)
         # orbax refuses arrays without elements; the layout alone brings those back.
@@ -140,15 +136,14 @@ class Checkpoints:
             try:
                 self._check_files(step)
                 header = self._read_header(step)
-                _check_layout(template, header["leaves"], step, self._path)
+                self._check_layout(step, template, header["leaves"])
                 arrays = self._read_leaves(step, header)
-            except CheckpointMismatchError:
-                raise
             except _DamagedError as error:
                 damaged += 1
                 self._move_aside(step, str(error))
                 continue
-            return Checkpoint(step, _unflatten(template, header["leaves"], arrays), header["metadata"])
+            tree = leaf_layout.unflatten(template, header["leaves"], arrays)
+            return Checkpoint(step, tree, header["metadata"])
         if damaged:
             self.notes.append(f"none of the {damaged} checkpoints in {self._path.name}/ is usable")
         return None
@@ -193,6 +188,14 @@ class Checkpoints:
             )
         return header
 
+    def _check_layout(self, step: int, template: Any, layout: Layout) -> None:
+        problem = leaf_layout.mismatch(template, layout)
+        if problem is not None:
+            raise CheckpointMismatchError(
+                f"checkpoint {step} in {self._path} belongs to another configuration: {problem}; "
+                "use the configuration it was made with, or another run directory"
+            )
+
     def _read_leaves(self, step: int, header: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         empty = {name: np.zeros(leaf["shape"], leaf["dtype"]) for name, leaf in header["leaves"].items()}
         wanted = {name: array for name, array in empty.items() if array.size}
@@ -206,7 +209,7 @@ class Checkpoints:
             arrays = {name: np.asarray(read.get(name, array)) for name, array in empty.items()}
         except Exception as error:  # as above
             raise _DamagedError(f"its arrays cannot be read: {_reason(error)}") from None
-        if _digest_arrays(arrays) != header["leaves_sha256"]:
+        if leaf_layout.digest(arrays) != header["leaves_sha256"]:
             raise _DamagedError("its arrays do not match their checksum")
         return arrays
 
@@ -225,88 +228,6 @@ class Checkpoints:
             self._manager.reload()
 
 
-def _is_key(leaf: Any) -> bool:
-    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _leaves_by_path(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
-
-
-def _flatten(tree: Any) -> tuple[dict[str, np.ndarray[Any, Any]], dict[str, dict[str, Any]]]:
-    """The leaves as NumPy arrays under short names, and what each of them was."""
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-    layout: dict[str, dict[str, Any]] = {}
-    for number, (path, leaf) in enumerate(_leaves_by_path(tree).items()):
-        if not hasattr(leaf, "dtype"):
-            raise TypeError(f"the leaf {path} is a {type(leaf).__name__}: a checkpoint holds arrays only")
-        name = f"leaf_{number:05d}"
-        key = _is_key(leaf)
-        array = np.asarray(jax.device_get(jax.random.key_data(leaf) if key else leaf))
-        arrays[name] = array
-        layout[name] = {"path": path, "shape": list(array.shape), "dtype": str(array.dtype)}
-        if key:
-            layout[name] |= {"key": str(leaf.dtype), "implementation": str(jax.random.key_impl(leaf))}
-    return arrays, layout
-
-
-def _check_layout(template: Any, layout: dict[str, dict[str, Any]], step: int, path: Path) -> None:
-    found = {leaf["path"]: leaf for leaf in layout.values()}
-    wanted = _leaves_by_path(template)
-    problem = None
-    for name in sorted(found.keys() | wanted.keys()):
-        if name not in wanted:
-            problem = f"it has a leaf {name} that is not wanted"
-        elif name not in found:
-            problem = f"it has no leaf {name}"
-        elif _describe_template(wanted[name]) != _describe_saved(found[name]):
-            problem = (
-                f"{name} is {_describe_saved(found[name])} there, {_describe_template(wanted[name])} here"
-            )
-        if problem:
-            raise CheckpointMismatchError(
-                f"checkpoint {step} in {path} belongs to another configuration: {problem}; "
-                "use the configuration it was made with, or another run directory"
-            )
-
-
-def _describe_template(leaf: Any) -> str:
-    return f"{leaf.dtype}{list(leaf.shape)}" if hasattr(leaf, "dtype") else type(leaf).__name__
-
-
-def _describe_saved(leaf: dict[str, Any]) -> str:
-    # The data of a typed key has one axis more than the key.
-    return f"{leaf['key']}{leaf['shape'][:-1]}" if "key" in leaf else f"{leaf['dtype']}{leaf['shape']}"
-
-
-def _unflatten(
-    template: Any, layout: dict[str, dict[str, Any]], arrays: dict[str, np.ndarray[Any, Any]]
-) -> Any:
-    by_path = {leaf["path"]: (leaf, arrays[name]) for name, leaf in layout.items()}
-    restored: list[Any] = []
-    for path, wanted in _leaves_by_path(template).items():
-        leaf, array = by_path[path]
-        if "key" in leaf:
-            restored.append(
-                _place(jax.random.wrap_key_data(jnp.array(array), impl=leaf["implementation"]), wanted)
-            )
-        elif isinstance(wanted, (np.ndarray, np.generic)):
-            restored.append(array[()] if isinstance(wanted, np.generic) else array)
-        else:
-            # A copy: JAX must not keep a view of NumPy's memory that it may be asked to donate.
-            restored.append(_place(jnp.array(array, copy=True), wanted))
-    return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), restored)
-
-
-def _place(array: jax.Array, wanted: Any) -> jax.Array:
-    """Puts `array` where the template's leaf was put on purpose, and leaves it free where that one was
-    free.
-    """
-    if isinstance(wanted, jax.Array) and (wanted.committed or len(wanted.sharding.device_set) > 1):
-        array = jax.device_put(array, wanted.sharding)
-    return array
-
-
 def _digest_files(folder: Path) -> dict[str, str]:
     return {
         file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
@@ -319,14 +240,6 @@ def _digest_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _digest_arrays(arrays: dict[str, np.ndarray[Any, Any]]) -> str:
-    digest = hashlib.sha256()
-    for name, array in arrays.items():
-        digest.update(f"{name} {array.dtype} {array.shape};".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     text = lines[0] if len(lines[0]) <= 160 else lines[0][:160] + "…"
@@ -335,9 +248,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax tells its progress, and each damaged file it meets, on the absl logger; `notes` says what
-    matters.
-    """
+    """Orbax tells its progress, and each damaged file it meets, on the absl logger; `notes` says what matters."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

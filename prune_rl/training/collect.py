@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -12,6 +13,9 @@ import numpy as np
 from prune_rl.envs.autoreset import JaxEnv, autoreset_step
 from prune_rl.learners import ppo
 from prune_rl.spaces import Spec
+
+# Steps in one turn of the compiled loop: a tenth less time than 1 on a CPU, and little more to compile.
+UNROLL = 4
 
 
 class HostEnvironment(Protocol):
@@ -25,6 +29,8 @@ class HostEnvironment(Protocol):
     def step(
         self, action: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
+
+    def close(self) -> None: ...
 
 
 def reset_envs(env: JaxEnv[Any], key: jax.Array, num_envs: int) -> tuple[Any, jax.Array]:
@@ -53,10 +59,12 @@ def rollout(
         env_state, new_obs, reward, terminated, truncated, next_obs = step_env(
             env, env_state, action, reset_state, reset_obs
         )
-        return (env_state, new_obs), (obs, action, reward, terminated, truncated, next_obs)
+        cut = jnp.zeros((), bool)
+        return (env_state, new_obs), ppo.Rollout(obs, action, reward, terminated, truncated, next_obs, cut)
 
-    (env_state, obs), transitions = jax.lax.scan(step, (env_state, obs), (noise, resets))
-    return env_state, obs, ppo.Rollout(*transitions, cut=jnp.zeros((), bool))
+    carry = (env_state, obs)
+    (env_state, obs), transitions = jax.lax.scan(step, carry, (noise, resets), unroll=UNROLL)
+    return env_state, obs, dataclasses.replace(transitions, cut=jnp.any(transitions.cut))
 
 
 def host_rollout(

@@ -69,7 +69,7 @@ class Config:
             if getattr(self.learner, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self.learner, name)}")
         backends = registry.backends(self.env)
-        backend = backends[0] if self.backend == "auto" else self.backend
+        backend: Any = backends[0] if self.backend == "auto" else self.backend
         if backend not in backends:
             raise ValueError(f"{self.env} has no backend {backend!r}; choose one of {', '.join(backends)}")
         updates = -(-self.steps // self.steps_per_update)
@@ -108,12 +108,14 @@ class Config:
 
 def from_json(data: dict[str, Any]) -> Config:
     """The configuration that ``to_json`` wrote; unknown keys raise ``ValueError``."""
-    return _build(Config, data, "")
+    config: Config = _build(Config, data, "")
+    return config
 
 
 def merged(config: Config, data: dict[str, Any]) -> Config:
     """``config`` with the fields named in ``data`` (nested as the dataclasses are) replaced."""
-    return _build(Config, _overlay(config.to_json(), data, ""), "")
+    result: Config = _build(Config, _overlay(config.to_json(), data, ""), "")
+    return result
 
 
 def _overlay(base: dict[str, Any], data: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import jax
@@ -66,25 +67,25 @@ def init_runner(env: JaxEnv[Any], keys: jax.Array, config: ppo.Config) -> Runner
 def iterate(env: JaxEnv[Any], runner: Runner, config: ppo.Config) -> tuple[Runner, ppo.Metrics]:
     """Rollout, update, proximal step and threshold of one seed. Pure."""
     key, rollout_key = jax.random.split(runner.key)
-    env_state, obs, transitions = rollout(env, runner.state, runner.env_state, runner.obs, rollout_key, config)
+    env_state, obs, transitions = rollout(
+        env, runner.state, runner.env_state, runner.obs, rollout_key, config
+    )
     state, metrics = ppo.update(runner.state, transitions, config)
     return Runner(state, env_state, obs, key), metrics
 
 
-def make_chunk(
-    env: JaxEnv[Any], config: ppo.Config, length: int
-) -> Callable[[Runner, jax.Array], tuple[Runner, ppo.Metrics]]:
+def make_chunk(env: JaxEnv[Any], config: ppo.Config, length: int) -> Any:
     """A compiled function (runner, n) -> (runner, metrics [length, S]) that makes n <= ``length`` updates.
 
     ``n`` is traced, so that a shorter last chunk compiles nothing anew; rows of metrics from n on are zeros. The runner
     is donated.
     """
-    batched = jax.vmap(
+    batched: Any = jax.vmap(
         lambda runner: iterate(env, runner, config), in_axes=(RUNNER_AXES,), out_axes=(RUNNER_AXES, 0)
     )
 
     def chunk(runner: Runner, n: jax.Array) -> tuple[Runner, ppo.Metrics]:
-        shapes = jax.eval_shape(batched, runner)[1]
+        shapes: Any = jax.eval_shape(batched, runner)[1]
         rows = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 
         def body(i: jax.Array, carry: tuple[Runner, Any]) -> tuple[Runner, Any]:
@@ -92,7 +93,8 @@ def make_chunk(
             runner, metrics = batched(runner)
             return runner, jax.tree.map(lambda row, x: row.at[i].set(x), rows, metrics)
 
-        return jax.lax.fori_loop(0, n, body, (runner, rows))
+        result: tuple[Runner, ppo.Metrics] = jax.lax.fori_loop(0, n, body, (runner, rows))
+        return result
 
     return jax.jit(chunk, donate_argnums=0)
 
@@ -118,7 +120,8 @@ class DeviceEngine:
             self.tree, rows = self._chunk(self.tree, jnp.int32(now))
             parts.append(jax.tree.map(lambda row, now=now: np.asarray(row)[:now], rows))
             n -= now
-        return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        metrics: ppo.Metrics = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        return metrics
 
     def close(self) -> None:
         """Nothing to free."""
@@ -135,9 +138,9 @@ class Learners:
 class HostEngine:
     """Environments on the host, one batch of ``config.num_envs`` per seed; the learners of all seeds in one program.
 
-    The state of a host environment cannot be saved. So every ``cut_every`` updates, and after the last, all environments
-    are reset with a seed derived from the run's seed and the update; the episodes cut are truncated ones. A checkpoint
-    taken at such an update therefore continues exactly as the uninterrupted run.
+    The state of a host environment cannot be saved. So every ``cut_every`` updates all environments are reset with a
+    seed derived from the run's seed and the update; the episodes cut are truncated ones. A checkpoint taken at such an
+    update therefore continues exactly as the uninterrupted run.
     """
 
     def __init__(
@@ -186,25 +189,32 @@ class HostEngine:
             done = int(self.tree.state.step)
             if done % self._cut_every == 0 or self._obs is None:
                 self._obs = np.stack(
-                    [env.reset(derived_seed(seed, done)) for env, seed in zip(self._envs, self._seeds, strict=True)]
+                    [
+                        env.reset(derived_seed(seed, done))
+                        for env, seed in zip(self._envs, self._seeds, strict=True)
+                    ]
                 )
             self.tree, noise = self._draw(self.tree)
-            state = self.tree.state
             self._obs, transitions = host_rollout(
                 self._envs,
-                lambda obs, t, state=state, noise=noise: self._act(state, obs, noise, np.int32(t)),
+                partial(self._choose, self.tree.state, noise),
                 self._obs,
                 self._config,
                 cut=(done + 1) % self._cut_every == 0,
             )
             self.tree, metrics = self._update(self.tree, transitions)
             parts.append(jax.tree.map(np.asarray, metrics))
-        return jax.tree.map(lambda *rows: np.stack(rows), *parts)
+        stacked: ppo.Metrics = jax.tree.map(lambda *rows: np.stack(rows), *parts)
+        return stacked
 
     def close(self) -> None:
         """Close every environment."""
         for env in self._envs:
-            env.close()  # type: ignore[attr-defined]
+            env.close()
+
+    def _choose(self, state: ppo.State, noise: jax.Array, obs: np.ndarray, t: int) -> jax.Array:
+        action: jax.Array = self._act(state, obs, noise, np.int32(t))
+        return action
 
 
 def derived_seed(seed: int, update: int) -> int:

@@ -61,7 +61,9 @@ def control_of(config: Config) -> Config:
     return dataclasses.replace(config, method="dense", learner=learner)
 
 
-def evaluate(config: Config, path: Path, control: Path | None, console: Console, *, write: bool) -> dict[str, Any]:
+def evaluate(
+    config: Config, path: Path, control: Path | None, console: Console, *, write: bool
+) -> dict[str, Any]:
     """Play ``config.episodes`` fresh episodes with every policy of the run in the Gymnasium environment.
 
     The episodes' seeds are the same for every policy. ``control`` is the run directory of the dense control, if there
@@ -69,7 +71,10 @@ def evaluate(config: Config, path: Path, control: Path | None, console: Console,
     """
     result: dict[str, Any] = {"env_id": config.env, "episodes": config.episodes, "seeds": []}
     for seed in config.all_seeds:
-        folders = {"masked": policy_paths(path, config, "wide")[seed], "compact": policy_paths(path, config)[seed]}
+        folders = {
+            "masked": policy_paths(path, config, "wide")[seed],
+            "compact": policy_paths(path, config)[seed],
+        }
         if config.method == "dense":
             folders = {"dense": folders["compact"]}
         elif control is not None and policy_paths(control, config)[seed].exists():
@@ -107,7 +112,9 @@ def measure(policy: Policy, wide: Policy, config: Config) -> dict[str, Any]:
     }
 
 
-def evaluate_run(run: Path, episodes: int | None, seed: int | None, write: bool, console: Console) -> dict[str, Any]:
+def evaluate_run(
+    run: Path, episodes: int | None, seed: int | None, write: bool, console: Console
+) -> dict[str, Any]:
     """Measure a run's policies again; raises ``RunDirectoryError`` if ``run`` is no run directory."""
     config = read_config(run)
     config = dataclasses.replace(

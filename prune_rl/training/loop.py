@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 
 from prune_rl.envs import registry
 from prune_rl.envs.host import HostEnv
@@ -35,7 +36,7 @@ def train(config: Config, run_dir: Path, command: str, console: Console) -> None
     """
     with RunDirectory.open(run_dir, {**config.to_json(), "command": command}) as run:
         for note in run.notes:
-            console.print(f"[yellow]note:[/] {note}")
+            console.print(f"[yellow]note:[/] {escape(note)}")
         if not is_trained(run.path, config):
             engine = make_engine(config)
             try:
@@ -82,10 +83,12 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
     log, history = MetricsLog(path / "metrics.jsonl"), MaskHistory(path / "masks")
     restored = checkpoints.restore(engine.tree)
     for note in checkpoints.notes:
-        console.print(f"[yellow]note:[/] {note}")
-    done = 0
+        console.print(f"[yellow]note:[/] {escape(note)}")
+    done, start = 0, time.monotonic()
     if restored is not None:
         engine.tree, done = restored.tree, restored.step
+        # The clock goes on where the checkpoint left it, so that wall_time never falls.
+        start -= restored.metadata["wall_time"]
         console.print(f"continuing from the checkpoint at {done * config.steps_per_update:,} steps")
     log.rewind(done * config.steps_per_update)
     history.rewind(done * config.steps_per_update)
@@ -94,7 +97,6 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
     title = f"{config.env} {config.algo} {config.method}, " + (
         f"seed {config.seed}" if config.seeds == 1 else f"{config.seeds} seeds"
     )
-    start = time.monotonic()
     with Progress(
         config.steps, title, start=done * config.steps_per_update, start_widths=widths, console=console
     ) as progress:
@@ -116,7 +118,7 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
                 kept or {name: [width] * config.seeds for name, width in widths.items()},
             )
             if done % every == 0 or done == total:
-                checkpoints.save(done, engine.tree, {"steps": steps})
+                checkpoints.save(done, engine.tree, {"wall_time": time.monotonic() - start})
     checkpoints.close()
     log.close()
 

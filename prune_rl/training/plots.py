@@ -53,7 +53,7 @@ def draw(records: Sequence[Mapping[str, Any]], title: str, marks: Marks) -> byte
     """
     if not records:
         raise ValueError("there is nothing to draw: metrics.jsonl has no lines")
-    records = records[:: max(1, math.ceil(len(records) / POINTS))] + [records[-1]]
+    records = [*records[:: max(1, math.ceil(len(records) / POINTS))], records[-1]]
     steps = np.array([record["step"] for record in records], np.float64)
     returns = _per_seed(records, "running_return")
     if returns is None or np.all(np.isnan(returns)):
@@ -110,7 +110,7 @@ def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Mar
     for number, (name, kept) in enumerate(widths.items()):
         colour = LAYER_COLOURS[number % len(LAYER_COLOURS)]
         # Layers that go the same way stay visible: each later line is thinner and lies on top of the one before.
-        thickness = max(1.4, 3.4 - 1.2 * number)
+        thickness = max(1.4, 4.8 - 2.8 * number)
         dashes: Any = "-" if number < len(LAYER_COLOURS) else ":"
         if kept.shape[1] > 1:
             for seed in range(kept.shape[1]):
@@ -125,7 +125,7 @@ def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Mar
         panel.annotate(f"target: {target}", (0.0, target), xycoords=("axes fraction", "data"), xytext=(5, 4),
                        textcoords="offset points", fontsize=8.5)  # fmt: skip
     if marks.window is not None:
-        panel.annotate("schedule of the threshold", (marks.window[0], 1.0), xycoords=("data", "axes fraction"),
+        panel.annotate("pruning schedule", (marks.window[0], 1.0), xycoords=("data", "axes fraction"),
                        xytext=(5, -12), textcoords="offset points", fontsize=8.5, color=GREY)  # fmt: skip
     smallest = min([min(value for value, _, _ in ends), *targets])
     largest = max(float(np.nanmax(kept)) for kept in widths.values())

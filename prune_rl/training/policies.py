@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -18,7 +19,9 @@ from prune_rl.training.config import Config
 
 def state_of_seed(state: ppo.State, index: int) -> ppo.State:
     """The state of one of the S seeds."""
-    picked: ppo.State = jax.tree.map(lambda x: x[index], state.replace(step=state.step[None].repeat(index + 1)))
+    picked: ppo.State = jax.tree.map(
+        lambda x: x[index], dataclasses.replace(state, step=state.step[None].repeat(index + 1))
+    )
     return picked
 
 
@@ -54,5 +57,11 @@ def _policy(actor: dict[str, Any], state: ppo.State, config: Config, spec: Spec,
         obs_mean=None if stats is None else np.asarray(stats.mean),
         obs_std=None if stats is None else np.sqrt(np.asarray(stats.var) + np.float32(1e-8)),
         obs_clip=learner.clip_obs,
-        metadata={"env": config.env, "algo": config.algo, "method": config.method, "seed": seed, "steps": config.steps},
+        metadata={
+            "env": config.env,
+            "algo": config.algo,
+            "method": config.method,
+            "seed": seed,
+            "steps": config.steps,
+        },
     )

@@ -33,6 +33,11 @@ CONFIDENCE = 0.95
 # Keys that do not change what one seed computes: which seeds ran together, how often they were saved, what was typed.
 NOT_PART_OF_A_METHOD = ("seed", "seeds", "command", "run_dir", "checkpoints")
 
+NARROW = (
+    "A bootstrap over few seeds gives too narrow an interval: of those called 95 %, about 85 % cover the truth with 5 "
+    "seeds, 90 % with 10."
+)
+
 Policy = Mapping[str, Any]
 
 
@@ -58,7 +63,8 @@ def paired_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) 
       pairs: (returns, returns of the control) per training seed, each over the same episodes.
 
     With several seeds, the seeds' mean differences are resampled: that interval speaks about training again. With one
-    seed, its episodes are: that one speaks about these two policies only.
+    seed, its episodes are: that one speaks about these two policies only. Over few values the percentile bootstrap is
+    too narrow: of nominal 95 % intervals over n normal values, 76 % cover the mean for n = 3, 85 % for 5, 90 % for 10.
 
     Raises:
       ValueError: there are no pairs, or a seed's two policies played different numbers of episodes.
@@ -121,7 +127,7 @@ def read_evaluation(run: Path) -> dict[str, Any]:
       ValueError: it is missing or damaged; the message says what to do.
     """
     remedy = f"measure it again with `prune-rl evaluate {run} --write`"
-    data = _read(run / "evaluation.json", remedy=remedy)
+    data: dict[str, Any] = _read(run / "evaluation.json", remedy=remedy)
     try:
         for entry in data["seeds"]:
             int(entry["seed"])
@@ -259,9 +265,10 @@ def _differences(methods: list[_Method]) -> str:
         rows.append([label, f"{len(pairs)}", f"{difference} over {difference.unit}", kept])
     if not rows:
         return "Only dense runs were given."
-    return _table(
+    table = _table(
         ["method", "seed pairs", "return minus dense, mean [95 % bootstrap interval]", "share of dense"], rows
     )
+    return f"{table}\n\n{NARROW}"
 
 
 def _policy_table(seeds: Sequence[Mapping[str, Any]]) -> str:
@@ -372,7 +379,9 @@ def _remarks(
         words = [word for word in shlex.split(config.get("command") or "") if word != "--no-control"]
         command = shlex.join(words) if words else "prune-rl train ENV"
         remarks.append(f"{which}, so nothing here says what pruning costs: `{command} --control` trains it.")
-    if 1 < len(seeds) < 5 or len(seeds) == 1:
+    if 1 < len(seeds) < 20 and pruned and len(missing) < len(seeds):
+        remarks.append(NARROW)
+    if 0 < len(seeds) < 5:
         say = (
             "One training seed: the interval is over its episodes"
             if len(seeds) == 1
@@ -396,8 +405,7 @@ def _remarks(
             else f"Masked and compact policy had different returns in {unequal} of {total} episodes: both compute the "
             "same function, but rounding can tip an action."
         )
-    for entry in seeds:
-        remarks += _missed_target(config, entry)
+    remarks += _missed_target(config, seeds)
     if (versions.get("git") or {}).get("dirty"):
         remarks.append(
             "The checkout had uncommitted changes: the commit alone does not give this result again."
@@ -411,14 +419,17 @@ def _remarks(
     return remarks
 
 
-def _missed_target(config: Mapping[str, Any], entry: Mapping[str, Any]) -> list[str]:
+def _missed_target(config: Mapping[str, Any], seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     targets = target_widths(config)
-    own = entry["policies"].get("compact")
-    if not targets or own is None or sum(own["widths"]) <= sum(targets):
+    kept = {entry["seed"]: entry["policies"].get("compact", {}).get("widths", []) for entry in seeds}
+    missed = [
+        f"seed {seed} kept {_widths(widths)}" for seed, widths in kept.items() if sum(widths) > sum(targets)
+    ]
+    if not targets or not missed:
         return []
     return [
-        f"Seed {entry['seed']} kept {_widths(own['widths'])} neurons, more than the target {_widths(targets)}: the "
-        "threshold's other rules (gate, energy, floor) held it back."
+        f"Not every seed reached the target of {_widths(targets)} neurons ({', '.join(missed)}): "
+        "another rule of the threshold (gate, energy, floor) held it back."
     ]
 
 

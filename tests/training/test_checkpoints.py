@@ -19,7 +19,7 @@ import pytest
 from prune_rl.training.checkpoints import CheckpointMismatchError, Checkpoints
 
 
-class State(flax.struct.PyTreeNode):
+class State(flax.struct.PyTreeNode):  # type: ignore[no-untyped-call]
     params: Any
     opt_state: Any
     masks: Any
