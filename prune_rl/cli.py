@@ -19,7 +19,21 @@ from prune_rl.training.config import Config
 from prune_rl.training.presets import find_preset, load_preset
 
 LEARNERS = ("ppo",)
+COMMANDS = """commands:
+  train ENV       train, prune, compact and evaluate; given again, it continues an interrupted run
+  evaluate RUN    measure the policies of a run again
+  report RUN...   one table over several runs
+
+Each command explains its options: prune-rl train --help"""
 USAGE_ERROR = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Learner(ppo.Config):
+    """Hyperparameters of PPO."""
+
+    # Follows from the steps; a flag would only be overruled.
+    total_updates: tyro.conf.Suppress[int] = ppo.Config.total_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +44,9 @@ class Train(Config):
     command given again continues a run that was interrupted.
     """
 
-    env: Positional[str] = tyro.MISSING
+    env: Annotated[Positional[str], arg(metavar="ENV")] = tyro.MISSING
     """Environment id: CartPole-v1, LunarLander-v2, or any Gymnasium id with Box observations."""
-    learner: Annotated[ppo.Config, arg(name="")] = ppo.Config()
+    learner: Annotated[Learner, arg(name="")] = Learner()
     """Hyperparameters of the learner."""
     run_dir: Path | None = None
     """Folder of the run; by default runs/ENV-ALGO-METHOD-SEED-HASH."""
@@ -46,7 +60,7 @@ class Train(Config):
 class Evaluate:
     """Measure the compact policies of a run again, in the real Gymnasium environment."""
 
-    run: Positional[Path]
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run directory."""
     episodes: int | None = None
     """Fresh episodes per policy; by default as many as the run was configured with."""
@@ -60,7 +74,7 @@ class Evaluate:
 class Report:
     """One table over several runs: returns, what was removed, and paired differences between methods."""
 
-    runs: Positional[tuple[Path, ...]]
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN ...")]
     """Run directories."""
     output: Path | None = None
     """Write the Markdown here too."""
@@ -72,15 +86,16 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False)
     parser = argparse.ArgumentParser(
         prog="prune-rl",
+        usage="prune-rl [-h] {train,evaluate,report} ...",
         description="Train reinforcement-learning policies that shrink while they learn.",
-        epilog="Each command explains itself: prune-rl train --help",
+        epilog=COMMANDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("command", choices=("train", "evaluate", "report"))
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    parsed = parser.parse_args(arguments)
     commands = {"train": _train, "evaluate": _evaluate, "report": _report}
+    parser.add_argument("COMMAND", choices=commands, help=argparse.SUPPRESS)
+    command = parser.parse_args(arguments[:1]).COMMAND
     try:
-        return commands[parsed.command](parsed.rest, console)
+        return commands[command](arguments[1:], console)
     except (ValueError, OSError) as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}")
         return USAGE_ERROR
@@ -123,20 +138,34 @@ def parse_train(arguments: list[str]) -> tuple[Config, Train]:
 
     Returns it, and the parsed command with what does not belong to the configuration.
     """
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(prog="prune-rl train", add_help=False, allow_abbrev=False)
     first.add_argument("--algo", default="ppo")
     first.add_argument("--preset", type=Path)
-    known, rest = first.parse_known_args(arguments)
+    known, _ = first.parse_known_args(arguments)
     if known.algo not in LEARNERS:
         raise ValueError(f"there is no learner {known.algo!r} yet; choose one of {', '.join(LEARNERS)}")
-    base, env = Config(), next((word for word in rest if not word.startswith("-")), None)
+    env = _environment_of(arguments)
     preset = known.preset or (find_preset(env, known.algo) if env is not None else None)
-    if preset is not None:
-        base = load_preset(preset, base)
-    fields = [field.name for field in dataclasses.fields(Config)]
-    defaults = Train(**{name: getattr(base, name) for name in fields if name != "env"})
-    parsed = tyro.cli(Train, prog="prune-rl train", args=arguments, default=defaults)
-    return Config(**{name: getattr(parsed, name) for name in fields}), parsed
+    base = load_preset(preset, Config()) if preset is not None else Config()
+    parsed = tyro.cli(Train, prog="prune-rl train", args=arguments, default=_train_defaults(base))
+    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(Config)}
+    learner = {field.name: getattr(parsed.learner, field.name) for field in dataclasses.fields(ppo.Config)}
+    return Config(**{**values, "learner": ppo.Config(**learner)}), parsed
+
+
+def _environment_of(arguments: list[str]) -> str | None:
+    """ENV of a command line: which word it is, only the whole parser knows. None where that fails."""
+    words = [word for word in arguments if word not in ("-h", "--help")]
+    try:
+        return tyro.cli(Train, args=words, default=_train_defaults(Config()), console_outputs=False).env
+    except SystemExit:
+        return None
+
+
+def _train_defaults(base: Config) -> Train:
+    values = {field.name: getattr(base, field.name) for field in dataclasses.fields(Config)}
+    learner = {field.name: getattr(base.learner, field.name) for field in dataclasses.fields(ppo.Config)}
+    return Train(**{**values, "env": tyro.MISSING, "learner": Learner(**learner)})
 
 
 if __name__ == "__main__":

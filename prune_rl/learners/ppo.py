@@ -83,7 +83,7 @@ class Rollout:
 
 
 def init(key: jax.Array, config: Config, spec: Spec) -> State:
-    """A fresh state for one seed; ``key`` is a typed key (``jax.random.key``). Raises ``ValueError`` for a bad config."""
+    """A fresh state for one seed; ``key`` from ``jax.random.key``. Raises ``ValueError`` for a bad config."""
     config.check()
     params_key, key = jax.random.split(key)
     params = init_actor_critic(params_key, spec, config.hidden)

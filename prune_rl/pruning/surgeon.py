@@ -58,9 +58,9 @@ def refit(
     """``params`` in which the neurons of ``new_masks`` take over from those that only ``old_masks`` keeps.
 
     For removed neurons R and kept K, ΔW_K = (C_KK + ridge)⁻¹ C_KR W_R is added to the outgoing rows of K: the least
-    squares solution for what the layer feeds. ``bias_of`` maps the path of an outgoing leaf to the bias added after it,
-    which then takes the difference of the means; without one, means are fitted only as far as the rows can. Outgoing leaves
-    must be [size, …] along axis 0 of the group. Apply ``new_masks`` afterwards. Jittable.
+    squares solution for what the layer feeds. ``bias_of`` maps the path of an outgoing leaf to the bias that is added
+    after it, which then takes the difference of the means; without one, means are fitted only as far as the rows can.
+    Apply ``new_masks`` afterwards. Jittable.
     """
     leaves = leaves_by_path(params)
     for name, group in groups.items():

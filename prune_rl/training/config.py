@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import types
+import typing
 from pathlib import Path
 from typing import Any, Literal
 
 from prune_rl.envs import registry
 from prune_rl.learners import ppo
+from prune_rl.learners.config import Pruning
 from prune_rl.spaces import Spec
 
 Method = Literal["dynamic", "dense"]
@@ -72,6 +75,8 @@ class Config:
         backend: Any = backends[0] if self.backend == "auto" else self.backend
         if backend not in backends:
             raise ValueError(f"{self.env} has no backend {backend!r}; choose one of {', '.join(backends)}")
+        if self.method == "dynamic" and not self.learner.prune.enabled:
+            raise ValueError("prune.enabled is off, so method 'dynamic' would remove nothing: use method 'dense'")
         updates = -(-self.steps // self.steps_per_update)
         config = dataclasses.replace(
             self,
@@ -79,7 +84,11 @@ class Config:
             steps=updates * self.steps_per_update,
             learner=dataclasses.replace(self.learner, total_updates=updates),
         )
-        config.learner.check()
+        config.method_learner().check()
+        if self.method == "dense":
+            # Whatever was set for pruning: a dense run is one and the same, so it is trained once.
+            learner = dataclasses.replace(config.learner, prune=Pruning(min_width=1))
+            config = dataclasses.replace(config, learner=learner)
         return config
 
     def method_learner(self) -> ppo.Config:
@@ -107,35 +116,57 @@ class Config:
 
 
 def from_json(data: dict[str, Any]) -> Config:
-    """The configuration that ``to_json`` wrote; unknown keys raise ``ValueError``."""
-    config: Config = _build(Config, data, "")
-    return config
+    """The configuration that ``to_json`` wrote; ``ValueError`` for unknown keys and values of another type."""
+    return _build(Config, data, "")
 
 
 def merged(config: Config, data: dict[str, Any]) -> Config:
-    """``config`` with the fields named in ``data`` (nested as the dataclasses are) replaced."""
-    result: Config = _build(Config, _overlay(config.to_json(), data, ""), "")
-    return result
+    """``config`` with the fields named in ``data`` (nested as the dataclasses are) replaced; raises as ``from_json``."""
+    return _build(Config, _overlay(config.to_json(), data, ""), "")
 
 
 def _overlay(base: dict[str, Any], data: dict[str, Any], prefix: str) -> dict[str, Any]:
     result = dict(base)
     for key, value in data.items():
         if key not in base:
-            raise ValueError(f"unknown field {prefix}{key!r}; known are {', '.join(sorted(base))}")
-        result[key] = _overlay(base[key], value, f"{prefix}{key}.") if isinstance(base[key], dict) else value
+            raise _unknown(prefix + key, base)
+        nested = isinstance(base[key], dict) and isinstance(value, dict)
+        result[key] = _overlay(base[key], value, f"{prefix}{key}.") if nested else value
     return result
 
 
-def _build(kind: Any, data: dict[str, Any], prefix: str) -> Any:
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(data) - set(fields)):
-        raise ValueError(f"unknown field {prefix}{unknown[0]!r}; known are {', '.join(sorted(fields))}")
-    values: dict[str, Any] = {}
-    for name, value in data.items():
-        default = fields[name].default
-        if dataclasses.is_dataclass(default):
-            values[name] = _build(type(default), value, f"{prefix}{name}.")
-        else:
-            values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
+def _build(kind: Any, data: Any, name: str) -> Any:
+    """A dataclass from JSON data; ``name`` is that of the field that holds it, "" for the outermost."""
+    prefix = f"{name}." if name else ""
+    if not isinstance(data, dict):
+        raise ValueError(f"{name or 'the configuration'} must be a table of fields, got {data!r}")
+    hints = typing.get_type_hints(kind)
+    for key in data:
+        if key not in hints:
+            raise _unknown(prefix + key, hints)
+    return kind(**{key: _value(hints[key], value, prefix + key) for key, value in data.items()})
+
+
+def _value(hint: Any, value: Any, name: str) -> Any:
+    """``value`` as the type that a field's annotation names; JSON's lists become tuples, its whole numbers floats."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, name)
+    if origin is types.UnionType:
+        return None if value is None else _value(arguments[0], value, name)
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(arguments[0], entry, name) for entry in value)
+    if origin is Literal and isinstance(value, str) and value in arguments:
+        return value
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is hint:
+        return value
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint)
+    if wanted is None:
+        wanted = f"one of {', '.join(arguments)}" if origin is Literal else "a list of whole numbers"
+    raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _unknown(name: str, known: typing.Iterable[str]) -> ValueError:
+    return ValueError(f"unknown field {name!r}; known are {', '.join(sorted(known))}")

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from prune_rl.envs import registry
 from prune_rl.export.policy import Policy, load_policy, measure_latency
-from prune_rl.learners.config import Pruning
 from prune_rl.training.config import Config, from_json
 from prune_rl.training.evaluation import evaluate_policy
 from prune_rl.training.files import write_json
@@ -57,8 +56,7 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
 
 def control_of(config: Config) -> Config:
     """The dense run that a pruned one is compared with: the same but for the method, whatever was set for pruning."""
-    learner = dataclasses.replace(config.learner, prune=Pruning(min_width=1))
-    return dataclasses.replace(config, method="dense", learner=learner)
+    return dataclasses.replace(config, method="dense").resolved()
 
 
 def evaluate(

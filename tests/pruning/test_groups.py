@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +40,7 @@ def mlp(params: Any, x: jax.Array) -> jax.Array:
 
 
 def mlp_params(*widths: int) -> dict[str, Any]:
-    sizes = list(zip(widths[:-1], widths[1:], strict=True))
+    sizes = list(itertools.pairwise(widths))
     params = {f"layer_{i}": layer(*size) for i, size in enumerate(sizes[:-1])}
     return {**params, "head": layer(*sizes[-1])}
 
@@ -321,6 +322,15 @@ def test_what_reaches_an_output_or_a_nonzero_kernel_is_refused() -> None:
 
     low_rank = find_groups(lambda p, x: jnp.tanh(x @ (p["a"] @ p["b"])) @ p["c"], params, X)
     assert {n: slices(g) for n, g in low_rank.items()} == {"b": [("b", 1, "in"), ("c", 0, "out")]}
+
+
+@pytest.mark.parametrize("width", [1, 5])
+def test_data_reshaped_to_the_hidden_layer_fixes_its_width(width: int) -> None:
+    params = {"a": shape(4, width), "b": shape(width, 2)}
+    groups = find_groups(
+        lambda p, x, z: (jnp.tanh(x @ p["a"]) * z.reshape(7, width)) @ p["b"], params, X, shape(7 * width)
+    )
+    assert dict(groups.rejected)["a axis 1"] == "goes through 'reshape'"
 
 
 def test_a_penalty_on_the_kernel_inside_fn_is_refused() -> None:
