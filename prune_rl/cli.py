@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import shlex
 import sys
 from pathlib import Path
@@ -123,8 +125,8 @@ def _evaluate(arguments: list[str], console: Console) -> int:
 
 def _report(arguments: list[str], console: Console) -> int:
     options = tyro.cli(Report, prog="prune-rl report", args=arguments)
+    from prune_rl.training.comparison import aggregate
     from prune_rl.training.files import write_bytes
-    from prune_rl.training.report import aggregate
 
     text = aggregate(list(options.runs))
     console.print(text, markup=False, soft_wrap=True)
@@ -156,10 +158,9 @@ def parse_train(arguments: list[str]) -> tuple[Config, Train]:
 def _environment_of(arguments: list[str]) -> str | None:
     """ENV of a command line: which word it is, only the whole parser knows. None where that fails."""
     words = [word for word in arguments if word not in ("-h", "--help")]
-    try:
-        return tyro.cli(Train, args=words, default=_train_defaults(Config()), console_outputs=False).env
-    except SystemExit:
-        return None
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        return tyro.cli(Train, args=words, default=_train_defaults(Config())).env
+    return None
 
 
 def _train_defaults(base: Config) -> Train:

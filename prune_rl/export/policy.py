@@ -7,45 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from prune_rl.export.activations import ACTIVATIONS, Array
 from prune_rl.export.description import Description, layer_names
 from prune_rl.export.files import DESCRIPTION_FILE, PolicyFileError, read_pair, write_pair
 from prune_rl.spaces import Box, Discrete
 
-Array = NDArray[np.float32]
 Layer = tuple[Array, Array]
-
-
-def _sigmoid(x: Array) -> Array:
-    y: Array = np.tanh(0.5 * x)  # unlike 1 / (1 + exp(-x)) it cannot overflow
-    return 0.5 * y + 0.5
-
-
-def _gelu(x: Array) -> Array:
-    """The tanh approximation (Hendrycks and Gimpel 2016, section 2), as `jax.nn.gelu` has it by default."""
-    y: Array = np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * (x * x * x)))
-    return 0.5 * x * (1.0 + y)
-
-
-ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
-    "tanh": np.tanh,
-    "relu": lambda x: np.maximum(x, 0.0),
-    "leaky_relu": lambda x: np.where(x >= 0.0, x, 0.01 * x),
-    "silu": lambda x: x * _sigmoid(x),
-    "gelu": _gelu,
-    "elu": lambda x: np.where(x > 0.0, x, np.expm1(np.minimum(x, 0.0))),
-    "softplus": lambda x: np.logaddexp(x, np.float32(0.0)),
-    "sigmoid": _sigmoid,
-}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,22 +110,21 @@ class Policy:
             np.maximum(x, low, out=x)
             np.minimum(x, high, out=x)
         activation = ACTIVATIONS[self.activation]
+        head_kernel, head_bias = self.layers[-1]
         if x.ndim == 1:
             for kernel, bias in self.layers[:-1]:
                 x = x.dot(kernel)  # a third of the time of `@`
                 x += bias
                 x = activation(x)
-            kernel, bias = self.layers[-1]
-            outputs: Array = x.dot(kernel)
-            outputs += bias
+            outputs: Array = x.dot(head_kernel)
+            outputs += head_bias
             return outputs
         # As [..., 1, D] every row goes through the same matrix-vector product as a single observation. One product
         # for the whole batch would be faster but differ in the last bit, which is enough to change an episode.
         x = x[..., None, :]
         for kernel, bias in self.layers[:-1]:
             x = activation(x @ kernel + bias)
-        kernel, bias = self.layers[-1]
-        outputs = (x @ kernel + bias)[..., 0, :]
+        outputs = (x @ head_kernel + head_bias)[..., 0, :]
         return outputs
 
     def logits(self, obs: ArrayLike) -> Array:
@@ -201,9 +176,7 @@ class Policy:
             return np.ascontiguousarray(x)
         if x.size == size:
             return x.reshape(size)
-        raise ValueError(
-            f"this policy takes observations of {size} elements, got an array of shape {x.shape}"
-        )
+        raise ValueError(f"this policy takes observations of {size} elements, got one of shape {x.shape}")
 
 
 def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
@@ -279,14 +252,10 @@ def measure_latency(policy: Policy, *, repeats: int = 2000) -> float:
 def _checked_layers(layers: tuple[Layer, ...], num_outputs: int) -> tuple[Layer, ...]:
     if not layers:
         raise ValueError("a policy needs at least one layer, the head")
-    checked = tuple(
-        (_tensor(layer[0], f"kernel {i}"), _tensor(layer[1], f"bias {i}")) for i, layer in enumerate(layers)
-    )
+    checked = tuple((_tensor(x[0], f"kernel {i}"), _tensor(x[1], f"bias {i}")) for i, x in enumerate(layers))
     width = checked[0][0].shape[0] if checked[0][0].ndim else 0
     if width < 1:
-        raise ValueError(
-            "the first kernel must have shape [observation size, width], with a size of at least 1"
-        )
+        raise ValueError("the first kernel must be [observation size, width] with a size of at least 1")
     for i, (kernel, bias) in enumerate(checked):
         if kernel.ndim != 2 or kernel.shape[0] != width or bias.shape != kernel.shape[1:]:
             raise ValueError(

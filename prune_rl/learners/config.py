@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,10 @@ class Pruning:
                 f"lower it or widen --hidden {' '.join(map(str, hidden))}"
             )
         _in_range("prune.importance_decay", self.importance_decay, 0.0, 1.0, open_end=True)
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise ValueError(f"unknown prune.{name} {getattr(self, name)!r}; choose one of {choices}")
 
 
 def _in_range(name: str, value: float, low: float, high: float, *, open_end: bool = False) -> None:

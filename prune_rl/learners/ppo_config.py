@@ -79,6 +79,6 @@ class Config:
         for name in ("learning_rate_end", "entropy", "value"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be a finite number >= 0, got {getattr(self, name)}")
-        if self.clip_value is not None and not self.clip_value > 0:
-            raise ValueError(f"clip_value must be > 0 or absent, got {self.clip_value}")
+        if self.clip_value is not None and not 0 < self.clip_value < math.inf:
+            raise ValueError(f"clip_value must be a finite number > 0 or absent, got {self.clip_value}")
         self.prune.check(self.hidden)

@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prune_rl.pruning.compaction import evaluate
+from prune_rl.pruning.axes import link
 from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.masks import axis_groups
-from prune_rl.pruning.tracing import Traced, link, trace
+from prune_rl.pruning.reevaluation import evaluate
+from prune_rl.pruning.tracing import Traced, trace
 
 
 def activations(

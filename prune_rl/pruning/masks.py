@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.pruning.groups import KeyPath, NeuronGroups, path_string
+from prune_rl.pruning.groups import NeuronGroups, path_string
+from prune_rl.pruning.leaves import KeyPath, leaves_by_path
 
 Masks = Mapping[str, Any]
 
@@ -37,14 +38,22 @@ def init_masks(groups: NeuronGroups) -> dict[str, jax.Array]:
     return {name: jnp.ones((group.size,), bool) for name, group in groups.items()}
 
 
+def axis_names(groups: NeuronGroups) -> dict[KeyPath, dict[int, str]]:
+    """{leaf path: {axis: group name}} of every leaf that a group touches."""
+    table: dict[KeyPath, dict[int, str]] = {}
+    for group in groups.values():
+        for piece in group.slices:
+            table.setdefault(piece.path, {})[piece.axis] = group.name
+    return table
+
+
 def axis_groups(groups: NeuronGroups, params: Any) -> dict[KeyPath, dict[int, str]]:
-    """{leaf path: {axis: group name}} of every leaf that a group touches, checked against the tree.
+    """`axis_names`, checked against the tree that the groups are to be used on.
 
     Raises:
       ValueError: a leaf is missing in params, or its length along the axis is not the group's size.
     """
-    leaves = dict(jax.tree_util.tree_flatten_with_path(params)[0])
-    table: dict[KeyPath, dict[int, str]] = {}
+    leaves = leaves_by_path(params)
     for group in groups.values():
         for piece in group.slices:
             leaf = leaves.get(piece.path)
@@ -58,8 +67,7 @@ def axis_groups(groups: NeuronGroups, params: Any) -> dict[KeyPath, dict[int, st
                     f"{what} with {group.size} neurons along axis {piece.axis}, but the given leaf has shape "
                     f"{shape}: find the groups of this tree, or give the tree before compaction"
                 )
-            table.setdefault(piece.path, {})[piece.axis] = group.name
-    return table
+    return axis_names(groups)
 
 
 def check_masks(groups: NeuronGroups, masks: Masks) -> dict[str, Any]:
@@ -158,7 +166,7 @@ def count(groups: NeuronGroups, params: Any, masks: Masks) -> Count:
     table, masks = axis_groups(groups, params), concrete_masks(groups, masks)
     widths = {name: int(masks[name].sum()) if name in masks else group.size for name, group in groups.items()}
     kept = total = 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+    for path, leaf in leaves_by_path(params).items():
         shape = list(np.shape(leaf))
         total += math.prod(shape)
         for axis, name in table.get(path, {}).items():

@@ -211,7 +211,7 @@ def diagonal_prox(
             d: jax.Array = d,
             threshold: jax.Array = threshold,
         ) -> jax.Array:
-            denominator = d * theta + threshold
+            denominator = d * theta[None, :] + threshold[None, :]
             ratio = gradient / jnp.where(denominator > 0, denominator, 1.0)
             return jnp.sum(jnp.square(ratio), axis=0) > 1.0
 
@@ -228,11 +228,12 @@ def diagonal_prox(
         norm = jnp.sqrt(jnp.sum(jnp.square(z), axis=0))
         low, high = jax.lax.fori_loop(0, steps, bisect, (jnp.zeros_like(norm), norm))
         theta = 0.5 * (low + high)
-        denominator = d * theta + threshold
-        shrink = jnp.where(denominator > 0, d * theta / jnp.where(denominator > 0, denominator, 1.0), 0.0)
-        shrink = jnp.where(threshold > 0, shrink, 1.0)
+        pull = d * theta[None, :]
+        denominator = pull + threshold[None, :]
+        shrink = jnp.where(denominator > 0, pull / jnp.where(denominator > 0, denominator, 1.0), 0.0)
         vanishes = jnp.sqrt(jnp.sum(jnp.square(gradient), axis=0)) <= threshold
-        _replace_columns(group, leaves, jnp.where(vanishes, 0.0, shrink * z))
+        x = jnp.where(vanishes[None, :], 0.0, shrink * z)
+        _replace_columns(group, leaves, jnp.where(threshold[None, :] > 0, x, z))
     return replace_leaves(params, leaves)
 
 

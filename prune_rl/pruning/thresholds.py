@@ -49,7 +49,7 @@ def update_masks(
         gate: a boolean scalar; False leaves the masks as they are.
         regrow: False (default): a removed neuron never returns. True: masks are drawn anew from the scores.
 
-    Ties go by index, the lower index first, so that the count is exact. Raises ``ValueError`` for names or static
+    Ties go by index (layers by name), the lower index first, so that the count is exact. Raises ``ValueError`` for names or static
     values that do not fit.
     """
     _check(masks, scores, sparsity, energy, min_width, scope)
@@ -134,7 +134,8 @@ def _rank_and_cut(
         held = jnp.cumsum(weight[order])
         allowed = jnp.minimum(allowed, jnp.sum(held <= energy * jnp.sum(weight)))
     rank = jnp.zeros(size, jnp.int32).at[order].set(jnp.arange(size, dtype=jnp.int32))
-    kept = (rank >= allowed) | keep_always
+    # Written so that a NaN share removes nothing, instead of everything.
+    kept = ~(rank < allowed) | keep_always
     return kept if regrow else kept & mask
 
 
@@ -147,6 +148,8 @@ def _update_globally(
     regrow: bool,
 ) -> Masks:
     """One ranking over all layers; each layer's best ``floor`` neurons are protected before it."""
+    # jit sorts the names of a mapping; sorted here too, so that ties fall alike with and without it.
+    masks = {name: masks[name] for name in sorted(masks)}
     normalised, protected = [], []
     for name, mask in masks.items():
         score = scores[name].astype(jnp.float32)
@@ -195,6 +198,8 @@ def _check(
                 raise ValueError(f"{what} must lie in [0, 1), got {share}")
     if isinstance(sparsity, Mapping) and not set(masks) <= set(sparsity):
         raise ValueError(f"sparsity lacks groups {sorted(set(masks) - set(sparsity))}")
+    if isinstance(min_width, Mapping) and not set(masks) <= set(min_width):
+        raise ValueError(f"min_width lacks groups {sorted(set(masks) - set(min_width))}")
     for width in min_width.values() if isinstance(min_width, Mapping) else [min_width]:
         if width < 1:
             raise ValueError(f"min_width must be >= 1, got {width}")

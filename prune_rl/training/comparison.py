@@ -81,8 +81,8 @@ def aggregate(runs: Sequence[str | os.PathLike[str]]) -> str:
     """
     methods: dict[str, _Method] = {}
     found = []
-    for path in dict.fromkeys(Path(os.path.abspath(run)) for run in runs):
-        config, evaluation = read_config(path), read_evaluation(path)
+    for path, typed in {Path(run).resolve(): Path(run) for run in runs}.items():
+        config, evaluation = read_config(typed), read_evaluation(typed)
         method = _Method(config)
         method = methods.setdefault(json.dumps(method.settings, sort_keys=True), method)
         for entry in evaluation["seeds"]:
@@ -98,7 +98,9 @@ def aggregate(runs: Sequence[str | os.PathLike[str]]) -> str:
                 method.controls[seed] = entry["policies"]["dense"]
             found.append((method, seed))
     if not found:
-        raise ValueError("there is nothing to report: give at least one run directory with an evaluated policy")
+        raise ValueError(
+            "there is nothing to report: give at least one run directory with an evaluated policy"
+        )
     labels = _labels(list(methods.values()))
     return "\n\n".join(
         [
@@ -149,7 +151,8 @@ def _seeds_table(found: list[tuple[_Method, int]], labels: Labels) -> str:
             ]
         )
     counts = sorted({len(method.own[seed]["returns"]) for method, seed in found})
-    note = f"Mean, standard deviation and minimum are over {' or '.join(map(str, counts))} evaluation episodes per seed."
+    episodes = " or ".join(map(str, counts))
+    note = f"Mean, standard deviation and minimum are over {episodes} evaluation episodes per seed."
     return table([*heads, "weights removed"], rows, text_columns=2) + "\n\n" + note
 
 
@@ -169,7 +172,7 @@ def _methods_table(labels: Labels) -> str:
                 *(_share_text(share) for share in shares),
             ]
         )
-    heads = ["method", "seeds", "mean return", "95 % t interval", "worst seed's mean", "neurons removed"]
+    heads = ["method", "seeds", "mean return", "95% t interval", "worst seed's mean", "neurons removed"]
     return table([*heads, "weights removed"], rows) + "\n\n" + (
         "Student's t interval over the seeds' means; none for one seed, or where all seeds are equal. It is symmetric, "
         "so it can reach beyond the highest return there is. Shares removed are means over seeds, with their range "
@@ -208,7 +211,7 @@ def _differences(labels: Labels) -> str:
             "An interval over the episodes of one seed is a percentile bootstrap; it speaks about these two policies "
             "only, and another training run can end elsewhere."
         )
-    heads = ["method", "seed pairs", "return minus dense", "95 % interval", "share of dense return"]
+    heads = ["method", "seed pairs", "return minus dense", "95% interval", "share of dense return"]
     return table(heads, rows) + "\n\n" + " ".join(notes)
 
 

@@ -76,7 +76,9 @@ class Config:
         if backend not in backends:
             raise ValueError(f"{self.env} has no backend {backend!r}; choose one of {', '.join(backends)}")
         if self.method == "dynamic" and not self.learner.prune.enabled:
-            raise ValueError("prune.enabled is off, so method 'dynamic' would remove nothing: use method 'dense'")
+            raise ValueError(
+                "prune.enabled is off, so method 'dynamic' would remove nothing: use method 'dense'"
+            )
         updates = -(-self.steps // self.steps_per_update)
         config = dataclasses.replace(
             self,

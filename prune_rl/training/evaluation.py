@@ -142,38 +142,6 @@ def evaluate_policy(
     return Evaluation(env_id, seed, returns, lengths, np.array(seeds, np.int64))
 
 
-def paired_difference(
-    a: Evaluation, b: Evaluation, seed: int, *, confidence: float = 0.95, resamples: int = 10_000
-) -> tuple[float, float, float]:
-    """Mean of `a.returns - b.returns`, and a confidence interval of it over the choice of episodes.
-
-    Percentile bootstrap of the differences of paired episodes (Efron and Tibshirani 1993, section 13.3): episodes are
-    drawn, never the two arms apart, so what the start of an episode does to both cancels.
-
-    Returns:
-        (mean, low, high).
-
-    Raises:
-        ValueError: the two were not run on the same episodes, or the confidence is not between 0 and 1.
-    """
-    if a.env_id != b.env_id or not np.array_equal(a.seeds, b.seeds):
-        raise ValueError(
-            "only evaluations of the same environment, seed and number of episodes can be paired, got "
-            f"{a.env_id!r}, seed {a.seed}, {len(a.seeds)} episodes and "
-            f"{b.env_id!r}, seed {b.seed}, {len(b.seeds)} episodes"
-        )
-    if not 0.0 < confidence < 1.0 or resamples < 1:
-        raise ValueError(f"need 0 < confidence < 1 and resamples >= 1, got {confidence} and {resamples}")
-    differences = a.returns - b.returns
-    rng = np.random.default_rng(seed)
-    # One resample at a time: memory for the episodes only, however many resamples.
-    means = [
-        differences[rng.integers(len(differences), size=len(differences))].mean() for _ in range(resamples)
-    ]
-    low, high = np.quantile(means, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
-    return float(differences.mean()), float(low), float(high)
-
-
 def _native_actions(adapter: Adapter, actions: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
     """One action per environment, checked and in the environment's own terms."""
     array = np.asarray(actions)

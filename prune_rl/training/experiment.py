@@ -113,16 +113,19 @@ def measure(policy: Policy, wide: Policy, config: Config) -> dict[str, Any]:
 def evaluate_run(
     run: Path, episodes: int | None, seed: int | None, write: bool, console: Console
 ) -> dict[str, Any]:
-    """Measure a run's policies again; raises ``RunDirectoryError`` if ``run`` is no run directory."""
-    config = read_config(run)
+    """Measure a run's policies again; raises ``RunDirectoryError`` if ``run`` is no run directory, or not finished."""
+    recorded = read_config(run)
     config = dataclasses.replace(
-        config,
-        episodes=config.episodes if episodes is None else episodes,
-        evaluation_seed=config.evaluation_seed if seed is None else seed,
-    )
-    if config.episodes < 1:
-        raise ValueError(f"episodes must be >= 1, got {config.episodes}")
-    control = run.parent / control_of(read_config(run)).default_run_dir().name
+        recorded,
+        episodes=recorded.episodes if episodes is None else episodes,
+        evaluation_seed=recorded.evaluation_seed if seed is None else seed,
+    ).resolved()
+    for folder in policy_paths(run, config).values():
+        if not folder.exists():
+            raise RunDirectoryError(
+                f"{run} has no {folder.relative_to(run)} yet: finish its training with the command that began it"
+            )
+    control = run.parent / control_of(recorded).default_run_dir().name
     result = evaluate(config, run, control, console, write=write)
     if write:
         write_summary(run)

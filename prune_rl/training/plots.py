@@ -20,6 +20,7 @@ Curve = NDArray[np.float64]
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 LAYER_COLOURS = (VERMILION, GREEN, PURPLE, ORANGE, SKY, "#000000")
 GREY = "#6b6b6b"
+MARGIN = 0.025  # of the steps: where, behind the last one, the evaluated policies are marked
 POINTS = 1500  # more than the picture has pixels across; longer logs are thinned out
 
 
@@ -30,13 +31,15 @@ class Marks:
     Attributes:
       window: first and last step of the pruning schedule.
       target_widths: neurons per layer the schedule aims at, by group name.
-      dense_return, compact_return: means over evaluation episodes and seeds.
+      evaluated: mean return over evaluation episodes, per seed, of the policies that `evaluated_name` says.
+      control: the dense control's mean over evaluation episodes and seeds.
     """
 
     window: tuple[float, float] | None = None
     target_widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    dense_return: float | None = None
-    compact_return: float | None = None
+    evaluated: Sequence[float] = ()
+    evaluated_name: str = "compact policy"
+    control: float | None = None
 
 
 def draw(records: Sequence[Mapping[str, Any]], title: str, marks: Marks) -> bytes:
@@ -72,7 +75,7 @@ def draw(records: Sequence[Mapping[str, Any]], title: str, marks: Marks) -> byte
         _draw_widths(axes[1], steps, widths, marks)
     axes[-1].set_xlabel("environment steps per seed")
     axes[-1].xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes[-1].set_xlim(0, steps[-1] * 1.005)
+    axes[-1].set_xlim(0, steps[-1] * (1 + 1.5 * MARGIN))
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
@@ -80,27 +83,32 @@ def draw(records: Sequence[Mapping[str, Any]], title: str, marks: Marks) -> byte
 
 
 def _draw_returns(panel: Axes, steps: Curve, returns: Curve | None, marks: Marks) -> None:
-    panel.set_ylabel("training return")
+    panel.set_ylabel("return")
     if returns is None or np.all(np.isnan(returns)):
         panel.text(
             0.5, 0.5, "no training episode has ended", transform=panel.transAxes, ha="center", color=GREY
         )
-        return
-    seeds = returns.shape[1]
-    if seeds > 1:
-        for index in range(seeds):
-            label = f"each of {seeds} seeds" if index == 0 else None
-            panel.plot(steps, returns[:, index], color=BLUE, linewidth=0.8, alpha=0.35, label=label)
-    panel.plot(
-        steps, _mean(returns), color=BLUE, linewidth=2.2, label="mean" if seeds > 1 else "training return"
-    )
-    if marks.dense_return is not None:
-        panel.axhline(marks.dense_return, color="#222222", linewidth=1.1, linestyle=(0, (5, 3)),
+    else:
+        seeds = returns.shape[1]
+        if seeds > 1:
+            for index in range(seeds):
+                label = f"{seeds} seeds" if index == 0 else None
+                panel.plot(steps, returns[:, index], color=BLUE, linewidth=0.8, alpha=0.35, label=label)
+        panel.plot(
+            steps, _mean(returns), color=BLUE, linewidth=2.2, label=f"{'mean ' * (seeds > 1)}while training"
+        )
+    if marks.control is not None:
+        panel.axhline(marks.control, color="#222222", linewidth=1.1, linestyle=(0, (5, 3)),
                       label="dense control, evaluated")  # fmt: skip
-    if marks.compact_return is not None:
-        panel.plot(steps[-1:], [marks.compact_return], "D", color=ORANGE, markeredgecolor="black", markersize=7,
-                   clip_on=False, zorder=5, label="compact policy, evaluated")  # fmt: skip
-    panel.legend(loc="best", frameon=True, framealpha=0.9, edgecolor="none", fontsize=8.5)
+    if marks.evaluated:
+        behind = [steps[-1] * (1 + MARGIN)]
+        if len(marks.evaluated) > 1:
+            panel.plot(behind * len(marks.evaluated), marks.evaluated, "D", color=ORANGE, markersize=3.5, alpha=0.8,
+                       zorder=5)  # fmt: skip
+        panel.plot(behind, [np.mean(marks.evaluated)], "D", color=ORANGE, markeredgecolor="black", markersize=7,
+                   zorder=4, label=f"{marks.evaluated_name}, evaluated")  # fmt: skip
+    if panel.get_legend_handles_labels()[0]:
+        _legend_above(panel, 4)
 
 
 def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Marks) -> None:
@@ -118,7 +126,8 @@ def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Mar
         panel.step(steps, _mean(kept), where="post", color=colour, linewidth=thickness, linestyle=dashes)
         low, high = int(np.nanmin(kept[-1])), int(np.nanmax(kept[-1]))
         text = f"{name}: {low if low == high else f'{low}–{high}'} of {int(np.nanmax(kept))}"
-        ends.append((float(np.nanmean(kept[-1])), text, colour))
+        panel.plot([], [], color=colour, linewidth=2.2, linestyle=dashes, label=text)
+        ends.append(float(np.nanmean(kept[-1])))
     targets = sorted(set(marks.target_widths.values()))
     for target in targets:
         panel.axhline(target, color="#222222", linewidth=1.1, linestyle=(0, (2, 2)))
@@ -127,21 +136,19 @@ def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Mar
     if marks.window is not None:
         panel.annotate("pruning schedule", (marks.window[0], 1.0), xycoords=("data", "axes fraction"),
                        xytext=(5, -12), textcoords="offset points", fontsize=8.5, color=GREY)  # fmt: skip
-    smallest = min([min(value for value, _, _ in ends), *targets])
+    smallest = min([*ends, *targets])
     largest = max(float(np.nanmax(kept)) for kept in widths.values())
     panel.set_ylim(max(0.7, smallest / 1.7), largest * 1.7)
     panel.yaxis.set_major_locator(LogLocator(base=2, numticks=12))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())
-    _label_ends(panel, ends)
+    _legend_above(panel, 3)
 
 
-def _label_ends(panel: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """The layers' names and final widths inside the upper right corner, wide to narrow, in their colours."""
-    for row, (_, text, colour) in enumerate(sorted(ends, reverse=True, key=lambda end: end[0])):
-        panel.annotate(text, (1.0, 1.0), xycoords="axes fraction", xytext=(-6, -14 - 14 * row),
-                       textcoords="offset points", ha="right", fontsize=9, fontweight="bold", color=colour,
-                       bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1})  # fmt: skip
+def _legend_above(panel: Axes, columns: int) -> None:
+    """The legend outside, where it covers no curve whatever its course."""
+    panel.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2, frameon=False,
+                 fontsize=8.5, handlelength=1.6, columnspacing=1.4)  # fmt: skip
 
 
 def _mean(values: Curve) -> Curve:

@@ -26,10 +26,11 @@ def load_preset(path: Path, config: Config) -> Config:
     """``config`` with the fields that the TOML file names; raises ``ValueError`` that names the file and the field."""
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
+        result = merged(config, data)
         if "total_updates" in data.get("learner", {}):
-            raise ValueError("learner.total_updates follows from the steps, set steps")
-        return merged(config, data)
+            raise ValueError("learner.total_updates follows from steps and cannot be set")
+        return result
     except FileNotFoundError:
         raise ValueError(f"there is no preset {str(path)!r}") from None
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"preset {path.name}: {error}") from error

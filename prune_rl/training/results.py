@@ -108,7 +108,7 @@ def target_widths(config: Mapping[str, Any]) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Mean of paired differences, and its 95 % interval where there is one; `unit` says over what both are taken."""
+    """Mean of paired differences, and its 95% interval where there is one; `unit` says over what both are taken."""
 
     mean: float
     interval: Interval | None
@@ -122,11 +122,11 @@ class Difference:
     def interval_name(self) -> str:
         """What kind of interval it is."""
         kind = "t" if self.unit == "seeds" else "bootstrap"
-        return f"{CONFIDENCE:.0%} {kind} interval over {self.count} {self.unit}".replace("%", " %")
+        return f"{CONFIDENCE:.0%} {kind} interval over {self.count} {self.unit}"
 
 
 def paired_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Difference:
-    """Difference of mean return between two policies, with a 95 % interval.
+    """Difference of mean return between two policies, with a 95% interval.
 
     Args:
       pairs: (returns, returns of the control) per training seed, each over the same episodes.
@@ -150,11 +150,19 @@ def paired_difference(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) 
     return Difference(float(np.mean(each[0])), bootstrap_interval(each[0]), len(each[0]), "episodes")
 
 
+def difference_to_dense(seeds: Sequence[Mapping[str, Any]], name: str) -> Difference | None:
+    """Paired difference of a policy to the dense control, over the seeds that have both; None where none has."""
+    both = [entry["policies"] for entry in seeds if {name, "dense"} <= set(entry["policies"])]
+    pairs = [(policies[name]["returns"], policies["dense"]["returns"]) for policies in both]
+    usable = [pair for pair in pairs if len(pair[0]) == len(pair[1])]
+    return paired_difference(usable) if usable else None
+
+
 def t_interval(values: NDArray[np.float64]) -> Interval | None:
     """Student's t interval of the mean of `values` [n]; None where they are fewer than two, or all equal.
 
     It holds its level for any n if the values are normal. A percentile bootstrap does not: of its intervals called
-    95 %, 76 % cover the mean of 3 normal values, 85 % that of 5, 90 % that of 10.
+    95%, 76% cover the mean of 3 normal values, 85% that of 5, 90% that of 10.
     """
     if _without_spread(values):
         return None

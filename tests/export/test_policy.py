@@ -24,8 +24,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prune_rl.export import files
+from prune_rl.export.activations import ACTIVATIONS
 from prune_rl.export.policy import (
-    ACTIVATIONS,
     Policy,
     PolicyFileError,
     load_policy,

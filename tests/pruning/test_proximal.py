@@ -125,6 +125,18 @@ def test_diagonal_step_meets_its_kkt_conditions(seed: int, magnitudes: list[int]
 
 
 @given(st.integers(0, 2**31), exponents)
+def test_diagonal_step_meets_its_kkt_conditions_where_small_entries_have_large_scales(
+    seed: int, magnitudes: list[int]
+) -> None:
+    """Then ‖x‖ is far below ‖z‖, and has to be found with relative precision."""
+    z, noise, _ = random_problem(seed, *magnitudes, -1, 1)
+    d = jax.tree.map(lambda z, d: jnp.clip(1e-6 * d / jnp.abs(z) ** 1.5, 1e-8, 1e3), z, noise)
+    force = np.linalg.norm(columns(d) * columns(z), axis=0)
+    t = jnp.asarray(force * 10.0 ** np.random.default_rng(seed).uniform(-2.0, 0.1, WIDTH), jnp.float32)
+    assert_kkt(columns(diagonal(z, t, d)), columns(z), columns(d), np.asarray(t, np.float64), 1e-5)
+
+
+@given(st.integers(0, 2**31), exponents)
 @settings(max_examples=30)
 def test_diagonal_step_with_a_unit_scale_is_the_euclidean_one(seed: int, magnitudes: list[int]) -> None:
     z, _, t = random_problem(seed, *magnitudes, 0, 0)

@@ -14,7 +14,7 @@ import pytest
 
 from prune_rl.export.policy import Policy
 from prune_rl.spaces import Box, Discrete
-from prune_rl.training.evaluation import Evaluation, episode_seed, evaluate_policy, paired_difference
+from prune_rl.training.evaluation import Evaluation, episode_seed, evaluate_policy
 
 # Push towards the side the pole falls to, and slowly back to the middle.
 RULE = np.array([0.05, 0.2, 1.0, 0.6], np.float32)
@@ -165,57 +165,3 @@ def test_summary_and_json(pushed: Evaluation) -> None:
     assert data["mean"] == pytest.approx(sum(data["returns"]) / 20)
     assert data["std"] == pytest.approx(np.std(data["returns"]))
     assert (data["min"], data["max"]) == (min(data["returns"]), max(data["returns"]))
-
-
-# --- paired differences
-
-
-def outcome(returns: np.ndarray, seed: int = 0) -> Evaluation:
-    n = len(returns)
-    return Evaluation("X-v0", seed, np.asarray(returns, float), np.ones(n, np.int64), np.arange(n) + seed)
-
-
-def test_the_interval_covers_the_true_difference_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    for trial in range(200):
-        start = rng.normal(scale=100.0, size=60)  # what both arms share
-        a, b = start + rng.normal(scale=2.0, size=60) + 1.0, start + rng.normal(scale=2.0, size=60)
-        mean, low, high = paired_difference(outcome(a), outcome(b), trial, confidence=0.9, resamples=400)
-        assert mean == pytest.approx((a - b).mean())
-        assert low < mean < high
-        assert high - low < 2.5  # unpaired it would be 60
-        covered += low < 1.0 < high
-    assert 165 <= covered <= 195  # 180 expected
-
-
-def test_the_interval_is_that_of_scipy() -> None:
-    from scipy import stats
-
-    rng = np.random.default_rng(1)
-    a, b = rng.gamma(2.0, 50.0, size=100), rng.gamma(2.0, 50.0, size=100)
-    _, low, high = paired_difference(outcome(a), outcome(b), 0)
-    reference = stats.bootstrap((a - b,), np.mean, method="percentile", rng=np.random.default_rng(2))
-    interval = reference.confidence_interval
-    np.testing.assert_allclose([low, high], interval, atol=0.05 * (interval.high - interval.low))
-
-
-def test_paired_difference_is_deterministic_and_antisymmetric(
-    balanced: Evaluation, pushed: Evaluation
-) -> None:
-    forward, again = (paired_difference(balanced, pushed, 0) for _ in range(2))
-    assert forward == again
-    mean, low, high = paired_difference(pushed, balanced, 0)
-    assert (-mean, -high, -low) == pytest.approx(forward)
-    assert paired_difference(pushed, pushed, 0) == (0.0, 0.0, 0.0)
-    assert forward[1] > 300
-
-
-def test_only_the_same_episodes_are_paired() -> None:
-    a = outcome(np.zeros(5))
-    for b in (outcome(np.zeros(4)), outcome(np.zeros(5), seed=1)):
-        with pytest.raises(ValueError, match="paired"):
-            paired_difference(a, b, 0)
-    for kwargs in ({"confidence": 1.0}, {"confidence": 0.0}, {"resamples": 0}):
-        with pytest.raises(ValueError, match="confidence"):
-            paired_difference(a, a, 0, **kwargs)

@@ -1,0 +1,86 @@
+"""Action distributions against scipy.stats, their samples against their probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prune_rl.learners.distributions import Categorical, Gaussian
+
+SAMPLES = 20_000
+
+
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.0, 1.0, 30.0]))
+def test_categorical_equals_scipy(seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    logits = (scale * rng.normal(size=(4, 3, 5))).astype(np.float32)
+    action = rng.integers(5, size=(4, 3))
+    policy = Categorical(jnp.asarray(logits))
+    log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
+    expected = np.take_along_axis(log_p, action[..., None], -1)[..., 0]
+    np.testing.assert_allclose(policy.log_prob(jnp.asarray(action, jnp.int32)), expected, rtol=1e-4, atol=1e-5)
+    entropy = scipy.stats.entropy(np.exp(log_p), axis=-1)
+    np.testing.assert_allclose(policy.entropy(), entropy, rtol=1e-4, atol=1e-5)
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([1, 3]))
+def test_gaussian_equals_scipy(seed: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    mean, action = rng.normal(scale=2.0, size=(2, 6, size)).astype(np.float32)
+    log_std = rng.uniform(-2.0, 2.0, size).astype(np.float32)
+    policy = Gaussian(jnp.asarray(mean), jnp.asarray(log_std))
+    normal = scipy.stats.norm(mean.astype(np.float64), np.exp(log_std.astype(np.float64)))
+    np.testing.assert_allclose(policy.log_prob(jnp.asarray(action)), normal.logpdf(action).sum(-1), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(policy.entropy(), normal.entropy().sum(-1), rtol=1e-4, atol=1e-5)
+
+
+def test_extreme_logits_stay_finite() -> None:
+    policy = Categorical(jnp.array([1e4, -1e4, 0.0]))
+    assert float(policy.log_prob(jnp.int32(1))) == pytest.approx(-2e4)
+    assert float(policy.entropy()) == 0.0
+    gradient = jax.grad(lambda logits: Categorical(logits).log_prob(jnp.int32(1)))(policy.logits)
+    np.testing.assert_allclose(gradient, [-1.0, 1.0, 0.0], atol=1e-6)
+
+
+def test_the_gradient_of_the_log_probability_is_one_hot_minus_probabilities() -> None:
+    logits = jnp.array([0.3, -1.0, 2.0])
+    gradient = jax.grad(lambda x: Categorical(x).log_prob(jnp.int32(2)))(logits)
+    np.testing.assert_allclose(gradient, [0.0, 0.0, 1.0] - scipy.special.softmax(logits), rtol=1e-5, atol=1e-6)
+
+
+def test_categorical_samples_with_its_probabilities() -> None:
+    logits = jnp.array([[0.0, 1.0, -1.0, 3.0], [2.0, 2.0, -20.0, 0.0]])
+    noise = Categorical.sample_noise(jax.random.key(0), (SAMPLES, *logits.shape))
+    actions = jax.vmap(Categorical(logits).sample)(noise)
+    assert (actions.dtype, actions.shape) == (jnp.int32, (SAMPLES, 2))
+    for row in range(2):
+        expected = SAMPLES * scipy.special.softmax(np.asarray(logits[row], np.float64))
+        counts = np.bincount(actions[:, row], minlength=4)
+        likely = expected > 5
+        assert counts[~likely].sum() <= 1
+        assert scipy.stats.chisquare(counts[likely], expected[likely], sum_check=False).pvalue > 1e-3
+
+
+def test_gaussian_samples_with_its_moments() -> None:
+    policy = Gaussian(jnp.array([1.0, -2.0]), jnp.array([math.log(0.5), 1.0]))
+    noise = Gaussian.sample_noise(jax.random.key(1), (SAMPLES, 2))
+    actions = np.asarray(jax.vmap(policy.sample)(noise))
+    assert actions.dtype == np.float32
+    for column, (mean, std) in enumerate([(1.0, 0.5), (-2.0, math.e)]):
+        assert scipy.stats.kstest(actions[:, column], scipy.stats.norm(mean, std).cdf).pvalue > 1e-3
+    assert abs(np.corrcoef(actions.T)[0, 1]) < 4 / math.sqrt(SAMPLES)
+
+
+def test_the_same_noise_gives_the_same_action() -> None:
+    for policy in (Categorical(jnp.zeros((3, 4))), Gaussian(jnp.zeros((3, 4)), jnp.zeros(4))):
+        noise = policy.sample_noise(jax.random.key(2), (3, 4))
+        np.testing.assert_array_equal(policy.sample(noise), policy.sample(noise))
+        assert not np.array_equal(noise, policy.sample_noise(jax.random.key(3), (3, 4)))

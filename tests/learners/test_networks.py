@@ -1,0 +1,93 @@
+"""Networks against NumPy, and their initial parameters against what is promised of them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+
+from prune_rl.learners.networks import ACTIVATIONS, apply_mlp, init_actor_critic, init_mlp, num_hidden
+from prune_rl.spaces import Box, Discrete, Spec
+
+GELU_TANH = np.sqrt(2.0 / np.pi)
+REFERENCE = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0.0),
+    "silu": lambda x: x * scipy.special.expit(x),
+    "gelu": lambda x: 0.5 * x * (1.0 + np.tanh(GELU_TANH * (x + 0.044715 * x**3))),
+    "elu": lambda x: np.where(x > 0, x, np.expm1(np.minimum(x, 0.0))),
+}
+
+
+def shapes(params: dict[str, dict[str, jax.Array]]) -> dict[str, tuple[int, ...]]:
+    return {f"{layer}/{name}": leaf.shape for layer, leaves in params.items() for name, leaf in leaves.items()}
+
+
+def test_every_activation_has_a_reference() -> None:
+    assert set(REFERENCE) == set(ACTIVATIONS)
+
+
+@pytest.mark.parametrize("activation", sorted(REFERENCE))
+def test_equals_numpy(activation: str) -> None:
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), init_mlp(jax.random.key(0), [3, 5, 4, 2], 1.0)
+    )
+    x = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    y = x.astype(np.float64)
+    for name in ("layer_0", "layer_1"):
+        y = REFERENCE[activation](y @ np.asarray(params[name]["kernel"]) + np.asarray(params[name]["bias"]))
+    expected = y @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+    np.testing.assert_allclose(apply_mlp(params, jnp.asarray(x), activation), expected, rtol=1e-4, atol=1e-4)
+    # One observation without a batch axis is the same function.
+    np.testing.assert_allclose(apply_mlp(params, jnp.asarray(x[0, 0]), activation), expected[0, 0], rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_start_orthogonal_and_biases_at_zero() -> None:
+    params = init_mlp(jax.random.key(1), [4, 16, 16, 3], 0.01)
+    assert shapes(params) == {
+        "layer_0/kernel": (4, 16),
+        "layer_0/bias": (16,),
+        "layer_1/kernel": (16, 16),
+        "layer_1/bias": (16,),
+        "head/kernel": (16, 3),
+        "head/bias": (3,),
+    }
+    assert num_hidden(params) == 2
+    first, second, head = (np.asarray(params[name]["kernel"]) for name in ("layer_0", "layer_1", "head"))
+    np.testing.assert_allclose(first @ first.T, 2.0 * np.eye(4), atol=1e-5)
+    np.testing.assert_allclose(second @ second.T, 2.0 * np.eye(16), atol=1e-5)
+    np.testing.assert_allclose(head.T @ head, 1e-4 * np.eye(3), atol=1e-9)
+    assert all(not np.any(layer["bias"]) for layer in params.values())
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+
+
+def test_layers_of_equal_shape_start_apart() -> None:
+    params = init_mlp(jax.random.key(2), [8, 8, 8, 8], 2.0**0.5)
+    kernels = [np.asarray(layer["kernel"]) for layer in params.values()]
+    assert not any(np.allclose(a, b) for i, a in enumerate(kernels) for b in kernels[:i])
+
+
+def test_without_hidden_layers_it_is_one_dense_layer() -> None:
+    params = init_mlp(jax.random.key(3), [3, 2], 1.0)
+    x = jnp.ones((4, 3))
+    np.testing.assert_allclose(apply_mlp(params, x, "tanh"), x @ params["head"]["kernel"], rtol=1e-6)
+
+
+def test_actor_and_critic_share_nothing() -> None:
+    spec = Spec(observation_size=3, action=Discrete(1))
+    params = init_actor_critic(jax.random.key(4), spec, (6,))
+    assert set(params) == {"actor", "critic"}
+    assert shapes(params["actor"]) == shapes(params["critic"])
+    assert not np.allclose(params["actor"]["layer_0"]["kernel"], params["critic"]["layer_0"]["kernel"])
+
+
+def test_box_actions_have_a_log_std_of_their_own_and_the_policy_starts_near_zero() -> None:
+    spec = Spec(observation_size=3, action=Box((-1.0,) * 4, (1.0,) * 4, (2, 2)))
+    params = init_actor_critic(jax.random.key(5), spec, (6, 7))
+    np.testing.assert_array_equal(params["actor"]["log_std"], np.zeros(4, np.float32))
+    means = apply_mlp(params["actor"], jnp.ones((2, 3)), "tanh")
+    assert means.shape == (2, 4)
+    assert np.abs(means).max() < 0.05

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from drawn_runs import make_run
+from matplotlib.image import imread
+
+from prune_rl.training.metrics import read_metrics
+from prune_rl.training.plots import BLUE, ORANGE, VERMILION, Marks, draw
+
+
+def pixels(png: bytes, colour: str) -> int:
+    """How many pixels of the picture have the colour."""
+    image = imread(io.BytesIO(png))
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    return int((np.abs(image[..., :3] - wanted).max(axis=-1) < 0.02).sum())
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
+def test_curves_and_marks_are_drawn(tmp_path: Path, seeds: int) -> None:
+    records = read_metrics(make_run(tmp_path / "run", seeds) / "metrics.jsonl")
+    bare = draw(records, "run", Marks())
+    marked = draw(records, "run", Marks(evaluated=[490.0] * seeds, control=495.0))
+    height, width = imread(io.BytesIO(bare)).shape[:2]
+    assert height > 900
+    assert width > 1200
+    assert pixels(bare, BLUE) > 500
+    assert pixels(bare, VERMILION) > 500
+    assert pixels(bare, ORANGE) == 0
+    # The diamond behind the last step, and the one in the legend, stay whole.
+    assert pixels(marked, ORANGE) > 150
+
+
+def test_the_legend_covers_no_curve(tmp_path: Path) -> None:
+    """As many pixels of the mark in the corner, where a legend inside might lie, as of one in the middle."""
+    records = [
+        {
+            "step": step,
+            "running_return": [100.0 + 0.01 * step],
+            "widths": {f"actor/layer_{i}": [9 - i] for i in range(4)},
+        }
+        for step in range(0, 1001, 10)
+    ]
+    counts = [pixels(draw(records, "run", Marks(evaluated=[level])), ORANGE) for level in (0.0, 250.0, 500.0)]
+    assert max(counts) - min(counts) < 0.1 * max(counts)
+
+
+def test_odd_logs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to draw"):
+        draw([], "empty", Marks())
+    odd: list[list[dict[str, Any]]] = [
+        [{"step": 1}],
+        [{"step": 1, "return": [math.nan]}, {"step": 2, "return": [math.nan]}],
+        [{"step": 1, "return": [1.0, math.nan]}, {"step": 2, "widths": {"a": [1, 1]}}],
+        [{"step": step, "return": [math.inf]} for step in range(5000)],
+    ]
+    for records in odd:
+        for marks in (Marks(target_widths={"a": 1}), Marks(evaluated=[3.0], control=2.0, window=(0, 1))):
+            assert draw(records, "odd $title_{", marks).startswith(b"\x89PNG")
