@@ -5,6 +5,7 @@ Shared by all learners; pure, and traced into the learner's compiled update.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -58,7 +59,9 @@ def prune(
     observations. Afterwards masked slices of params and of the optimiser's moments are exactly 0.
     """
     begin, end = config.begin * total_updates, config.end * total_updates
-    number = max((end - begin) / config.every, 1.0)
+    # The mask updates that come due: the last one by ``end`` completes the schedule, whatever ``every`` divides.
+    first, last = max(math.ceil(round(begin / config.every, 6)), 1), math.floor(round(end / config.every, 6))
+    number = max(last - first + 1, 1)
 
     def act(_: None) -> Pruned:
         new_gate, opened = advance_gate(gate, running_return, config.gate, 1.0 / number)

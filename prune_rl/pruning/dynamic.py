@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -10,9 +11,16 @@ import optax
 
 from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.importance import Importance
-from prune_rl.pruning.masks import apply_masks, init_masks
-from prune_rl.pruning.proximal import GroupSparseState, Metric, Schedule, group_sparse, mask_state
-from prune_rl.pruning.thresholds import Scope, Share, cubic_sparsity, update_masks
+from prune_rl.pruning.masks import init_masks
+from prune_rl.pruning.proximal import (
+    GroupSparseState,
+    Metric,
+    Schedule,
+    group_sparse,
+    mask_state,
+    mask_updates,
+)
+from prune_rl.pruning.thresholds import Scope, Share, check_options, cubic_sparsity, update_masks
 
 Params = Any
 Masks = dict[str, jax.Array]
@@ -45,8 +53,9 @@ def dynamic_pruning(
 ) -> optax.GradientTransformationExtraArgs:
     """An optax transformation that prunes ``groups`` while it optimises.
 
-    Every ``every`` updates between the shares ``begin`` and ``end`` of ``total_updates`` the masks are updated towards
-    ``sparsity`` along the cubic schedule (``update_masks``); later the masks rest. Its updates take masked slices to
+    Every ``every`` updates between the shares ``begin`` and ``end`` of ``total_updates``, and at the last update of that
+    span, the masks are updated towards ``sparsity`` along the cubic schedule (``update_masks``); later the masks rest.
+    Its updates take masked slices to
     exactly 0 and keep them, and the inner moments there, at 0. ``strength``, ``learning_rate``, ``metric``,
     ``importance`` and ``decay`` are those of ``group_sparse``. Read the masks with ``masks_of(opt_state)``.
 
@@ -56,13 +65,14 @@ def dynamic_pruning(
         raise ValueError(f"total_updates and every must be >= 1, got {total_updates} and {every}")
     if not 0.0 <= begin <= end <= 1.0:
         raise ValueError(f"begin and end must satisfy 0 <= begin <= end <= 1, got {begin} and {end}")
-    if isinstance(sparsity, int | float) and not 0.0 <= sparsity < 1.0:
-        raise ValueError(f"sparsity must lie in [0, 1), got {sparsity}")
     sparse = group_sparse(
         inner, groups, strength, learning_rate, metric=metric, importance=importance, decay=decay
     )
+    check_options(init_masks(groups), init_masks(groups), sparsity, energy, min_width, scope)
     first = begin * total_updates
     span = max((end - begin) * total_updates, 1.0)
+    # The last cut is made there, whatever ``every`` is; a product such as 0.07 · 100 lies just above its integer.
+    last = max(math.ceil(end * total_updates - 1e-6), 1)
 
     def init(params: Params) -> DynamicPruningState:
         return DynamicPruningState(sparse.init(params), init_masks(groups))
@@ -71,10 +81,10 @@ def dynamic_pruning(
         updates: Params, state: DynamicPruningState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, DynamicPruningState]:
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError("dynamic_pruning needs the params: call update(grads, state, params)")
         updates, inner_state = sparse.update(updates, state.sparse, params, masks=state.masks, **extra)
         count = inner_state.count
-        progress = (count - first) / span
+        progress = jnp.where(count >= last, 1.0, (count - first) / span)
 
         def cut(_: None) -> Masks:
             return update_masks(
@@ -86,11 +96,10 @@ def dynamic_pruning(
                 scope=scope,
             )
 
-        due = (count % every == 0) & (count >= first) & (progress <= 1.0 + every / span)
+        due = ((count % every == 0) & (count >= first) & (count <= last)) | (count == last)
         masks = jax.lax.cond(due, cut, lambda _: state.masks, None)
-        proposal = apply_masks(groups, optax.apply_updates(params, updates), masks)
+        updates = mask_updates(groups, updates, params, masks)
         inner_state = inner_state._replace(inner=mask_state(groups, inner_state.inner, params, masks))
-        updates = jax.tree.map(lambda new, old: (new - old).astype(jnp.asarray(old).dtype), proposal, params)
         return updates, DynamicPruningState(inner_state, masks)
 
     # optax types update without keyword extras; the extra-args protocol itself allows them.

@@ -22,7 +22,7 @@ import optax
 from prune_rl.pruning.groups import NeuronGroup, NeuronGroups
 from prune_rl.pruning.importance import Importance, Scores, importance_function, sum_of_squares
 from prune_rl.pruning.leaves import leaves_by_path, replace_leaves
-from prune_rl.pruning.masks import apply_masks
+from prune_rl.pruning.masks import apply_masks, mask_like
 
 Params = Any
 Masks = Mapping[str, jax.Array]
@@ -89,6 +89,9 @@ def group_sparse(
     for value in strength.values() if isinstance(strength, Mapping) else [strength]:
         if isinstance(value, int | float) and not value >= 0:
             raise ValueError(f"strength must be >= 0, got {value}")
+    if isinstance(strength, Mapping) and not set(strength) <= set(groups):
+        unknown = sorted(set(strength) - set(groups))
+        raise ValueError(f"strength names {unknown}, which are no groups; the groups are {list(groups)}")
     wrapped = optax.with_extra_args_support(inner)
     score = importance_function(importance)
     without_prox = _is_zero(strength)
@@ -106,15 +109,15 @@ def group_sparse(
         **extra: Any,
     ) -> tuple[Params, GroupSparseState]:
         if params is None:
-            raise ValueError(optax.NO_PARAMS_MSG)
+            raise ValueError("group_sparse needs the params: call update(grads, state, params)")
         scores = score(groups, params, updates)
         tracked = {name: decay * state.importance[name] + (1.0 - decay) * scores[name] for name in groups}
         if masks is not None:
             updates = apply_masks(groups, updates, masks)
         updates, inner_state = wrapped.update(updates, state.inner, params, **extra)
         count = optax.safe_increment(state.count)
-        proposal = optax.apply_updates(params, updates)
         if not without_prox:
+            proposal = optax.apply_updates(params, updates)
             step_size = jnp.asarray(_at(learning_rate, state.count), jnp.float32)
             strengths = {name: step_size * _strength_of(strength, name, state.count) for name in groups}
             weights = penalty_weights(groups, tracked, masks, weight_range)
@@ -125,18 +128,13 @@ def group_sparse(
             if metric == "euclidean":
                 proposal = euclidean_prox(groups, proposal, thresholds)
             else:
-                second_moment = optax.tree.get(inner_state, "nu")
-                if second_moment is None:
-                    raise ValueError(
-                        "metric 'adam' needs an inner transformation with Adam's second moment 'nu'"
-                    )
                 correction = 1.0 - jnp.float32(b2) ** count
-                scale = jax.tree.map(lambda nu: jnp.sqrt(nu / correction) + eps, second_moment)
+                scale = jax.tree.map(lambda nu: jnp.sqrt(nu / correction) + eps, _second_moment(inner_state))
                 proposal = diagonal_prox(groups, proposal, thresholds, scale)
+            updates = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), proposal, params)
         if masks is not None:
-            proposal = apply_masks(groups, proposal, masks)
+            updates = mask_updates(groups, updates, params, masks)
             inner_state = mask_state(groups, inner_state, params, masks)
-        updates = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), proposal, params)
         return updates, GroupSparseState(inner_state, tracked, count)
 
     # optax types update without keyword extras; the extra-args protocol itself allows them.
@@ -178,6 +176,8 @@ def euclidean_prox(groups: NeuronGroups, params: Params, thresholds: Mapping[str
         norm = jnp.sqrt(sum_of_squares(group.incoming, leaves, group))
         threshold = thresholds[name]
         shrink = jnp.where(norm > threshold, 1.0 - threshold / jnp.where(norm > threshold, norm, 1.0), 0.0)
+        # Not left to the line above, where the square of a tiny norm is 0.
+        shrink = jnp.where(threshold > 0, shrink, 1.0)
         for part in group.incoming:
             leaf = leaves[part.path]
             leaves[part.path] = leaf * along_axis(shrink, part.axis, leaf.ndim).astype(leaf.dtype)
@@ -237,19 +237,31 @@ def diagonal_prox(
     return replace_leaves(params, leaves)
 
 
+def mask_updates(groups: NeuronGroups, updates: Params, params: Params, masks: Masks) -> Params:
+    """``updates`` that take the masked slices of ``params`` to exactly 0 and are the given ones elsewhere."""
+    return jax.tree.map(
+        lambda keep, update, old: jnp.where(keep, update, -old).astype(update.dtype),
+        mask_like(groups, params, masks),
+        updates,
+        params,
+    )
+
+
 def mask_state(groups: NeuronGroups, state: Any, params: Params, masks: Masks) -> Any:
-    """``state`` of any optax transformation with the masked slices of its params-shaped parts at exactly 0."""
-    structure: Any = jax.tree.structure(params)
+    """``state`` of any optax transformation with the masked slices of its params-shaped parts at exactly 0.
 
-    def shaped_like_params(node: Any) -> bool:
-        return (
-            jax.tree.structure(node) == structure and structure.num_leaves > 0 and _same_shapes(node, params)
-        )
-
-    def mask(node: Any) -> Any:
-        return apply_masks(groups, node, masks) if shaped_like_params(node) else node
-
-    return jax.tree.map(mask, state, is_leaf=shaped_like_params)
+    A leaf of the state belongs to the parameter of its shape whose path its own path ends with, so that moments which
+    cover a part of the params only (``optax.partition``, ``optax.masked``) are found too.
+    """
+    keep = leaves_by_path(mask_like(groups, params, masks))
+    touched = {part.path for name, group in groups.items() if name in masks for part in group.slices}
+    moments = {}
+    for path, leaf in leaves_by_path(state).items():
+        ends = (path[start:] for start in range(len(path) + 1))
+        owner = next((end for end in ends if end in keep and keep[end].shape == jnp.shape(leaf)), None)
+        if owner in touched:
+            moments[path] = jnp.where(keep[owner], leaf, 0)
+    return replace_leaves(state, moments)
 
 
 def entries(group: NeuronGroup, params: Params) -> int:
@@ -282,10 +294,14 @@ def _replace_columns(group: NeuronGroup, leaves: dict[Any, jax.Array], columns: 
         start = stop
 
 
-def _same_shapes(a: Any, b: Any) -> bool:
-    return all(
-        jnp.shape(x) == jnp.shape(y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    )
+def _second_moment(state: Any) -> Params:
+    found = [value for _, value in optax.tree.get_all_with_path(state, "nu")]
+    if len(found) != 1:
+        raise ValueError(
+            "metric 'adam' needs an inner transformation with exactly one second moment 'nu' (one Adam) in its "
+            f"state, found {len(found)}"
+        )
+    return found[0]
 
 
 def _at(value: float | jax.Array | Schedule, count: jax.Array) -> jax.Array | float:

@@ -52,7 +52,7 @@ def update_masks(
     Ties go by index (layers by name), the lower index first, so that the count is exact. Raises ``ValueError`` for names or static
     values that do not fit.
     """
-    _check(masks, scores, sparsity, energy, min_width, scope)
+    check_options(masks, scores, sparsity, energy, min_width, scope)
     floors = {name: _of(min_width, name) for name in masks}
     if scope == "layer":
         new = {
@@ -173,7 +173,7 @@ def _update_globally(
     return {name: joined[stop - size : stop] for name, size, stop in zip(masks, sizes, stops, strict=True)}
 
 
-def _check(
+def check_options(
     masks: Mapping[str, jax.Array],
     scores: Mapping[str, jax.Array],
     sparsity: Share | Mapping[str, Share],
@@ -181,6 +181,7 @@ def _check(
     min_width: int | Mapping[str, int],
     scope: str,
 ) -> None:
+    """Raise ``ValueError`` for what ``update_masks`` refuses: names, shapes and static values that do not fit."""
     if not masks:
         raise ValueError("masks is empty: there is no neuron group to prune")
     for name, mask in masks.items():

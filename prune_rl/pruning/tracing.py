@@ -132,7 +132,9 @@ def shape_struct(leaf: Any, what: str) -> jax.ShapeDtypeStruct:
             f"{what} must be an array, a scalar or a jax.ShapeDtypeStruct, got {type(leaf).__name__}; "
             "bind settings that are not arrays with functools.partial"
         )
-    return make_struct(tuple(leaf.shape), leaf.dtype, weak_type=getattr(leaf, "weak_type", False))
+    # As JAX would read the array itself: without 64-bit types, float64 is float32.
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
+    return make_struct(tuple(leaf.shape), dtype, weak_type=getattr(leaf, "weak_type", False))
 
 
 def shape_structs(tree: Any, what: str) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from prune_rl.training.results import (
     Difference,
     Policy,
+    as_evaluated,
     mean,
     own_policy,
     paired_difference,
@@ -83,7 +84,7 @@ def aggregate(runs: Sequence[str | os.PathLike[str]]) -> str:
     found = []
     for path, typed in {Path(run).resolve(): Path(run) for run in runs}.items():
         config, evaluation = read_config(typed), read_evaluation(typed)
-        method = _Method(config)
+        method = _Method(as_evaluated(config, evaluation))
         method = methods.setdefault(json.dumps(method.settings, sort_keys=True), method)
         for entry in evaluation["seeds"]:
             own, seed = own_policy(entry), entry["seed"]

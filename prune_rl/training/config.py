@@ -119,12 +119,14 @@ class Config:
 
 def from_json(data: dict[str, Any]) -> Config:
     """The configuration that ``to_json`` wrote; ``ValueError`` for unknown keys and values of another type."""
-    return _build(Config, data, "")
+    config: Config = _build(Config, data, "")
+    return config
 
 
 def merged(config: Config, data: dict[str, Any]) -> Config:
-    """``config`` with the fields named in ``data`` (nested as the dataclasses are) replaced; raises as ``from_json``."""
-    return _build(Config, _overlay(config.to_json(), data, ""), "")
+    """``config`` with the fields named in ``data`` (nested as the dataclasses are) replaced; raises as above."""
+    result: Config = _build(Config, _overlay(config.to_json(), data, ""), "")
+    return result
 
 
 def _overlay(base: dict[str, Any], data: dict[str, Any], prefix: str) -> dict[str, Any]:

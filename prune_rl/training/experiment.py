@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
     dense = control_of(config)
     dense_path = path.parent / dense.default_run_dir().name
     if control and config.method != "dense":
-        train(dense, dense_path, f"{command} --method dense", console)
+        train(dense, dense_path, control_command(command), console)
         if not (dense_path / "evaluation.json").exists():
             evaluate(dense, dense_path, None, console, write=True)
             write_summary(dense_path)
@@ -59,6 +60,19 @@ def control_of(config: Config) -> Config:
     return dataclasses.replace(config, method="dense").resolved()
 
 
+def control_command(command: str) -> str:
+    """The command that trains the dense control of the run that ``command`` trains, in a folder of its own."""
+    words, kept = iter(shlex.split(command)), []
+    for word in words:
+        name, _, value = word.partition("=")
+        if name in ("--run-dir", "--method"):
+            if not value:
+                next(words, None)
+        elif name not in ("--control", "--no-control"):
+            kept.append(word)
+    return shlex.join([*kept, "--method", "dense"])
+
+
 def evaluate(
     config: Config, path: Path, control: Path | None, console: Console, *, write: bool
 ) -> dict[str, Any]:
@@ -67,7 +81,12 @@ def evaluate(
     The episodes' seeds are the same for every policy. ``control`` is the run directory of the dense control, if there
     is one. Returns the content of evaluation.json, and writes it if asked.
     """
-    result: dict[str, Any] = {"env_id": config.env, "episodes": config.episodes, "seeds": []}
+    result: dict[str, Any] = {
+        "env_id": config.env,
+        "episodes": config.episodes,
+        "evaluation_seed": config.evaluation_seed,
+        "seeds": [],
+    }
     for seed in config.all_seeds:
         folders = {
             "masked": policy_paths(path, config, "wide")[seed],

@@ -17,6 +17,7 @@ from prune_rl.training.plots import Marks, draw
 from prune_rl.training.remarks import remarks_on
 from prune_rl.training.results import (
     Policy,
+    as_evaluated,
     difference_to_dense,
     mean,
     number,
@@ -49,7 +50,9 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
     versions: dict[str, Any] = {}
     if (path / "versions.json").exists():
         versions = read_json(path / "versions.json", "delete it, only the summary reads it")
-    seeds: Entries = read_evaluation(path)["seeds"] if (path / "evaluation.json").exists() else []
+    evaluation = read_evaluation(path) if (path / "evaluation.json").exists() else {"seeds": []}
+    seeds: Entries = evaluation["seeds"]
+    config = as_evaluated(config, evaluation)
     records = read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
     title = _title(config)
     parts = [f"# {title}"]

@@ -76,6 +76,12 @@ def read_evaluation(run: Path) -> dict[str, Any]:
     return data
 
 
+def as_evaluated(config: Mapping[str, Any], evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """The run's configuration with the evaluation's own seed and number of episodes, should it have been repeated."""
+    keys = ("evaluation_seed", "episodes")
+    return {**config, **{key: evaluation[key] for key in keys if key in evaluation}}
+
+
 def read_json(path: Path, remedy: str) -> dict[str, Any]:
     """A JSON object from a file that exists; raises ``ValueError``, which ends in `remedy`, if it is damaged."""
     try:

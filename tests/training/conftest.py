@@ -1,4 +1,4 @@
-"""Tiny training runs, shared by the tests of this folder: made through the command line, once per session."""
+"""Tiny training runs, shared by the tests of this folder: made by real `prune-rl` processes, once per session."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,92 +17,81 @@ import pytest
 import prune_rl
 from prune_rl.cli import main
 
-# 32 updates, a checkpoint after every second one; pruning from the fourth to the twentieth. 4 · 32 steps per update.
-TINY = (
+TIMEOUT = 240.0
+# 32 updates of 4 · 32 steps, a checkpoint after every second one; pruning from the fourth to the twentieth.
+TINY = shlex.split(
     "train CartPole-v1 --hidden 16 16 --num-envs 4 --num-steps 32 --steps 4000 --checkpoints 16 --episodes 3"
     " --prune.critic --prune.sparsity 0.8 --no-control"
-).split()
-ARGUMENTS = {
-    "jax": [*TINY, "--seeds", "3"],
-    "gymnasium": [*TINY, "--backend", "gymnasium"],
-}
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A finished run: its folder, the command's arguments, what it printed."""
+    """A finished run: the folder it was started in, its own folder, the command's arguments, what it printed."""
 
+    root: Path
     path: Path
     arguments: list[str]
     output: str
 
-
-def run_here(arguments: list[str], folder: Path) -> str:
-    """`prune-rl` in this process, in `folder`; returns its standard output."""
-    output = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(output):
-        assert main(arguments) == 0
-    return output.getvalue()
-
-
-@pytest.fixture(scope="session")
-def train_here() -> Callable[[list[str], Path], Trained]:
-    """Runs `prune-rl train …` in this process, in the given folder, which then has one run more."""
-
-    def train(arguments: list[str], folder: Path) -> Trained:
-        runs = folder / "runs"
-        before = set(runs.iterdir()) if runs.exists() else set()
-        output = run_here(arguments, folder)
-        (path,) = set(runs.iterdir()) - before
-        return Trained(path, arguments, output)
-
-    return train
+    def again(self, *arguments: str) -> str:
+        """Gives the command again, in this process, with further arguments; returns its standard output."""
+        output = io.StringIO()
+        with contextlib.chdir(self.root), contextlib.redirect_stdout(output):
+            assert main([*self.arguments, *arguments]) == 0
+        return output.getvalue()
 
 
 @pytest.fixture(scope="session")
-def jax_run(
-    train_here: Callable[[list[str], Path], Trained], tmp_path_factory: pytest.TempPathFactory
-) -> Trained:
-    """Three seeds on the device environment, never interrupted."""
-    return train_here(ARGUMENTS["jax"], tmp_path_factory.mktemp("jax"))
+def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[bytes]]:
+    """`start(arguments, folder)` starts `python -m prune_rl.cli …` there, its output in the file "output".
 
-
-@pytest.fixture(scope="session")
-def host_run(
-    train_here: Callable[[list[str], Path], Trained], tmp_path_factory: pytest.TempPathFactory
-) -> Trained:
-    """One seed on Gymnasium's environments, never interrupted."""
-    return train_here(ARGUMENTS["gymnasium"], tmp_path_factory.mktemp("gymnasium"))
-
-
-@pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[str]]:
-    """Starts `python -m prune_rl.cli …` in a folder, its output in that folder's file "output".
-
-    The processes share compiled programs with each other, not with the uninterrupted runs: those compile their own.
+    Programs are compiled with little optimisation, which halves the time, and once for each `cache`.
     """
+    caches = tmp_path_factory.mktemp("compiled")
     environment = os.environ | {
         "PYTHONPATH": str(Path(prune_rl.__file__).parents[1]),
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0",
         "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 
-    def process(arguments: list[str], folder: Path) -> subprocess.Popen[str]:
-        with (folder / "output").open("a") as output:
+    def process(arguments: list[str], folder: Path, cache: str = "first") -> subprocess.Popen[bytes]:
+        with (folder / "output").open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "prune_rl.cli", *arguments],
                 cwd=folder,
-                env=environment,
+                env=environment | {"JAX_COMPILATION_CACHE_DIR": str(caches / cache)},
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                text=True,
             )
 
     return process
 
 
 @pytest.fixture(scope="session")
-def train_again() -> Callable[[Trained], str]:
-    """Gives a run's command again, in this process; returns what it prints."""
-    return lambda trained: run_here(trained.arguments, trained.path.parents[1])
+def train(start: Callable[..., subprocess.Popen[bytes]]) -> Callable[[list[str], Path], Trained]:
+    """`train(arguments, folder)` trains in another process to the end."""
+
+    def to_end(arguments: list[str], folder: Path) -> Trained:
+        status = start(arguments, folder).wait(TIMEOUT)
+        output = (folder / "output").read_text(encoding="utf-8")
+        assert status == 0, output
+        (path,) = (folder / "runs").iterdir()
+        return Trained(folder, path, arguments, output)
+
+    return to_end
+
+
+@pytest.fixture(scope="session")
+def jax_run(train: Callable[[list[str], Path], Trained], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Three seeds on the device environment, never interrupted."""
+    return train([*TINY, "--seeds", "3"], tmp_path_factory.mktemp("jax"))
+
+
+@pytest.fixture(scope="session")
+def host_run(
+    train: Callable[[list[str], Path], Trained], tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    """One seed on Gymnasium's environments, never interrupted."""
+    return train([*TINY, "--backend", "gymnasium"], tmp_path_factory.mktemp("gymnasium"))

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from prune_rl.pruning.compaction import compact
+from prune_rl.pruning.dynamic import dynamic_pruning, masks_of
+from prune_rl.pruning.groups import find_groups
+
+Array = np.ndarray[Any, Any]
+SIZES = {"first": 20, "second": 10}
+
+
+def make_params(seed: int = 0) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    shapes = {"first": (3, 20), "second": (20, 10), "head": (10, 2)}
+    return {
+        name: {
+            "kernel": jnp.asarray(rng.normal(size=shape) / np.sqrt(shape[0]), jnp.float32),
+            "bias": jnp.asarray(0.1 * rng.normal(size=shape[1:]), jnp.float32),
+        }
+        for name, shape in shapes.items()
+    }
+
+
+def dense(layer: Any, x: jax.Array) -> jax.Array:
+    return x @ layer["kernel"] + layer["bias"][None, :]
+
+
+def forward(params: Any, x: jax.Array, act: Any = jax.nn.sigmoid) -> jax.Array:
+    return dense(params["head"], act(dense(params["second"], act(dense(params["first"], x)))))
+
+
+X = jnp.asarray(np.random.default_rng(1).normal(size=(64, 3)), jnp.float32)
+Y = jnp.sin(2.0 * X[:, :2])
+GROUPS = find_groups(forward, make_params(), X)
+
+
+def loss(params: Any) -> jax.Array:
+    return jnp.mean(jnp.square(forward(params, X) - Y))
+
+
+def trainer(tx: Any) -> Any:
+    """run(params, state, length) -> (params, state), and after every update: widths, masks, params, state."""
+
+    def run(params: Any, state: Any, length: int) -> Any:
+        def step(carry: Any, _: None) -> Any:
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss)(params), state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), (masks_of(state), params, state)
+
+        return jax.lax.scan(step, (params, state), None, length=length)
+
+    return jax.jit(run, static_argnums=2)
+
+
+def train(tx: Any, steps: int, params: Any = None) -> Any:
+    params = make_params() if params is None else params
+    return trainer(tx)(params, tx.init(params), steps)
+
+
+def gone_share(masks: Any) -> dict[str, Array]:
+    return {name: np.sum(~np.asarray(mask), axis=-1) for name, mask in masks.items()}
+
+
+def scheduled(count: int, total: int, sparsity: float, begin: float, end: float, size: int) -> int:
+    """How many neurons the cubic schedule lets go at an update."""
+    p = min(max((count - begin * total) / ((end - begin) * total), 0.0), 1.0)
+    share = Fraction(str(sparsity)) if p == 1.0 else Fraction(sparsity * (1 - (1 - p) ** 3))
+    return math.floor(share * size + Fraction(1, 10**4))
+
+
+def gone_entries(tree: Any, masks: Any) -> Array:
+    """Every entry of the masked neurons' slices."""
+    first, second = (np.flatnonzero(~np.asarray(masks[name])) for name in SIZES)
+    parts = [
+        np.asarray(tree["first"]["kernel"])[:, first],
+        np.asarray(tree["first"]["bias"])[first],
+        np.asarray(tree["second"]["kernel"])[first],
+        np.asarray(tree["second"]["kernel"])[:, second],
+        np.asarray(tree["second"]["bias"])[second],
+        np.asarray(tree["head"]["kernel"])[second],
+    ]
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def moments(state: Any) -> list[Any]:
+    def is_moment(node: Any) -> bool:
+        return isinstance(node, dict) and set(node) == {*SIZES, "head"}
+
+    return [node for node in jax.tree.leaves(state, is_leaf=is_moment) if is_moment(node)]
+
+
+@pytest.mark.parametrize(
+    ("total", "every", "begin", "end", "sparsity"),
+    [
+        (200, 10, 0.1, 0.6, 0.9),
+        (205, 20, 0.0, 1.0, 0.7),  # the end is no multiple of every
+        (30, 50, 0.2, 0.8, 0.5),  # every is longer than the training
+        (200, 7, 0.3, 0.31, 0.8),
+    ],
+)
+def test_masks_follow_the_schedule_and_reach_the_wanted_sparsity(
+    total: int, every: int, begin: float, end: float, sparsity: float
+) -> None:
+    tx = dynamic_pruning(
+        optax.adam(1e-2), GROUPS, total_updates=total, sparsity=sparsity, begin=begin, end=end, every=every
+    )
+    _, (masks, _, _) = train(tx, total)
+    gone = gone_share(masks)
+    for name, size in SIZES.items():
+        expected, due = 0, []
+        for count in range(1, total + 1):
+            at_end = count == math.ceil(end * total)
+            if begin * total <= count <= math.ceil(end * total) and (count % every == 0 or at_end):
+                expected = scheduled(count, total, sparsity, begin, end, size)
+                due.append(count)
+            assert gone[name][count - 1] == expected, (name, count)
+        assert due
+        assert gone[name][-1] == math.floor(Fraction(str(sparsity)) * size)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_one_shot_when_begin_is_the_end(share: float) -> None:
+    tx = dynamic_pruning(optax.adam(1e-2), GROUPS, total_updates=60, sparsity=0.7, begin=share, end=share, every=7)
+    _, (masks, _, _) = train(tx, 60)
+    when = int(share * 60)
+    for name, gone in gone_share(masks).items():
+        assert np.all(gone[: when - 1] == 0)
+        assert np.all(gone[when - 1 :] == int(0.7 * SIZES[name] + 1e-9))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "momentum", "clipped"])
+def test_masked_neurons_stay_gone(name: str) -> None:
+    inner = {
+        "adam": optax.adam(1e-2),
+        "adamw": optax.adamw(1e-2, weight_decay=0.1),
+        "momentum": optax.sgd(0.1, momentum=0.9),
+        "clipped": optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2)),
+    }[name]
+    tx = dynamic_pruning(inner, GROUPS, total_updates=400, sparsity=0.7, begin=0.1, end=0.5, every=20)
+    (params, state), (masks, all_params, states) = train(tx, 400)
+    for step in range(0, 400, 13):
+        now = jax.tree.map(lambda x, step=step: x[step], (masks, all_params, states))
+        np.testing.assert_array_equal(gone_entries(now[1], now[0]), 0.0)
+        assert moments(now[2])
+        for moment in moments(now[2]):
+            np.testing.assert_array_equal(gone_entries(moment, now[0]), 0.0)
+    for mask in masks.values():  # monotone
+        assert not np.any(np.asarray(mask)[1:] & ~np.asarray(mask)[:-1])
+    losses = [float(loss(jax.tree.map(lambda x, i=i: x[i], all_params))) for i in (0, 210, 399)]
+    assert losses[2] < losses[0]
+    assert losses[2] < losses[1]  # it still learns with what is left
+
+    final = masks_of(state)
+    assert {n: int(m.sum()) for n, m in final.items()} == {"first": 6, "second": 3}
+    small = compact(GROUPS, params, final)
+    assert small["second"]["kernel"].shape == (6, 3)
+    np.testing.assert_allclose(forward(small, X), forward(params, X), atol=1e-5)
+
+
+def test_before_the_begin_it_is_the_inner_optimiser() -> None:
+    inner = optax.adam(1e-2)
+    tx = dynamic_pruning(inner, GROUPS, total_updates=100, begin=0.5, end=0.9, every=10)
+    params = make_params()
+    state, inner_state = tx.init(params), inner.init(params)
+    update = jax.jit(tx.update)
+    for seed in range(1, 4):
+        updates, state = update(make_params(seed), state, params)
+        expected, inner_state = jax.jit(inner.update)(make_params(seed), inner_state, params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=0), updates, expected)
+    for mask in masks_of(state).values():
+        assert np.all(mask)
+
+
+def test_removes_the_least_important_neurons() -> None:
+    params = make_params()
+    weak = {"first": [4, 11, 17], "second": [0, 8]}
+    kernel = params["second"]["kernel"].at[jnp.array(weak["first"])].multiply(1e-4)
+    params["second"] = {**params["second"], "kernel": kernel}
+    head = params["head"]["kernel"].at[jnp.array(weak["second"])].multiply(1e-4)
+    params["head"] = {**params["head"], "kernel": head}
+    tx = dynamic_pruning(optax.sgd(1e-4), GROUPS, total_updates=20, begin=0.0, end=0.5, every=10, sparsity=0.2)
+    (_, state), _ = train(tx, 20, params)
+    masks = masks_of(state)
+    assert set(weak["second"]) == set(np.flatnonzero(~np.asarray(masks["second"])))
+    assert set(weak["first"]) <= set(np.flatnonzero(~np.asarray(masks["first"])))
+
+
+def test_floor_energy_and_scope_reach_the_threshold() -> None:
+    common: dict[str, Any] = {"total_updates": 40, "begin": 0.0, "end": 0.5, "every": 5}
+    (_, state), _ = train(dynamic_pruning(optax.adam(1e-2), GROUPS, sparsity=0.9, min_width=5, **common), 40)
+    assert {n: int(m.sum()) for n, m in masks_of(state).items()} == {"first": 5, "second": 5}
+    (_, state), _ = train(dynamic_pruning(optax.adam(1e-2), GROUPS, sparsity=0.9, scope="global", **common), 40)
+    widths = [int(m.sum()) for m in masks_of(state).values()]
+    assert sum(widths) == 3
+    assert min(widths) >= 1
+    (_, state), _ = train(dynamic_pruning(optax.adam(1e-2), GROUPS, sparsity=0.9, energy=0.0, **common), 40)
+    assert all(np.all(m) for m in masks_of(state).values())
+
+
+WRAPPERS = {
+    "plain": lambda make: make(1e-2),
+    "chain": lambda make: optax.chain(optax.clip_by_global_norm(1.0), make(1e-2)),
+    "inject": lambda make: optax.inject_hyperparams(make)(rate=optax.linear_schedule(1e-2, 1e-3, 100)),
+    "multi": lambda make: optax.MultiSteps(make(1e-2), every_k_schedule=2),
+    "finite": lambda make: optax.apply_if_finite(make(1e-2), max_consecutive_errors=3),
+    "nested": lambda make: optax.MultiSteps(
+        optax.chain(optax.zero_nans(), optax.inject_hyperparams(make)(rate=1e-2)), every_k_schedule=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(WRAPPERS))
+def test_masks_are_found_in_any_wrapper(name: str) -> None:
+    every_k = 2 if name in ("multi", "nested") else 1
+
+    def make(rate: Any) -> Any:
+        return dynamic_pruning(
+            optax.adam(rate), GROUPS, total_updates=40, sparsity=0.7, begin=0.0, end=0.5, every=5,
+            strength=1e-4, learning_rate=rate,
+        )  # fmt: skip
+
+    tx = WRAPPERS[name](make)
+    (params, state), _ = train(tx, 45 * every_k)
+    masks = masks_of(state)
+    assert {n: int(m.sum()) for n, m in masks.items()} == {"first": 6, "second": 3}
+    np.testing.assert_array_equal(gone_entries(params, masks), 0.0)
+
+
+def test_masks_of_errors() -> None:
+    params = make_params()
+    with pytest.raises(ValueError, match="found 0"):
+        masks_of(optax.adam(1e-3).init(params))
+    one = dynamic_pruning(optax.identity(), GROUPS, total_updates=10)
+    with pytest.raises(ValueError, match="found 2"):
+        masks_of(optax.chain(one, one).init(params))
+
+
+def test_wrong_options_raise() -> None:
+    for options, words in (
+        ({"total_updates": 0}, "total_updates.*0"),
+        ({"every": 0}, "every.*0"),
+        ({"begin": 0.7, "end": 0.6}, "begin.*end.*0.7.*0.6"),
+        ({"begin": -0.1}, "begin.*-0.1"),
+        ({"end": 1.5}, "end.*1.5"),
+        ({"sparsity": 1.0}, r"sparsity.*\[0, 1\).*1.0"),
+        ({"sparsity": math.nan}, "sparsity.*nan"),
+        ({"energy": 1.0}, r"energy.*\[0, 1\).*1.0"),
+        ({"min_width": 0}, "min_width.*0"),
+        ({"scope": "everywhere"}, "everywhere"),
+        ({"metric": "riemann"}, "riemann"),
+        ({"decay": 2.0}, "decay"),
+        ({"strength": -1.0}, "strength"),
+        ({"importance": "tailor"}, "tailor"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            dynamic_pruning(optax.adam(1e-3), GROUPS, **{"total_updates": 10, **options})
+    tx = dynamic_pruning(optax.adam(1e-3), GROUPS, total_updates=10)
+    with pytest.raises(ValueError, match="params"):
+        tx.update(make_params(), tx.init(make_params()))
+
+
+def test_compiled_once_with_a_traced_sparsity_and_batched_over_seeds(count_traces: Any) -> None:
+    params = [make_params(seed) for seed in (0, 1)]
+
+    def final(params: Any, sparsity: Any) -> Any:
+        tx = dynamic_pruning(optax.adam(1e-2), GROUPS, total_updates=20, sparsity=sparsity, end=0.5, every=5)
+        (params, state), _ = trainer(tx)(params, tx.init(params), 20)
+        return params, masks_of(state)
+
+    counted = count_traces(final)
+    compiled = jax.jit(counted)
+    alone = {share: compiled(params[0], jnp.float32(share)) for share in (0.5, 0.8)}
+    assert counted.traces == 1
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), params[0], params[0], params[1])
+    batched = jax.jit(jax.vmap(final))(stacked, jnp.float32([0.5, 0.8, 0.8]))
+    for i, share in enumerate((0.5, 0.8)):
+        assert {n: int(m.sum()) for n, m in alone[share][1].items()} == {
+            n: size - round(share * size) for n, size in SIZES.items()
+        }
+        jax.tree.map(
+            lambda b, a, i=i: np.testing.assert_allclose(b[i], a, rtol=1e-3, atol=1e-4), batched, alone[share]
+        )
+    for i in range(3):
+        np.testing.assert_array_equal(gone_entries(*jax.tree.map(lambda x, i=i: x[i], batched)), 0.0)

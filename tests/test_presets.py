@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import pytest
+
+from prune_rl.cli import parse_train
+from prune_rl.learners import ppo
+from prune_rl.training.config import Config
+from prune_rl.training.presets import find_preset, load_preset, preset_folder
+
+PRESETS = sorted(preset_folder().glob("*.toml"))
+
+
+def test_there_are_presets():
+    assert {"CartPole-v1-ppo.toml", "LunarLander-v2-ppo.toml"} <= {path.name for path in PRESETS}
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_a_preset_resolves_and_fits_its_environment(path):
+    env, _, algo = path.stem.rpartition("-")
+    assert find_preset(env, algo) == path
+    loaded = load_preset(path, Config())
+    assert loaded != Config()
+    config, _ = parse_train([env, "--algo", algo])
+    assert config.env == env
+    assert config.algo == algo
+    resolved = config.resolved()
+    assert resolved.learner == dataclasses_replace_updates(loaded.learner, resolved.learner.total_updates)
+    assert resolved.steps >= loaded.steps
+    assert config.spec().observation_size > 0
+
+
+def dataclasses_replace_updates(learner: ppo.Config, total_updates: int) -> ppo.Config:
+    import dataclasses
+
+    return dataclasses.replace(learner, total_updates=total_updates)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("steps = ", "preset mine.toml: Invalid value"),
+        ("steps = 1\nsteps = 2", "preset mine.toml: Cannot overwrite a value"),
+        ("stepz = 1", "preset mine.toml: unknown field 'stepz'"),
+        (
+            "[learner]\nprune.sparsity = 'half'",
+            "preset mine.toml: learner.prune.sparsity must be a number, got 'half'",
+        ),
+        ("learner = 1", "preset mine.toml: learner must be a table of fields, got 1"),
+        ("[learner]\ntotal_updates = 5", "preset mine.toml: learner.total_updates follows from steps"),
+        (b"\xff\xfe", "preset mine.toml: 'utf-8' codec can't decode"),
+    ],
+)
+def test_a_bad_preset_is_named_with_its_fault(text, part, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        load_preset(path, Config())
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_preset_is_named(tmp_path):
+    with pytest.raises(ValueError, match="there is no preset"):
+        load_preset(tmp_path / "none.toml", Config())
+    with pytest.raises(ValueError, match="preset"):
+        load_preset(tmp_path, Config())
+
+
+def test_no_preset_for_an_environment_without_one():
+    assert find_preset("Acrobot-v1", "ppo") is None
+    assert find_preset("../presets/CartPole-v1", "ppo") is None
+    assert parse_train(["Acrobot-v1"])[0] == Config(env="Acrobot-v1")

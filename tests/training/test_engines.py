@@ -1,0 +1,225 @@
+"""Both engines: seeds beside each other, compiled once, and going on from a checkpoint as if never interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prune_rl.envs.cartpole import CartPole
+from prune_rl.envs.host import HostEnv
+from prune_rl.learners import ppo
+from prune_rl.learners.config import Pruning
+from prune_rl.training import engines
+from prune_rl.training.checkpoints import Checkpoints
+
+CONFIG = ppo.Config(
+    hidden=(8, 6),
+    num_envs=3,
+    num_steps=16,
+    epochs=2,
+    minibatches=2,
+    learning_rate=3e-3,
+    total_updates=6,
+    prune=Pruning(sparsity=0.5, begin=0.2, end=0.8),
+)
+
+
+def plain(tree: Any) -> Any:
+    """NumPy copies, with plain integers in place of typed keys."""
+
+    def leaf(x: Any) -> Any:
+        return np.array(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+    return jax.tree.map(leaf, tree)
+
+
+def assert_identical(a: Any, b: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, plain(a), plain(b))
+
+
+def assert_close(a: Any, b: Any) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-4), plain(a), plain(b))
+
+
+def of_seed(tree: Any, index: int) -> Any:
+    """One seed's part of a runner or a state; what has no seed axis (the step) as it is."""
+    return jax.tree.map(lambda x: x[index] if x.ndim else x, tree)
+
+
+class CountedCartPole(CartPole):
+    """CartPole that counts how often its step is traced."""
+
+    traces = 0
+
+    def step(self, env_state: Any, action: jax.Array) -> Any:
+        type(self).traces += 1
+        return super().step(env_state, action)
+
+
+@dataclasses.dataclass(frozen=True)
+class Interrupted:
+    """Three seeds on the device: the state after 2 updates, saved, and after 5, with all metrics."""
+
+    engine: engines.DeviceEngine
+    checkpoints: Checkpoints
+    start: Any
+    middle: Any
+    first: ppo.Metrics
+    second: ppo.Metrics
+    traces: list[int]
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interrupted]:
+    checkpoints = Checkpoints(tmp_path_factory.mktemp("checkpoints"))
+    engine = engines.DeviceEngine(CountedCartPole(), [0, 1, 2], CONFIG, length=2)
+    start, before = plain(engine.tree), CountedCartPole.traces
+    first = engine.advance(2)
+    traces = [CountedCartPole.traces]
+    checkpoints.save(2, engine.tree)
+    middle = plain(engine.tree)
+    second = engine.advance(3)  # a whole chunk and a shorter one
+    traces.append(CountedCartPole.traces)
+    assert before == 0
+    yield Interrupted(engine, checkpoints, start, middle, first, second, traces)
+    checkpoints.close()
+
+
+def test_one_program_serves_every_update_and_every_length(device: Interrupted) -> None:
+    assert 0 < device.traces[0] == device.traces[1]
+
+
+def test_metrics_have_a_row_per_update_and_a_column_per_seed(device: Interrupted) -> None:
+    for metrics, rows in ((device.first, 2), (device.second, 3)):
+        assert {leaf.shape for leaf in jax.tree.leaves(metrics)} == {(rows, 3)}
+        assert all(np.all(np.isfinite(metrics[name])) for name in ("policy_loss", "value_loss", "entropy"))
+        assert np.all(metrics["entropy"] > 0.0), "no row is one of those that the chunk left empty"
+    assert device.engine.state.step.shape == ()
+    assert int(device.engine.state.step) == 5
+
+
+def test_going_on_from_a_checkpoint_is_going_on(device: Interrupted) -> None:
+    fresh = engines.DeviceEngine(CartPole(), [0, 1, 2], CONFIG, length=2)
+    assert_identical(fresh.tree, device.start)
+    found = device.checkpoints.restore(fresh.tree)
+    assert found is not None
+    assert_identical(found.tree, device.middle)
+    fresh.tree = found.tree
+    # In other portions, too: 1 + 2 where the uninterrupted run made 2 + 1.
+    parts = [fresh.advance(1), fresh.advance(2)]
+    assert_identical(fresh.tree, device.engine.tree)
+    assert_identical(jax.tree.map(lambda *x: np.concatenate(x), *parts), device.second)
+
+
+def test_a_seed_alone_is_the_same_as_among_others(device: Interrupted) -> None:
+    alone = engines.DeviceEngine(CartPole(), [1], CONFIG, length=2)
+    assert_close(of_seed(alone.tree, 0), of_seed(device.start, 1))
+    metrics = alone.advance(2)
+    assert_close(of_seed(alone.tree, 0), of_seed(device.middle, 1))
+    assert_close(jax.tree.map(lambda x: x[:, 0], metrics), jax.tree.map(lambda x: x[:, 1], device.first))
+
+
+def test_seeds_differ(device: Interrupted) -> None:
+    for tree in (device.start, device.middle):
+        for leaf in (tree.state.params["actor"]["layer_0"]["kernel"], tree.obs, tree.key, tree.state.key):
+            assert len(np.unique(leaf.reshape(3, -1), axis=0)) == 3
+
+
+def test_widths_fall_in_every_seed(device: Interrupted) -> None:
+    for name, size in (("actor/layer_0", 8), ("actor/layer_1", 6)):
+        widths = np.concatenate([device.first["prune"][name]["width"], device.second["prune"][name]["width"]])
+        assert np.all(np.diff(widths, axis=0) <= 0)
+        np.testing.assert_array_equal(widths[[0, -1]], [[size] * 3, [size // 2] * 3])
+
+
+class RecordedEnv(HostEnv):
+    """CartPole-v1 in Gymnasium, with the seeds of its resets and the ends of its episodes."""
+
+    def __init__(self) -> None:
+        super().__init__("CartPole-v1", CONFIG.num_envs)
+        self.seeds: list[int] = []
+        self.ends: list[int] = []
+        self.closed = False
+
+    def reset(self, seed: int) -> Any:
+        self.seeds.append(seed)
+        return super().reset(seed)
+
+    def step(self, action: Any) -> Any:
+        result = super().step(action)
+        self.ends.append(int(np.sum(result[2] | result[3])))
+        return result
+
+    def close(self) -> None:
+        self.closed = True
+        super().close()
+
+
+MakeHost = Callable[[int], tuple[engines.HostEngine, list[RecordedEnv]]]
+
+
+@pytest.fixture
+def make_host() -> Iterator[MakeHost]:
+    """`engine, its environments = make_host(cut_every)`, for the seeds 0 and 1."""
+    made: list[engines.HostEngine] = []
+
+    def make(cut_every: int) -> tuple[engines.HostEngine, list[RecordedEnv]]:
+        envs: list[RecordedEnv] = []
+
+        def new() -> RecordedEnv:
+            envs.append(RecordedEnv())
+            return envs[-1]
+
+        made.append(engines.HostEngine(new, [0, 1], CONFIG, cut_every))
+        return made[-1], envs
+
+    yield make
+    for engine in made:
+        engine.close()
+    assert all(env.closed for engine in made for env in engine._envs)  # type: ignore[attr-defined]
+
+
+def test_a_host_run_goes_on_from_the_checkpoint_at_a_cut(make_host: MakeHost, tmp_path: Path) -> None:
+    engine, envs = make_host(2)
+    checkpoints = Checkpoints(tmp_path)
+    first = engine.advance(2)
+    # A cut is no end of an episode: only those that fell over count, and of those under way nothing is left.
+    for s, env in enumerate(envs):
+        assert first["episodes"][:, s].tolist() == [sum(env.ends[:16]), sum(env.ends[16:])]
+    assert not np.any(engine.state.episode)
+    checkpoints.save(2, engine.tree)
+    second = engine.advance(2)
+    assert not np.any(engine.state.episode)
+    third = engine.advance(1)
+    assert np.any(engine.state.episode), "no cut here"
+    assert [len(env.seeds) for env in envs] == [3, 3], "before updates 0, 2 and 4"
+    assert len({seed for env in envs for seed in env.seeds}) == 6
+
+    fresh, fresh_envs = make_host(2)
+    found = checkpoints.restore(fresh.tree)
+    checkpoints.close()
+    assert found is not None
+    fresh.tree = found.tree
+    resumed = fresh.advance(3)
+    assert [env.seeds for env in fresh_envs] == [env.seeds[1:] for env in envs]
+    assert_identical(fresh.tree, engine.tree)
+    assert_identical(resumed, jax.tree.map(lambda *x: np.concatenate(x), second, third))
+    assert {leaf.shape for leaf in jax.tree.leaves(resumed)} == {(3, 2)}
+    assert int(fresh.state.step) == 5
+    # Both seeds trained, each on its own.
+    for leaf in jax.tree.leaves(plain(fresh.state.params)):
+        assert not np.array_equal(leaf[0], leaf[1])
+
+
+def test_derived_seeds_are_their_own() -> None:
+    seeds = [engines.derived_seed(seed, update) for seed in range(30) for update in range(30)]
+    assert len(set(seeds)) == 900
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert engines.derived_seed(3, 4) == engines.derived_seed(3, 4)

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import prune_rl
+from prune_rl.cli import main, parse_train
+from prune_rl.export.policy import load_policy
+from prune_rl.training.experiment import control_of, read_config
+from prune_rl.training.metrics import MaskHistory, read_metrics
+from prune_rl.training.run_directory import PACKAGES
+
+SEEDS = (0, 1, 2)
+
+
+def run_main(*arguments):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        status = main([str(argument) for argument in arguments])
+    return status, output.getvalue()
+
+
+def test_the_configuration_is_complete_and_loads_back(jax_run):
+    stored = json.loads((jax_run.path / "config.json").read_text())
+    assert stored.pop("command") == "prune-rl " + " ".join(jax_run.arguments)
+    config = parse_train(jax_run.arguments[1:])[0].resolved()
+    assert stored == config.to_json()
+    assert read_config(jax_run.path) == config
+    assert (config.backend, config.steps, config.learner.total_updates) == ("jax", 4096, 32)
+    assert jax_run.path == jax_run.root / config.default_run_dir()
+
+
+def test_versions_name_what_made_the_run(jax_run):
+    versions = json.loads((jax_run.path / "versions.json").read_text())
+    assert set(PACKAGES) < set(versions)
+    assert all(versions[name] for name in PACKAGES)
+    assert versions["device"]["platform"] == "cpu"
+    assert "continued_with" not in versions
+
+
+def test_every_mask_update_is_logged(jax_run):
+    rows = read_metrics(jax_run.path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [128 * i for i in range(1, 33)]
+    history = MaskHistory(jax_run.path / "masks")
+    layers = {f"{network}/layer_{i}" for network in ("actor", "critic") for i in (0, 1)}
+    shrinking = 0
+    for before, row in itertools.pairwise(rows):
+        for key in ("widths", "threshold", "removed_importance", "nan_scores"):
+            assert set(row[key]) == layers
+            assert all(len(values) == len(SEEDS) for values in row[key].values())
+        assert len(row["running_return"]) == len(row["return"]) == len(SEEDS)
+        assert np.isfinite(row["running_return"]).all()
+        for name, widths in row["widths"].items():
+            for old, new, threshold, removed in zip(
+                before["widths"][name], widths, row["threshold"][name], row["removed_importance"][name],
+                strict=True,
+            ):  # fmt: skip
+                assert new <= old
+                shrinking += new < old
+                assert (threshold > 0) == (new < old)
+                assert 0.0 <= removed < 1.0
+                assert (removed > 0) == (new < old)
+    assert shrinking > 20
+    for row in rows:
+        # Masks are stored after each chunk of updates; where they are, they are those that were logged.
+        if row["step"] in history.steps():
+            widths = {name: mask.sum(axis=1).tolist() for name, mask in history.read(row["step"]).items()}
+            assert widths == row["widths"]
+    assert {name: widths[0] for name, widths in rows[-1]["widths"].items()} == {
+        "actor/layer_0": 4, "actor/layer_1": 4, "critic/layer_0": 8, "critic/layer_1": 8
+    }  # fmt: skip
+
+
+def test_tensorboard_reads_the_events(jax_run):
+    (events,) = (jax_run.path / "tensorboard").iterdir()
+    assert events.name.startswith("events.out.tfevents.")
+    content = events.read_bytes()
+    for tag in (b"running_return/mean", b"running_return/seed_2", b"widths/actor/layer_0/mean"):
+        assert tag in content
+
+
+def test_two_checkpoints_are_kept(jax_run):
+    kept = sorted(folder.name for folder in (jax_run.path / "checkpoints").iterdir())
+    assert kept == ["step_000000000030", "step_000000000032"]
+
+
+def test_the_evaluation_holds_every_episode(jax_run):
+    evaluation = json.loads((jax_run.path / "evaluation.json").read_text())
+    assert (evaluation["env_id"], evaluation["episodes"]) == ("CartPole-v1", 3)
+    assert [entry["seed"] for entry in evaluation["seeds"]] == list(SEEDS)
+    for entry in evaluation["seeds"]:
+        assert set(entry["policies"]) == {"masked", "compact"}
+        masked, compact = entry["policies"]["masked"], entry["policies"]["compact"]
+        assert len(compact["returns"]) == len(compact["lengths"]) == 3
+        assert compact["returns"] == masked["returns"]
+        assert (compact["widths"], masked["widths"]) == ([4, 4], [16, 16])
+        assert compact["neurons"] == {"kept": 8, "total": 32}
+        assert compact["weights"] == {"kept": 4 * 4 + 4 + 4 * 4 + 4 + 4 * 2 + 2, "total": 386}
+        assert compact["bytes"] < masked["bytes"]
+        assert compact["macs"] == 40
+        assert compact["latency_us"] > 0
+
+
+def test_every_seed_has_a_policy_and_is_reported(jax_run):
+    for seed in SEEDS:
+        policy = load_policy(jax_run.path / "policy" / f"seed_{seed}")
+        assert policy.widths == (4, 4)
+        assert policy.metadata["seed"] == seed
+        assert f"seed {seed}: mean return over 3 episodes: masked " in jax_run.output
+    assert "## Each seed" in jax_run.output
+    assert any("return" in line and "3 seeds" in line for line in jax_run.output.splitlines())
+
+
+def test_the_summary_has_its_picture(jax_run):
+    summary = (jax_run.path / "summary.md").read_text()
+    assert summary in jax_run.output
+    assert "(summary.png)" in summary
+    assert (jax_run.path / "summary.png").read_bytes().startswith(b"\x89PNG")
+    assert "prune-rl train CartPole-v1" in summary
+
+
+def test_one_seed_loads_from_the_run_directory(host_run):
+    policy = prune_rl.load_policy(host_run.path)
+    assert policy.widths == (4, 4)
+    assert policy.metadata == {
+        "env": "CartPole-v1", "algo": "ppo", "method": "dynamic", "seed": 0, "steps": 4096
+    }  # fmt: skip
+    assert policy(np.zeros(4, np.float32)) in (0, 1)
+
+
+def test_no_path_or_name_of_the_machine_is_written(jax_run, host_run):
+    words = [str(jax_run.root), str(host_run.root), str(Path(prune_rl.__file__).parents[1]), str(Path.home())]
+    words += [socket.gethostname()] if len(socket.gethostname()) > 4 else []
+    for run in (jax_run.path, host_run.path):
+        for file in [
+            *run.glob("*.json"),
+            *run.glob("*.jsonl"),
+            *run.glob("*.md"),
+            *run.glob("*/**/policy.json"),
+        ]:
+            text = file.read_text()
+            assert not [word for word in words if word != "/" and word in text], file
+
+
+def test_a_moved_run_can_be_evaluated(host_run, tmp_path, monkeypatch):
+    moved = tmp_path / "elsewhere" / "moved"
+    shutil.copytree(host_run.path, moved)
+    before = json.loads((moved / "evaluation.json").read_text())
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    status, output = run_main("evaluate", "moved", "--episodes", 5)
+    assert status == 0
+    assert "seed 0: mean return over 5 episodes: masked" in output
+    assert json.loads((moved / "evaluation.json").read_text()) == before
+    assert run_main("evaluate", "moved", "--write")[0] == 0
+    after = json.loads((moved / "evaluation.json").read_text())
+    for name, policy in after["seeds"][0]["policies"].items():
+        assert policy["returns"] == before["seeds"][0]["policies"][name]["returns"]
+    assert run_main("evaluate", "moved", "--episodes", 4, "--seed", 7, "--write")[0] == 0
+    fresh = json.loads((moved / "evaluation.json").read_text())["seeds"][0]["policies"]["compact"]
+    assert len(fresh["returns"]) == 4
+    assert fresh["returns"][:3] != after["seeds"][0]["policies"]["compact"]["returns"]
+
+
+def test_a_moved_run_can_be_continued_and_reported(host_run, tmp_path):
+    shutil.copytree(host_run.path, tmp_path / "moved")
+    moved = dataclasses.replace(host_run, root=tmp_path)
+    assert "steps to do" not in moved.again("--run-dir", "moved")
+    status, output = run_main("report", tmp_path / "moved", "--output", tmp_path / "report.md")
+    assert status == 0
+    assert "CartPole-v1 ppo dynamic" in output
+    assert (tmp_path / "report.md").read_text() in output
+
+
+@pytest.mark.slow
+def test_the_dense_control_is_trained_once(host_run, start, tmp_path):
+    shutil.copytree(host_run.path, tmp_path / "runs" / host_run.path.name)
+    arguments = [argument for argument in host_run.arguments if argument != "--no-control"]
+    assert start(arguments, tmp_path).wait(240) == 0, (tmp_path / "output").read_text()
+    output = (tmp_path / "output").read_text()
+    dense = tmp_path / control_of(read_config(host_run.path)).default_run_dir()
+    assert "CartPole-v1 ppo dense, seed 0: 4,096 steps to do" in output
+    assert "CartPole-v1 ppo dynamic, seed 0: " not in output
+    assert read_config(dense).method == "dense"
+    assert load_policy(dense).widths == (16, 16)
+    rows = read_metrics(dense / "metrics.jsonl")
+    assert len(rows) == 32
+    assert "widths" not in rows[0]
+    run = tmp_path / "runs" / host_run.path.name
+    both = json.loads((run / "evaluation.json").read_text())["seeds"][0]["policies"]
+    own = json.loads((dense / "evaluation.json").read_text())["seeds"][0]["policies"]
+    assert set(both) == {"masked", "compact", "dense"}
+    assert both["dense"]["returns"] == own["dense"]["returns"]
+    assert "dense control" in (run / "summary.md").read_text()
+    # Nothing of the pruning matters to it: another way to prune, and `--method dense` itself, find the same run.
+    for further in (["--prune.sparsity", "0.5"], ["--method", "dense"], ["--prune.no-critic"]):
+        config = parse_train([*arguments[1:], *further])[0].resolved()
+        assert tmp_path / control_of(config).default_run_dir() == dense
+    before = os.stat(dense / "metrics.jsonl").st_mtime_ns
+    again = dataclasses.replace(host_run, root=tmp_path).again("--method", "dense")
+    assert "steps to do" not in again
+    assert os.stat(dense / "metrics.jsonl").st_mtime_ns == before
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted([run.name, dense.name])
