@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from prune_rl.cli import parse_train
-from prune_rl.learners import ppo
 from prune_rl.training.config import Config
 from prune_rl.training.presets import find_preset, load_preset, preset_folder
 
@@ -24,15 +25,11 @@ def test_a_preset_resolves_and_fits_its_environment(path):
     assert config.env == env
     assert config.algo == algo
     resolved = config.resolved()
-    assert resolved.learner == dataclasses_replace_updates(loaded.learner, resolved.learner.total_updates)
+    assert resolved.learner == dataclasses.replace(
+        loaded.learner, total_updates=resolved.learner.total_updates
+    )
     assert resolved.steps >= loaded.steps
     assert config.spec().observation_size > 0
-
-
-def dataclasses_replace_updates(learner: ppo.Config, total_updates: int) -> ppo.Config:
-    import dataclasses
-
-    return dataclasses.replace(learner, total_updates=total_updates)
 
 
 @pytest.mark.parametrize(

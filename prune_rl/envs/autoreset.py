@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import jax
@@ -10,6 +11,9 @@ import jax.numpy as jnp
 from prune_rl.spaces import Spec
 
 StateT = TypeVar("StateT")
+AnyT = TypeVar("AnyT")
+
+once: Callable[[AnyT], AnyT] = jax.lax.optimization_barrier  # which has no types in jax
 
 
 class JaxEnv(Protocol[StateT]):
@@ -62,7 +66,9 @@ def autoreset_step(
         next_obs: float32[D], what the action led to; at the end of an episode its true last observation, from
             which a truncated episode is bootstrapped.
     """
-    stepped, next_obs, reward, terminated, truncated = env.step(env_state, action)
+    # Without the barrier XLA may compute the step once for each of its uses and round each differently: then obs
+    # would not be next_obs within an episode, only nearly.
+    stepped, next_obs, reward, terminated, truncated = once(env.step(env_state, action))
     done = terminated | truncated
     env_state, obs = jax.tree.map(
         lambda fresh, old: jnp.where(done, fresh, old), (reset_state, reset_obs), (stepped, next_obs)

@@ -53,11 +53,11 @@ def dynamic_pruning(
 ) -> optax.GradientTransformationExtraArgs:
     """An optax transformation that prunes ``groups`` while it optimises.
 
-    Every ``every`` updates between the shares ``begin`` and ``end`` of ``total_updates``, and at the last update of that
-    span, the masks are updated towards ``sparsity`` along the cubic schedule (``update_masks``); later the masks rest.
-    Its updates take masked slices to
-    exactly 0 and keep them, and the inner moments there, at 0. ``strength``, ``learning_rate``, ``metric``,
-    ``importance`` and ``decay`` are those of ``group_sparse``. Read the masks with ``masks_of(opt_state)``.
+    Every ``every`` updates between the shares ``begin`` and ``end`` of ``total_updates``, and at the last update of
+    that span, the masks are updated towards ``sparsity`` along the cubic schedule (``update_masks``); later the masks
+    rest. Its updates take masked slices to exactly 0 and keep them, and the inner moments there, at 0. ``strength``,
+    ``learning_rate``, ``metric``, ``importance`` and ``decay`` are those of ``group_sparse``. Read the masks with
+    ``masks_of(opt_state)``.
 
     Raises ``ValueError`` for options out of range, and when ``update`` is called without ``params``.
     """

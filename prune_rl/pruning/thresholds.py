@@ -49,8 +49,8 @@ def update_masks(
         gate: a boolean scalar; False leaves the masks as they are.
         regrow: False (default): a removed neuron never returns. True: masks are drawn anew from the scores.
 
-    Ties go by index (layers by name), the lower index first, so that the count is exact. Raises ``ValueError`` for names or static
-    values that do not fit.
+    Ties go by index (layers by name), the lower index first, so that the count is exact. Raises ``ValueError`` for
+    names or static values that do not fit.
     """
     check_options(masks, scores, sparsity, energy, min_width, scope)
     floors = {name: _of(min_width, name) for name in masks}

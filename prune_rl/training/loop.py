@@ -140,9 +140,15 @@ def record(metrics: Mapping[str, Any], update: int, start: float) -> dict[str, A
 
 
 def write_policies(state: ppo.State, config: Config, path: Path) -> None:
-    """Save the policy of every seed, compact and wide."""
+    """Save the policy of every seed, compact and wide; raises ``ValueError`` where a network holds NaN."""
     spec = config.spec()
     for kind, make in (("wide", masked_policy), ("policy", compact_policy)):
         for index, (seed, folder) in enumerate(policy_paths(path, config, kind).items()):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            save_policy(folder, make(state_of_seed(state, index), config, spec, seed))
+            try:
+                policy = make(state_of_seed(state, index), config, spec, seed)
+            except ValueError as error:
+                raise ValueError(
+                    f"the training of seed {seed} diverged ({error}): try a lower --learning-rate"
+                ) from error
+            save_policy(folder, policy)

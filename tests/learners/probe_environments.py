@@ -44,7 +44,7 @@ class Probe:
         return state, self.observe(state)
 
     def observe(self, state: ProbeState) -> jax.Array:
-        return state.signal[None]
+        return jnp.reshape(state.signal, (1,))
 
     def reward(self, state: ProbeState, action: jax.Array) -> jax.Array:
         raise NotImplementedError
@@ -60,7 +60,7 @@ class OneReward(Probe):
     """One step, reward 1 whatever happens: value 1."""
 
     def reward(self, state: ProbeState, action: jax.Array) -> jax.Array:
-        return jnp.float32(1.0)
+        return jnp.ones(())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ class DelayedReward(Probe):
     time_limit: int = 2
 
     def observe(self, state: ProbeState) -> jax.Array:
-        return state.steps.astype(jnp.float32)[None]
+        return jnp.reshape(state.steps.astype(jnp.float32), (1,))
 
     def reward(self, state: ProbeState, action: jax.Array) -> jax.Array:
         return state.steps.astype(jnp.float32)
@@ -110,7 +110,7 @@ class TimeLimited(Probe):
     time_limit: int = 4
 
     def reward(self, state: ProbeState, action: jax.Array) -> jax.Array:
-        return jnp.float32(1.0)
+        return jnp.ones(())
 
     def observe(self, state: ProbeState) -> jax.Array:
         return jnp.ones(1)
@@ -131,7 +131,7 @@ class ContinuousTarget(Probe):
         return Spec(observation_size=1, action=Box((-2.0,), (2.0,), (1,)))
 
     def reward(self, state: ProbeState, action: jax.Array) -> jax.Array:
-        return -jnp.square(action[0] - self.scale * state.signal)
+        return jnp.negative(jnp.square(action[0] - self.scale * state.signal))
 
 
 class MixtureState(NamedTuple):
@@ -169,7 +169,9 @@ class Mixture:
     def step(
         self, env_state: MixtureState, action: jax.Array
     ) -> tuple[MixtureState, jax.Array, jax.Array, jax.Array, jax.Array]:
-        steps = (probe.step(state, action) for probe, state in zip(self.probes, env_state.states, strict=True))
+        steps = (
+            probe.step(state, action) for probe, state in zip(self.probes, env_state.states, strict=True)
+        )
         states, *parts = zip(*steps, strict=True)
         observed, reward, terminated, truncated = (jnp.stack(part)[env_state.which] for part in parts)
         obs = self._observe(env_state.which, observed)

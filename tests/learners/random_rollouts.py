@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from prune_rl.learners import ppo
+from prune_rl.learners.config import Pruning
 from prune_rl.spaces import Box, Discrete, Spec
 
 DISCRETE = Spec(observation_size=3, action=Discrete(4))
 CONTINUOUS = Spec(observation_size=3, action=Box((-1.0, -1.0), (1.0, 1.0), (2,)))
+SMALL = ppo.Config(
+    hidden=(6, 5), num_envs=3, num_steps=8, epochs=2, minibatches=4, prune=Pruning(enabled=False)
+)
 
 
 def random_rollout(

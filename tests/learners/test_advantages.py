@@ -16,7 +16,13 @@ compute = jax.jit(generalized_advantages)
 
 
 def reference(
-    rewards: Array, values: Array, next_values: Array, terminated: Array, truncated: Array, gamma: float, lam: float
+    rewards: Array,
+    values: Array,
+    next_values: Array,
+    terminated: Array,
+    truncated: Array,
+    gamma: float,
+    lam: float,
 ) -> Array:
     steps, envs = rewards.shape
     advantages = np.zeros((steps, envs))
@@ -76,5 +82,7 @@ def test_lambda_one_is_the_discounted_return_minus_the_value() -> None:
     last = rng.normal(size=(1, 2)).astype(np.float32)
     never = np.zeros((9, 2), bool)
     got = compute(rewards, values, np.concatenate([values[1:], last]), never, never, 0.9, 1.0)
-    returns = [sum(0.9 ** (i - t) * rewards[i] for i in range(t, 9)) + 0.9 ** (9 - t) * last[0] for t in range(9)]
+    returns = [
+        sum(0.9 ** (i - t) * rewards[i] for i in range(t, 9)) + 0.9 ** (9 - t) * last[0] for t in range(9)
+    ]
     np.testing.assert_allclose(got, np.stack(returns) - values, rtol=1e-4, atol=1e-5)

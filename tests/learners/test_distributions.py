@@ -26,7 +26,9 @@ def test_categorical_equals_scipy(seed: int, scale: float) -> None:
     policy = Categorical(jnp.asarray(logits))
     log_p = scipy.special.log_softmax(logits.astype(np.float64), axis=-1)
     expected = np.take_along_axis(log_p, action[..., None], -1)[..., 0]
-    np.testing.assert_allclose(policy.log_prob(jnp.asarray(action, jnp.int32)), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        policy.log_prob(jnp.asarray(action, jnp.int32)), expected, rtol=1e-4, atol=1e-5
+    )
     entropy = scipy.stats.entropy(np.exp(log_p), axis=-1)
     np.testing.assert_allclose(policy.entropy(), entropy, rtol=1e-4, atol=1e-5)
 
@@ -38,7 +40,9 @@ def test_gaussian_equals_scipy(seed: int, size: int) -> None:
     log_std = rng.uniform(-2.0, 2.0, size).astype(np.float32)
     policy = Gaussian(jnp.asarray(mean), jnp.asarray(log_std))
     normal = scipy.stats.norm(mean.astype(np.float64), np.exp(log_std.astype(np.float64)))
-    np.testing.assert_allclose(policy.log_prob(jnp.asarray(action)), normal.logpdf(action).sum(-1), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        policy.log_prob(jnp.asarray(action)), normal.logpdf(action).sum(-1), rtol=1e-3, atol=1e-4
+    )
     np.testing.assert_allclose(policy.entropy(), normal.entropy().sum(-1), rtol=1e-4, atol=1e-5)
 
 
@@ -53,7 +57,9 @@ def test_extreme_logits_stay_finite() -> None:
 def test_the_gradient_of_the_log_probability_is_one_hot_minus_probabilities() -> None:
     logits = jnp.array([0.3, -1.0, 2.0])
     gradient = jax.grad(lambda x: Categorical(x).log_prob(jnp.int32(2)))(logits)
-    np.testing.assert_allclose(gradient, [0.0, 0.0, 1.0] - scipy.special.softmax(logits), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        gradient, [0.0, 0.0, 1.0] - scipy.special.softmax(logits), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_categorical_samples_with_its_probabilities() -> None:

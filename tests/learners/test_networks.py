@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +15,7 @@ from prune_rl.learners.networks import ACTIVATIONS, apply_mlp, init_actor_critic
 from prune_rl.spaces import Box, Discrete, Spec
 
 GELU_TANH = np.sqrt(2.0 / np.pi)
-REFERENCE = {
+REFERENCE: dict[str, Callable[[Any], Any]] = {
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0.0),
     "silu": lambda x: x * scipy.special.expit(x),
@@ -22,7 +25,9 @@ REFERENCE = {
 
 
 def shapes(params: dict[str, dict[str, jax.Array]]) -> dict[str, tuple[int, ...]]:
-    return {f"{layer}/{name}": leaf.shape for layer, leaves in params.items() for name, leaf in leaves.items()}
+    return {
+        f"{layer}/{name}": leaf.shape for layer, leaves in params.items() for name, leaf in leaves.items()
+    }
 
 
 def test_every_activation_has_a_reference() -> None:
@@ -33,7 +38,8 @@ def test_every_activation_has_a_reference() -> None:
 def test_equals_numpy(activation: str) -> None:
     rng = np.random.default_rng(0)
     params = jax.tree.map(
-        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), init_mlp(jax.random.key(0), [3, 5, 4, 2], 1.0)
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32),
+        init_mlp(jax.random.key(0), [3, 5, 4, 2], 1.0),
     )
     x = rng.normal(size=(2, 6, 3)).astype(np.float32)
     y = x.astype(np.float64)
@@ -42,7 +48,9 @@ def test_equals_numpy(activation: str) -> None:
     expected = y @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
     np.testing.assert_allclose(apply_mlp(params, jnp.asarray(x), activation), expected, rtol=1e-4, atol=1e-4)
     # One observation without a batch axis is the same function.
-    np.testing.assert_allclose(apply_mlp(params, jnp.asarray(x[0, 0]), activation), expected[0, 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        apply_mlp(params, jnp.asarray(x[0, 0]), activation), expected[0, 0], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_kernels_start_orthogonal_and_biases_at_zero() -> None:

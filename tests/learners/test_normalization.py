@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,14 +48,14 @@ def test_scalars() -> None:
 
 
 def test_the_count_goes_on_where_float32_gets_coarse() -> None:
-    statistics = RunningStatistics.create((1,)).replace(count=jnp.float32(2**26))
+    statistics = dataclasses.replace(RunningStatistics.create((1,)), count=jnp.float32(2**26))
     statistics = update(statistics, np.ones((512, 1), np.float32))
     assert float(statistics.count) == 2**26 + 512
     assert float(statistics.mean[0]) == pytest.approx(512 / (2**26 + 512))
 
 
 def test_fresh_statistics_change_nothing() -> None:
-    x = np.linspace(-9.0, 9.0, 8, dtype=np.float32).reshape(4, 2)
+    x = jnp.linspace(-9.0, 9.0, 8).reshape(4, 2)
     np.testing.assert_allclose(RunningStatistics.create((2,)).normalize(x, 10.0), x, rtol=1e-6)
 
 

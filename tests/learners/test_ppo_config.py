@@ -17,7 +17,9 @@ NAN, INF = math.nan, math.inf
 GOOD = ppo.Config(hidden=(8, 6), num_envs=2, num_steps=6, minibatches=3)
 
 
-@pytest.mark.parametrize("config", [GOOD, ppo.Config(), dataclasses.replace(GOOD, clip_value=0.2, entropy=0.01)])
+@pytest.mark.parametrize(
+    "config", [GOOD, ppo.Config(), dataclasses.replace(GOOD, clip_value=0.2, entropy=0.01)]
+)
 def test_good_values_pass(config: ppo.Config) -> None:
     config.check()
 
@@ -25,13 +27,21 @@ def test_good_values_pass(config: ppo.Config) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, n) for name in ("num_envs", "num_steps", "epochs", "minibatches", "total_updates") for n in (0, -3)),
+        *(
+            (name, n)
+            for name in ("num_envs", "num_steps", "epochs", "minibatches", "total_updates")
+            for n in (0, -3)
+        ),
         ("hidden", ()),
         ("hidden", (8, 0)),
         ("activation", "tanhh"),
         ("minibatches", 5),
         *((name, x) for name in ("gamma", "gae_lambda") for x in (-0.1, 1.1, NAN, INF)),
-        *((name, x) for name in ("learning_rate", "clip", "max_grad_norm", "clip_obs") for x in (0.0, -1.0, NAN, INF)),
+        *(
+            (name, x)
+            for name in ("learning_rate", "clip", "max_grad_norm", "clip_obs")
+            for x in (0.0, -1.0, NAN, INF)
+        ),
         *((name, x) for name in ("learning_rate_end", "entropy", "value") for x in (-1.0, NAN, INF)),
         *(("clip_value", x) for x in (0.0, -0.2, NAN, INF)),
     ],
@@ -45,7 +55,11 @@ def test_bad_hyperparameters(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, x) for name in ("sparsity", "critic_sparsity", "energy", "importance_decay") for x in (-0.1, 1.0, NAN, INF)),
+        *(
+            (name, x)
+            for name in ("sparsity", "critic_sparsity", "energy", "importance_decay")
+            for x in (-0.1, 1.0, NAN, INF)
+        ),
         *((name, x) for name in ("begin", "end") for x in (-0.1, 1.5, NAN)),
         *((name, x) for name in ("gate", "strength") for x in (-0.1, NAN, INF)),
         ("every", 0),

@@ -13,6 +13,7 @@ import pytest
 from prune_rl.envs.autoreset import JaxEnv
 from prune_rl.learners import ppo
 from prune_rl.learners.config import Pruning
+from prune_rl.learners.distributions import Gaussian
 from prune_rl.training import engines
 
 GAMMA = 0.9
@@ -28,7 +29,7 @@ DISCRETE = probes.Mixture(
 )
 ONE, OBSERVED, DELAYED, CHOSEN, MATCHED, LIMITED = range(6)
 CONFIG = ppo.Config(
-    hidden=(32, 32),
+    hidden=(64,),
     num_envs=32,
     num_steps=16,
     epochs=4,
@@ -47,7 +48,8 @@ def train(env: JaxEnv[Any], config: ppo.Config) -> ppo.State:
     """The state of one seed after all updates, without the seed axis."""
     runner = engines.init_runner(env, engines.seed_keys([0]), config)
     runner, _ = engines.make_chunk(env, config, config.total_updates)(runner, jnp.int32(config.total_updates))
-    return jax.tree.map(lambda x: x[0] if x.ndim else x, runner.state)
+    state: ppo.State = jax.tree.map(lambda x: x[0] if x.ndim else x, runner.state)
+    return state
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,9 @@ def test_the_value_follows_the_observation(trained: ppo.State, observed: float) 
 
 
 @pytest.mark.parametrize(("observed", "expected"), [(0.0, GAMMA), (1.0, 1.0)])
-def test_a_later_reward_is_discounted_once_per_step(trained: ppo.State, observed: float, expected: float) -> None:
+def test_a_later_reward_is_discounted_once_per_step(
+    trained: ppo.State, observed: float, expected: float
+) -> None:
     # 0.04 tells γ = 0.9 from 1, and from γ² = 0.81.
     assert value(trained, DELAYED, observed) == pytest.approx(expected, abs=0.04)
 
@@ -118,6 +122,7 @@ def test_the_mean_of_a_continuous_action_finds_its_target() -> None:
     )
     state = train(env, config)
     policy = ppo.distribution(state.params, jnp.array([[-1.0], [1.0]]), config)
+    assert isinstance(policy, Gaussian)
     np.testing.assert_allclose(policy.mean, [[-env.scale], [env.scale]], atol=0.1)
     # Any spread costs reward, so it shrinks from e⁰.
     assert float(state.params["actor"]["log_std"][0]) < -0.7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +23,9 @@ from prune_rl.pruning.masks import apply_masks, init_masks
 
 HIDDEN = (16, 24)
 SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, size in enumerate(HIDDEN)}
-BASE = ppo.Config(hidden=HIDDEN, num_envs=2, num_steps=8, epochs=2, minibatches=2, total_updates=10, learning_rate=0.01)
+BASE = ppo.Config(
+    hidden=HIDDEN, num_envs=2, num_steps=8, epochs=2, minibatches=2, total_updates=10, learning_rate=0.01
+)
 update = jax.jit(ppo.update, static_argnames="config")
 
 
@@ -48,10 +51,19 @@ BOTH = dataclasses.replace(
     BASE,
     total_updates=7,
     prune=Pruning(
-        sparsity=0.875, critic=True, critic_sparsity=0.5, begin=0.0, end=1.0, every=2, strength=1e-3, metric="adam"
+        sparsity=0.875,
+        critic=True,
+        critic_sparsity=0.5,
+        begin=0.0,
+        end=1.0,
+        every=2,
+        strength=1e-3,
+        metric="adam",
     ),
 )
-DENSE = dataclasses.replace(BASE, prune=Pruning(enabled=False, sparsity=0.75, critic=True, strength=1.0, begin=0.0))
+DENSE = dataclasses.replace(
+    BASE, prune=Pruning(enabled=False, sparsity=0.75, critic=True, strength=1.0, begin=0.0)
+)
 
 
 def slices_of(tree: Any, name: str) -> Iterator[Any]:
@@ -94,7 +106,7 @@ def test_widths_fall_along_the_schedule_to_exactly_the_target(config: ppo.Config
 @pytest.mark.parametrize("config", [ACTOR, BOTH], ids=["actor", "both"])
 def test_masked_neurons_never_return_and_stay_exactly_zero(config: ppo.Config) -> None:
     states = run(config).states
-    for before, after in zip(states[:-1], states[1:], strict=True):
+    for before, after in itertools.pairwise(states):
         for name, mask in after.masks.items():
             kept = np.asarray(mask)
             assert not np.any(kept & ~np.asarray(before.masks[name]))
@@ -194,7 +206,9 @@ def test_every_score_and_option_prunes_in_one_step(options: Pruning, expected: i
         assert not np.any(part[~mask])
     np.testing.assert_array_equal(actor["log_std"], state.params["actor"]["log_std"])
     if not options.refit:
-        np.testing.assert_array_equal(actor["head"]["kernel"][mask], state.params["actor"]["head"]["kernel"][mask])
+        np.testing.assert_array_equal(
+            actor["head"]["kernel"][mask], state.params["actor"]["head"]["kernel"][mask]
+        )
     jax.tree.map(np.testing.assert_array_equal, pruned.params["critic"], state.params["critic"])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((pruned.params, pruned.report)))
 
@@ -217,12 +231,19 @@ def test_training_goes_on_the_same_in_a_compacted_state() -> None:
         opt_state=ppo.optimizer(small_groups, config).init(small_params),
         masks=init_masks(small_groups),
     )
-    assert {name: group.size for name, group in small_groups.items()} == {n: int(m.sum()) for n, m in masks.items()}
+    assert {name: group.size for name, group in small_groups.items()} == {
+        n: int(m.sum()) for n, m in masks.items()
+    }
     for i in range(2):
         rollout = random_rollout(i, config, CONTINUOUS)
-        (wide, wide_metrics), (small, small_metrics) = update(wide, rollout, config), update(small, rollout, config)
+        (wide, wide_metrics), (small, small_metrics) = (
+            update(wide, rollout, config),
+            update(small, rollout, config),
+        )
         for name in ("policy_loss", "value_loss", "entropy", "approx_kl"):
-            np.testing.assert_allclose(wide_metrics[name], small_metrics[name], rtol=1e-3, atol=1e-5, err_msg=name)
+            np.testing.assert_allclose(
+                wide_metrics[name], small_metrics[name], rtol=1e-3, atol=1e-5, err_msg=name
+            )
     expected = compact(groups, wide.params, masks)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(small.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
@@ -241,5 +262,7 @@ def test_the_mask_update_stays_conditional_over_many_seeds() -> None:
         in_axes=(ppo.VMAP_AXES, 0),
         out_axes=(ppo.VMAP_AXES, 0),
     )
-    conditions = [e for e in jax.make_jaxpr(batched)(states, rollouts).jaxpr.eqns if e.primitive.name == "cond"]
+    conditions = [
+        e for e in jax.make_jaxpr(batched)(states, rollouts).jaxpr.eqns if e.primitive.name == "cond"
+    ]
     assert len(conditions) == 1, "a batched predicate would have become a select that runs both branches"

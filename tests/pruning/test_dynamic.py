@@ -31,11 +31,14 @@ def make_params(seed: int = 0) -> dict[str, Any]:
 
 
 def dense(layer: Any, x: jax.Array) -> jax.Array:
-    return x @ layer["kernel"] + layer["bias"][None, :]
+    fed: jax.Array = x @ layer["kernel"] + layer["bias"][None, :]
+    return fed
 
 
 def forward(params: Any, x: jax.Array, act: Any = jax.nn.sigmoid) -> jax.Array:
-    return dense(params["head"], act(dense(params["second"], act(dense(params["first"], x)))))
+    for name in SIZES:
+        x = act(dense(params[name], x))
+    return dense(params["head"], x)
 
 
 X = jnp.asarray(np.random.default_rng(1).normal(size=(64, 3)), jnp.float32)
@@ -47,24 +50,24 @@ def loss(params: Any) -> jax.Array:
     return jnp.mean(jnp.square(forward(params, X) - Y))
 
 
-def trainer(tx: Any) -> Any:
-    """run(params, state, length) -> (params, state), and after every update: widths, masks, params, state."""
+def train(tx: Any, params: Any, steps: int) -> Any:
+    """(params, state), and after every update: masks, params, state."""
 
-    def run(params: Any, state: Any, length: int) -> Any:
-        def step(carry: Any, _: None) -> Any:
-            params, state = carry
-            updates, state = tx.update(jax.grad(loss)(params), state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), (masks_of(state), params, state)
+    def step(carry: Any, _: None) -> Any:
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (masks_of(state), params, state)
 
-        return jax.lax.scan(step, (params, state), None, length=length)
-
-    return jax.jit(run, static_argnums=2)
+    return jax.lax.scan(step, (params, tx.init(params)), None, length=steps)
 
 
-def train(tx: Any, steps: int, params: Any = None) -> Any:
-    params = make_params() if params is None else params
-    return trainer(tx)(params, tx.init(params), steps)
+def run(tx: Any, steps: int, params: Any = None) -> Any:
+    # The programs run for milliseconds and compile for seconds, so they are compiled without much optimisation.
+    quick = jax.jit(
+        lambda params: train(tx, params, steps), compiler_options={"xla_backend_optimization_level": 0}
+    )
+    return quick(make_params() if params is None else params)
 
 
 def gone_share(masks: Any) -> dict[str, Array]:
@@ -73,7 +76,7 @@ def gone_share(masks: Any) -> dict[str, Array]:
 
 def scheduled(count: int, total: int, sparsity: float, begin: float, end: float, size: int) -> int:
     """How many neurons the cubic schedule lets go at an update."""
-    p = min(max((count - begin * total) / ((end - begin) * total), 0.0), 1.0)
+    p = 1.0 if count >= end * total else max((count - begin * total) / ((end - begin) * total), 0.0)
     share = Fraction(str(sparsity)) if p == 1.0 else Fraction(sparsity * (1 - (1 - p) ** 3))
     return math.floor(share * size + Fraction(1, 10**4))
 
@@ -105,7 +108,8 @@ def moments(state: Any) -> list[Any]:
         (200, 10, 0.1, 0.6, 0.9),
         (205, 20, 0.0, 1.0, 0.7),  # the end is no multiple of every
         (30, 50, 0.2, 0.8, 0.5),  # every is longer than the training
-        (200, 7, 0.3, 0.31, 0.8),
+        (60, 7, 0.5, 0.5, 0.7),  # one shot
+        (40, 7, 1.0, 1.0, 0.8),
     ],
 )
 def test_masks_follow_the_schedule_and_reach_the_wanted_sparsity(
@@ -114,7 +118,7 @@ def test_masks_follow_the_schedule_and_reach_the_wanted_sparsity(
     tx = dynamic_pruning(
         optax.adam(1e-2), GROUPS, total_updates=total, sparsity=sparsity, begin=begin, end=end, every=every
     )
-    _, (masks, _, _) = train(tx, total)
+    _, (masks, _, _) = run(tx, total)
     gone = gone_share(masks)
     for name, size in SIZES.items():
         expected, due = 0, []
@@ -128,26 +132,15 @@ def test_masks_follow_the_schedule_and_reach_the_wanted_sparsity(
         assert gone[name][-1] == math.floor(Fraction(str(sparsity)) * size)
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
-def test_one_shot_when_begin_is_the_end(share: float) -> None:
-    tx = dynamic_pruning(optax.adam(1e-2), GROUPS, total_updates=60, sparsity=0.7, begin=share, end=share, every=7)
-    _, (masks, _, _) = train(tx, 60)
-    when = int(share * 60)
-    for name, gone in gone_share(masks).items():
-        assert np.all(gone[: when - 1] == 0)
-        assert np.all(gone[when - 1 :] == int(0.7 * SIZES[name] + 1e-9))
-
-
-@pytest.mark.parametrize("name", ["adam", "adamw", "momentum", "clipped"])
+@pytest.mark.parametrize("name", ["adamw", "momentum", "clipped"])
 def test_masked_neurons_stay_gone(name: str) -> None:
     inner = {
-        "adam": optax.adam(1e-2),
         "adamw": optax.adamw(1e-2, weight_decay=0.1),
         "momentum": optax.sgd(0.1, momentum=0.9),
         "clipped": optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-2)),
     }[name]
     tx = dynamic_pruning(inner, GROUPS, total_updates=400, sparsity=0.7, begin=0.1, end=0.5, every=20)
-    (params, state), (masks, all_params, states) = train(tx, 400)
+    (params, state), (masks, all_params, states) = run(tx, 400)
     for step in range(0, 400, 13):
         now = jax.tree.map(lambda x, step=step: x[step], (masks, all_params, states))
         np.testing.assert_array_equal(gone_entries(now[1], now[0]), 0.0)
@@ -188,8 +181,10 @@ def test_removes_the_least_important_neurons() -> None:
     params["second"] = {**params["second"], "kernel": kernel}
     head = params["head"]["kernel"].at[jnp.array(weak["second"])].multiply(1e-4)
     params["head"] = {**params["head"], "kernel": head}
-    tx = dynamic_pruning(optax.sgd(1e-4), GROUPS, total_updates=20, begin=0.0, end=0.5, every=10, sparsity=0.2)
-    (_, state), _ = train(tx, 20, params)
+    tx = dynamic_pruning(
+        optax.sgd(1e-4), GROUPS, total_updates=20, begin=0.0, end=0.5, every=10, sparsity=0.2
+    )
+    (_, state), _ = run(tx, 20, params)
     masks = masks_of(state)
     assert set(weak["second"]) == set(np.flatnonzero(~np.asarray(masks["second"])))
     assert set(weak["first"]) <= set(np.flatnonzero(~np.asarray(masks["first"])))
@@ -197,31 +192,30 @@ def test_removes_the_least_important_neurons() -> None:
 
 def test_floor_energy_and_scope_reach_the_threshold() -> None:
     common: dict[str, Any] = {"total_updates": 40, "begin": 0.0, "end": 0.5, "every": 5}
-    (_, state), _ = train(dynamic_pruning(optax.adam(1e-2), GROUPS, sparsity=0.9, min_width=5, **common), 40)
-    assert {n: int(m.sum()) for n, m in masks_of(state).items()} == {"first": 5, "second": 5}
-    (_, state), _ = train(dynamic_pruning(optax.adam(1e-2), GROUPS, sparsity=0.9, scope="global", **common), 40)
+    tx = dynamic_pruning(optax.adam(1e-2), GROUPS, sparsity=0.8, min_width=3, scope="global", **common)
+    (_, state), _ = run(tx, 40)
     widths = [int(m.sum()) for m in masks_of(state).values()]
-    assert sum(widths) == 3
-    assert min(widths) >= 1
-    (_, state), _ = train(dynamic_pruning(optax.adam(1e-2), GROUPS, sparsity=0.9, energy=0.0, **common), 40)
+    assert sum(widths) == 6
+    assert min(widths) == 3
+    (_, state), _ = run(dynamic_pruning(optax.adam(1e-2), GROUPS, sparsity=0.9, min_width=8, **common), 40)
+    assert {n: int(m.sum()) for n, m in masks_of(state).items()} == {"first": 8, "second": 8}
+    (_, state), _ = run(dynamic_pruning(optax.adam(1e-2), GROUPS, sparsity=0.9, energy=0.0, **common), 40)
     assert all(np.all(m) for m in masks_of(state).values())
 
 
 WRAPPERS = {
-    "plain": lambda make: make(1e-2),
-    "chain": lambda make: optax.chain(optax.clip_by_global_norm(1.0), make(1e-2)),
     "inject": lambda make: optax.inject_hyperparams(make)(rate=optax.linear_schedule(1e-2, 1e-3, 100)),
-    "multi": lambda make: optax.MultiSteps(make(1e-2), every_k_schedule=2),
     "finite": lambda make: optax.apply_if_finite(make(1e-2), max_consecutive_errors=3),
     "nested": lambda make: optax.MultiSteps(
-        optax.chain(optax.zero_nans(), optax.inject_hyperparams(make)(rate=1e-2)), every_k_schedule=2
+        optax.chain(optax.clip_by_global_norm(1.0), optax.inject_hyperparams(make)(rate=1e-2)),
+        every_k_schedule=2,
     ),
 }
 
 
 @pytest.mark.parametrize("name", sorted(WRAPPERS))
 def test_masks_are_found_in_any_wrapper(name: str) -> None:
-    every_k = 2 if name in ("multi", "nested") else 1
+    every_k = 2 if name == "nested" else 1
 
     def make(rate: Any) -> Any:
         return dynamic_pruning(
@@ -230,7 +224,7 @@ def test_masks_are_found_in_any_wrapper(name: str) -> None:
         )  # fmt: skip
 
     tx = WRAPPERS[name](make)
-    (params, state), _ = train(tx, 45 * every_k)
+    (params, state), _ = run(tx, 45 * every_k)
     masks = masks_of(state)
     assert {n: int(m.sum()) for n, m in masks.items()} == {"first": 6, "second": 3}
     np.testing.assert_array_equal(gone_entries(params, masks), 0.0)
@@ -246,7 +240,7 @@ def test_masks_of_errors() -> None:
 
 
 def test_wrong_options_raise() -> None:
-    for options, words in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"total_updates": 0}, "total_updates.*0"),
         ({"every": 0}, "every.*0"),
         ({"begin": 0.7, "end": 0.6}, "begin.*end.*0.7.*0.6"),
@@ -261,7 +255,8 @@ def test_wrong_options_raise() -> None:
         ({"decay": 2.0}, "decay"),
         ({"strength": -1.0}, "strength"),
         ({"importance": "tailor"}, "tailor"),
-    ):
+    ]
+    for options, words in wrong:
         with pytest.raises(ValueError, match=words):
             dynamic_pruning(optax.adam(1e-3), GROUPS, **{"total_updates": 10, **options})
     tx = dynamic_pruning(optax.adam(1e-3), GROUPS, total_updates=10)
@@ -274,7 +269,7 @@ def test_compiled_once_with_a_traced_sparsity_and_batched_over_seeds(count_trace
 
     def final(params: Any, sparsity: Any) -> Any:
         tx = dynamic_pruning(optax.adam(1e-2), GROUPS, total_updates=20, sparsity=sparsity, end=0.5, every=5)
-        (params, state), _ = trainer(tx)(params, tx.init(params), 20)
+        (params, state), _ = train(tx, params, 20)
         return params, masks_of(state)
 
     counted = count_traces(final)

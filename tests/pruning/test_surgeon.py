@@ -32,7 +32,8 @@ def make_params(seed: int = 0) -> dict[str, Any]:
 
 
 def dense(layer: Any, x: jax.Array) -> jax.Array:
-    return x @ layer["kernel"] + layer["bias"][None, :]
+    fed: jax.Array = x @ layer["kernel"] + layer["bias"][None, :]
+    return fed
 
 
 def forward(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -98,7 +99,10 @@ def dependent_params(kind: str) -> tuple[Any, Any]:
     kernel, bias = params["first"]["kernel"], params["first"]["bias"]
     sign = -1.0 if kind == "negated" else 1.0  # tanh is odd
     scale = 0.0 if kind == "constant" else sign
-    params["first"] = {"kernel": kernel.at[:, 2].set(scale * kernel[:, 5]), "bias": bias.at[2].set(sign * bias[5])}
+    params["first"] = {
+        "kernel": kernel.at[:, 2].set(scale * kernel[:, 5]),
+        "bias": bias.at[2].set(sign * bias[5]),
+    }
     return params, hidden_of(params)
 
 
@@ -120,8 +124,9 @@ def test_a_dependent_neuron_costs_nothing(kind: str) -> None:
 def test_an_affine_function_of_several_neurons_costs_nothing() -> None:
     """The scores and the refit see activations, so any batch of them will do."""
     params = make_params(4)
-    hidden = {name: np.array(a) for name, a in hidden_of(params).items()}
-    hidden["second"][:, 3] = 0.7 * hidden["second"][:, 0] - 1.3 * hidden["second"][:, 4] + 2.0
+    hidden = dict(hidden_of(params))
+    second = hidden["second"]
+    hidden["second"] = second.at[:, 3].set(0.7 * second[:, 0] - 1.3 * second[:, 4] + 2.0)
     masks = init_masks(GROUPS)
     scores = np.asarray(score_of(params, hidden, masks)["second"])
     assert scores[3] < 1e-3 * scores[[1, 2, 5]].min()
@@ -132,7 +137,9 @@ def test_an_affine_function_of_several_neurons_costs_nothing() -> None:
         np.testing.assert_allclose(after, before, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "gone"), [("first", [0, 3, 6]), ("second", [1, 2]), ("second", [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("name", "gone"), [("first", [0, 3, 6]), ("second", [1, 2]), ("second", [0, 1, 2, 3, 4])]
+)
 def test_refit_is_least_squares_with_an_intercept(name: str, gone: list[int]) -> None:
     params = make_params(5)
     hidden = hidden_of(params)
@@ -144,7 +151,9 @@ def test_refit_is_least_squares_with_an_intercept(name: str, gone: list[int]) ->
     for reader in ["second"] if name == "first" else HEADS:
         target = activity @ np.asarray(params[reader]["kernel"]) + np.asarray(params[reader]["bias"])
         expected = np.linalg.lstsq(with_intercept(activity[:, kept]), target, rcond=None)[0]
-        np.testing.assert_allclose(smaller[reader]["kernel"][jnp.array(kept)], expected[:-1], rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(
+            smaller[reader]["kernel"][jnp.array(kept)], expected[:-1], rtol=2e-3, atol=2e-3
+        )
         np.testing.assert_allclose(smaller[reader]["bias"], expected[-1], rtol=2e-3, atol=2e-3)
         np.testing.assert_array_equal(smaller[reader]["kernel"][jnp.array(gone)], 0.0)
     # What is not fed by the layer stays as it was.
@@ -186,16 +195,17 @@ def test_neurons_masked_before_stay_zero_and_take_nothing_over() -> None:
 def test_nothing_removed_changes_nothing() -> None:
     params = make_params(8)
     masks = init_masks(GROUPS)
-    jax.tree.map(
-        np.testing.assert_array_equal, remove(params, hidden_of(params), masks, masks), params
-    )
+    jax.tree.map(np.testing.assert_array_equal, remove(params, hidden_of(params), masks, masks), params)
 
 
 def test_refit_loses_less_than_plain_removal() -> None:
     params = make_params(9)
     hidden = hidden_of(params)
     masks = init_masks(GROUPS)
-    new = {"first": masks["first"].at[jnp.array([0, 2])].set(False), "second": masks["second"].at[3].set(False)}
+    new = {
+        "first": masks["first"].at[jnp.array([0, 2])].set(False),
+        "second": masks["second"].at[3].set(False),
+    }
     before = outputs_of(params)
     refitted = np.mean((outputs_of(remove(params, hidden, masks, new)) - before) ** 2)
     plain = np.mean((outputs_of(apply_masks(GROUPS, params, new)) - before) ** 2)
@@ -213,7 +223,9 @@ def test_dead_neurons_and_dead_layers_are_finite() -> None:
     for activity in (hidden, dead):
         for name, score in score_of(params, activity, masks).items():
             assert np.all(np.isfinite(score)), name
-        assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(remove(params, activity, masks, new)))
+        assert all(
+            np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(remove(params, activity, masks, new))
+        )
 
 
 def test_activations_with_several_batch_axes() -> None:
@@ -238,7 +250,9 @@ def test_batched_over_seeds_with_masks_that_differ() -> None:
     scores = jax.jit(jax.vmap(score_of, (0, 0, 0)))(stack(seeds), stack(hidden), stack(new))
     for i in range(3):
         one = remove(seeds[i], hidden[i], old, new[i])
-        jax.tree.map(lambda b, o, i=i: np.testing.assert_allclose(b[i], o, rtol=1e-3, atol=1e-4), batched, one)
+        jax.tree.map(
+            lambda b, o, i=i: np.testing.assert_allclose(b[i], o, rtol=1e-3, atol=1e-4), batched, one
+        )
         for name, score in score_of(seeds[i], hidden[i], new[i]).items():
             np.testing.assert_allclose(scores[name][i], score, rtol=1e-3)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -65,10 +66,13 @@ def allowed_share(percent: int, size: int) -> int:
     return math.floor(Fraction(percent, 100) * size)
 
 
+FLOORS = {1: 1, 2: 5, 16: 2, 31: 6}  # by size; the second is more than the layer has
+
+
 @st.composite
 def layers(draw: st.DrawFn) -> tuple[Array, Array]:
     """A mask and scores that are multiples of 1/8 (exact in float32, with many ties and zeros), some NaN."""
-    size = draw(st.sampled_from([1, 2, 5, 16, 31]))
+    size = draw(st.sampled_from(sorted(FLOORS)))
     number = st.integers(0, 12).map(lambda n: n / 8)
     odd = draw(st.booleans())
     score = draw(st.lists(number | st.just(math.nan) if odd else number, min_size=size, max_size=size))
@@ -76,15 +80,19 @@ def layers(draw: st.DrawFn) -> tuple[Array, Array]:
     return np.array(mask), np.array(score, np.float32)
 
 
-jitted = jax.jit(update_masks, static_argnames=("min_width", "scope", "regrow"))
+# Compiled many times and run for microseconds, so without much optimisation.
+jitted = jax.jit(
+    update_masks,
+    static_argnames=("min_width", "scope", "regrow"),
+    compiler_options={"xla_backend_optimization_level": 0},
+)
 percents = st.integers(0, 99)
 
 
-@given(layers(), percents, st.sampled_from([1, 2, 6, 40]), st.booleans())
-def test_share_and_floor_against_the_oracle(
-    layer: tuple[Array, Array], percent: int, floor: int, regrow: bool
-) -> None:
+@given(layers(), percents, st.booleans())
+def test_share_and_floor_against_the_oracle(layer: tuple[Array, Array], percent: int, regrow: bool) -> None:
     mask, score = layer
+    floor = FLOORS[len(mask)]
     new = jitted({"a": mask}, {"a": score}, percent / 100, min_width=floor, regrow=regrow)["a"]
     expected = oracle(mask, score, allowed_share(percent, len(mask)), None, floor, regrow)
     np.testing.assert_array_equal(new, expected)
@@ -168,7 +176,9 @@ def test_per_layer_shares_and_floors() -> None:
     assert removed(new, "c") == []  # the floor is more than the layer has
 
 
-@given(st.integers(0, 2**31), st.lists(percents, min_size=2, max_size=5), st.sampled_from(["layer", "global"]))
+@given(
+    st.integers(0, 2**31), st.lists(percents, min_size=2, max_size=5), st.sampled_from(["layer", "global"])
+)
 @settings(max_examples=40)
 def test_masks_shrink_monotonically(seed: int, shares: list[int], scope: Any) -> None:
     rng = np.random.default_rng(seed)
@@ -196,15 +206,17 @@ def test_regrow_draws_masks_anew() -> None:
 # --- one ranking over all layers -----------------------------------------------------------------------------
 
 
-def global_oracle(masks: dict[str, Array], scores: dict[str, Array], allowed: int, floor: int) -> dict[str, Array]:
+def global_oracle(
+    masks: dict[str, Array], scores: dict[str, Array], allowed: int, floor: int
+) -> dict[str, Array]:
     new = {name: mask.copy() for name, mask in masks.items()}
     ranking = []
     for layer, name in enumerate(sorted(masks)):
         living = scores[name][masks[name] & ~np.isnan(scores[name])].astype(np.float64)
         mean = living.mean() if living.size and living.mean() > 0 else 1.0
-        for j in np.flatnonzero(masks[name] & ~np.isnan(scores[name])):
-            ranking.append((np.float64(scores[name][j]) / mean, layer, int(j), name))
-    gone = sum(int((~mask).sum()) for mask in masks.values())
+        for i in np.flatnonzero(masks[name] & ~np.isnan(scores[name])):
+            ranking.append((np.float64(scores[name][i]) / mean, layer, int(i), name))
+    gone = int(sum((~mask).sum() for mask in masks.values()))
     for _, _, j, name in sorted(ranking):
         if gone + 1 > allowed:
             break
@@ -219,7 +231,11 @@ def test_global_scope_against_the_oracle(seed: int, percent: int, floor: int, wi
     rng = np.random.default_rng(seed)
     sizes = {"a": 7, "b": 20, "c": 4}
     masks = {name: rng.random(size) < 0.9 for name, size in sizes.items()}
-    scores = {name: (10.0 ** rng.uniform(-3, 3) * rng.exponential(size=n)).astype(np.float32) for name, n in sizes.items()}
+    units = 10.0 ** rng.uniform(-3, 3, size=3)
+    scores = {
+        name: (unit * rng.exponential(size=size)).astype(np.float32)
+        for (name, size), unit in zip(sizes.items(), units, strict=True)
+    }
     if with_nan:
         scores["b"][rng.integers(20)] = np.nan
     new = jitted(masks, scores, percent / 100, min_width=floor, scope="global")
@@ -247,7 +263,10 @@ def test_global_floors_hold_where_a_layer_would_be_emptied() -> None:
 
 def test_global_energy_is_of_all_layers_together() -> None:
     masks = {"a": jnp.ones(4, bool), "b": jnp.ones(4, bool)}
-    scores = {"a": jnp.asarray([0.5, 0.5, 1.5, 1.5]), "b": jnp.asarray([1.0, 1.0, 1.0, 1.0])}  # means 1: 8 in all
+    scores = {
+        "a": jnp.asarray([0.5, 0.5, 1.5, 1.5]),
+        "b": jnp.asarray([1.0, 1.0, 1.0, 1.0]),
+    }  # means 1: 8 in all
     new = update_masks(masks, scores, 0.9, energy=0.25, scope="global")
     assert removed(new, "a") == [0, 1]
     assert removed(new, "b") == [0]
@@ -275,7 +294,9 @@ def test_a_closed_gate_leaves_the_masks() -> None:
         assert len(removed(update_masks(old, {"a": RISING}, 0.9, gate=jnp.ones((), bool), scope=scope))) == 9
 
 
-def walk(returns: list[float], tolerance: float | None, increment: float = 0.25) -> list[tuple[bool, float, float]]:
+def walk(
+    returns: Sequence[float], tolerance: float | None, increment: float = 0.25
+) -> list[tuple[bool, float, float]]:
     gate, seen = Gate.create(), []
     for value in returns:
         gate, opened = advance_gate(gate, jnp.float32(value), tolerance, increment)
@@ -311,7 +332,10 @@ def test_gate_without_finished_episodes_is_open_and_learns_nothing() -> None:
 
 
 def test_gate_without_tolerance_is_always_open_and_stops_at_one() -> None:
-    assert walk([5, -1e9, 3], None, 0.4) == [(True, pytest.approx(0.4), 5.0), (True, pytest.approx(0.8), 5.0), (True, 1.0, 5.0)]
+    opened, progress, reference = zip(*walk([5, -1e9, 3], None, 0.4), strict=True)
+    assert opened == (True, True, True)
+    assert progress == pytest.approx((0.4, 0.8, 1.0))
+    assert reference == (5.0, 5.0, 5.0)
 
 
 def test_gate_under_jit_scan_and_vmap(count_traces: Any) -> None:
@@ -357,7 +381,7 @@ def test_batched_over_seeds(scope: Any) -> None:
     rng = np.random.default_rng(0)
     masks = {"a": rng.random((4, 10)) < 0.8, "b": rng.random((4, 6)) < 0.8}
     scores = {name: rng.random(mask.shape).astype(np.float32) for name, mask in masks.items()}
-    shares, gates = np.float32([0.1, 0.5, 0.9, 0.7]), np.array([True, True, True, False])
+    shares, gates = np.array([0.1, 0.5, 0.9, 0.7], np.float32), np.array([True, True, True, False])
 
     def cut(masks: Any, scores: Any, sparsity: Any, gate: Any) -> Any:
         return update_masks(masks, scores, sparsity, energy=0.5, gate=gate, scope=scope)

@@ -47,9 +47,8 @@ def collected() -> Collected:
 def joined(collected: Collected) -> ppo.Rollout:
     """Both rollouts as one of 2 T steps."""
     first, second = (part[2] for part in collected.parts)
-    cut = first.cut | second.cut
-    both = [np.concatenate(x) for x in zip(jax.tree.leaves(first)[:-1], jax.tree.leaves(second)[:-1], strict=True)]
-    return ppo.Rollout(*both, cut)
+    whole: ppo.Rollout = jax.tree.map(lambda x, y: np.concatenate([x, y]) if x.ndim else x | y, first, second)
+    return whole
 
 
 def test_shapes_and_types(collected: Collected) -> None:
@@ -74,7 +73,9 @@ def test_every_transition_is_one_of_the_environment(collected: Collected) -> Non
     step = jax.jit(jax.vmap(ENV.step))
     kinds = set()
     for t in range(2 * T):
-        _, next_obs, reward, terminated, truncated = step(CartPoleState(whole.obs[t], steps), whole.action[t])
+        _, next_obs, reward, terminated, truncated = step(
+            CartPoleState(whole.obs[t], jnp.asarray(steps)), whole.action[t]
+        )
         np.testing.assert_allclose(whole.next_obs[t], next_obs, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(whole.reward[t], reward)
         np.testing.assert_array_equal(whole.terminated[t], terminated)
@@ -92,7 +93,9 @@ def test_what_is_acted_on_next_is_the_successor_or_a_fresh_start(collected: Coll
     np.testing.assert_array_equal(whole.obs[0], collected.start[1])
     np.testing.assert_array_equal(following[~ends], whole.next_obs[~ends])
     assert np.all(np.abs(following[ends]) <= RESET_RANGE)
-    assert not np.any(np.all(whole.next_obs[ends] == following[ends], axis=-1)), "next_obs is that of the old episode"
+    assert not np.any(np.all(whole.next_obs[ends] == following[ends], axis=-1)), (
+        "next_obs is that of the old episode"
+    )
     np.testing.assert_array_equal(last[0].physics, last[1])
     starts = np.concatenate([np.asarray(collected.start[1]), following[ends]])
     assert len(np.unique(starts, axis=0)) == len(starts) > 30, "every episode starts elsewhere"
@@ -125,10 +128,12 @@ def test_the_same_key_gives_the_same_rollout() -> None:
 class Countdown:
     """Two host environments that observe (offset, step of the episode) and end after 3 steps, by turns in each way."""
 
-    spec = Spec(observation_size=2, action=Discrete(5))
-
     def __init__(self, offset: int) -> None:
         self.offset = offset
+
+    @property
+    def spec(self) -> Spec:
+        return Spec(observation_size=2, action=Discrete(5))
 
     def reset(self, seed: int) -> np.ndarray:
         self.steps, self.episodes = np.array([0, 1]), np.zeros(2, int)
@@ -137,7 +142,7 @@ class Countdown:
     def observe(self) -> np.ndarray:
         return np.stack([np.full(2, self.offset), self.steps], axis=1).astype(np.float32)
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, ...]:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         self.steps = self.steps + 1
         ends, next_obs = self.steps == 3, self.observe()
         even = self.episodes % 2 == 0

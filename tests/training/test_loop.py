@@ -90,37 +90,30 @@ def kill_when(process, ready, delay):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("reference", "cache"),
-    # The first shares the compiled program with its reference; the second compiles again, as a user's would.
-    [("jax_run", "first"), ("host_run", "second")],
+    ("reference", "cache", "first_checkpoints"),
+    # The first shares the compiled program with its reference; the second compiles again, as a user's would, and is
+    # killed before its first checkpoint, too.
+    [("jax_run", "first", 2), ("host_run", "second", 0)],
 )
-def test_a_killed_run_ends_bit_identical(reference, cache, start, tmp_path, request):
+def test_a_killed_run_ends_bit_identical(reference, cache, first_checkpoints, start, tmp_path, request):
     reference = request.getfixturevalue(reference)
     run = tmp_path / "runs" / reference.path.name
     rng = random.Random(cache)
-    killed = []
-    for _ in range(2):
+    for checkpoints in (first_checkpoints, rng.randint(2, 5)):
         process, begun = start(reference.arguments, tmp_path, cache), newest(run)
-        target = begun + 2 * rng.randint(1, 3)
-        killed.append(kill_when(process, lambda target=target: newest(run) >= target, rng.uniform(0.0, 0.15)))
-        assert newest(run) >= target
+
+        def ready(target=begun + 2 * checkpoints):
+            return (run / "metrics.jsonl").exists() and newest(run) >= target
+
+        assert kill_when(process, ready, rng.uniform(0.0, 0.15) if checkpoints else 0.0), "it was not killed"
+        assert newest(run) >= begun + 2 * checkpoints
         assert not (run / "policy").exists()
-    assert killed == [True, True]
     stopped_at = newest(run)
     process = start(reference.arguments, tmp_path, cache)
     status, output = process.wait(TIMEOUT), (tmp_path / "output").read_text()
     assert status == 0, output
     assert f"continuing from the checkpoint at {stopped_at * 128:,} steps" in output
     assert_same_run(run, reference.path)
-
-
-@pytest.mark.slow
-def test_killed_before_the_first_checkpoint_it_begins_anew(host_run, start, tmp_path):
-    run = tmp_path / "runs" / host_run.path.name
-    assert kill_when(start(host_run.arguments, tmp_path), (run / "metrics.jsonl").exists, 0.0)
-    assert newest(run) == 0
-    assert start(host_run.arguments, tmp_path).wait(TIMEOUT) == 0
-    assert_same_run(run, host_run.path)
 
 
 def copy_before_the_policies(trained, folder):

@@ -11,8 +11,11 @@ from prune_rl.envs.host import HostEnv
 from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners import ppo
 from prune_rl.learners.config import Pruning
+from prune_rl.pruning.importance import magnitude_importance
+from prune_rl.pruning.masks import apply_masks
+from prune_rl.pruning.thresholds import update_masks
 from prune_rl.training.config import Config
-from prune_rl.training.loop import make_engine
+from prune_rl.training.loop import make_engine, write_policies
 from prune_rl.training.policies import actor_count, compact_policy, masked_policy, state_of_seed
 
 PRUNE = Pruning(sparsity=0.8, begin=0.0, end=0.5, critic=True)
@@ -26,13 +29,25 @@ LEARNERS = {
 
 @functools.cache
 def trained(env):
-    """Configuration and state of one of two seeds after a real, short training on the host environment."""
+    """Configuration and state of one of two seeds, after a real training, or after what one would have done."""
     config = Config(env=env, seeds=2, steps=1024, backend="gymnasium", checkpoints=4, learner=LEARNERS[env])
     config = config.resolved()
-    engine = make_engine(config)
-    engine.advance(config.learner.total_updates)
-    engine.close()
-    return config, state_of_seed(engine.state, 1)
+    if env == "Pendulum-v1":
+        engine = make_engine(config)
+        engine.advance(config.learner.total_updates)
+        engine.close()
+        return config, state_of_seed(engine.state, 1)
+    state = ppo.init(jax.random.key(1), config.learner, config.spec())
+    host = HostEnv(env, 2)
+    seen = np.concatenate([host.reset(0), *(host.step([1, t % 2])[0] for t in range(60))])
+    host.close()
+    params = jax.tree.map(lambda x: x, state.params)
+    params["actor"]["head"]["kernel"] *= 100.0
+    groups = ppo.prunable_groups(params, config.learner)
+    masks = update_masks(state.masks, magnitude_importance(groups, params), 0.8, min_width=2)
+    return config, state.replace(
+        params=params, masks=masks, obs_stats=state.obs_stats.update(jnp.asarray(seen))
+    )
 
 
 @functools.cache
@@ -49,9 +64,10 @@ def observations(env):
 
 
 def mode(state, config, obs):
-    """The most probable action of the learner itself, in JAX."""
+    """What the learner's action distribution is centred on, in JAX: logits, or the mean."""
     learner = config.method_learner()
-    distribution = ppo.distribution(state.params, ppo.normalize(state, obs, learner), learner)
+    params = apply_masks(ppo.prunable_groups(state.params, learner), state.params, state.masks)
+    distribution = ppo.distribution(params, ppo.normalize(state, obs, learner), learner)
     logits = getattr(distribution, "logits", None)
     return distribution.mean if logits is None else logits
 
@@ -70,7 +86,7 @@ def test_masked_is_compact_on_real_observations(env):
     np.testing.assert_allclose(masked(obs), compact(obs), atol=1e-5)
     assert masked.widths == config.learner.hidden
     assert compact.widths == tuple(int(state.masks[f"actor/layer_{i}"].sum()) for i in (0, 1))
-    assert all(small <= 4 for small in compact.widths)
+    assert all(2 <= small <= 4 for small in compact.widths)
     count = actor_count(state, config)
     assert (count.neurons.kept, count.neurons.total) == (compact.num_neurons, masked.num_neurons)
 
@@ -131,3 +147,14 @@ def test_the_state_of_a_seed_has_no_seed_axis(env):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
         lambda x: (x.shape, x.dtype), alone
     )
+
+
+def test_a_diverged_seed_is_named_and_leaves_no_policy(tmp_path):
+    config, state = trained("CartPole-v1")
+    params = jax.tree.map(lambda x: x, state.params)
+    params["actor"]["head"]["bias"] = jnp.full(2, jnp.nan)
+    bad = state.replace(params=params)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), state, bad).replace(step=state.step)
+    with pytest.raises(ValueError, match=r"the training of seed 1 diverged .*: try a lower --learning-rate"):
+        write_policies(both, config, tmp_path)
+    assert not (tmp_path / "policy").exists()
