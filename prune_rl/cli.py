@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -99,6 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return commands[command](arguments[1:], console)
     except (ValueError, OSError) as error:
+        if os.environ.get("PRUNE_RL_TRACEBACK"):
+            raise
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}")
         return USAGE_ERROR
     except KeyboardInterrupt:

@@ -70,11 +70,11 @@ def refit(
         both_kept = kept[:, None] & kept[None, :]
         system = jnp.where(both_kept, covariance, jnp.eye(group.size, dtype=jnp.float32))
         cross = jnp.where(kept[:, None] & removed[None, :], covariance, 0.0)
-        takes_over = inverse(system) @ cross
+        takes_over = _product(inverse(system), cross)
         for part in group.outgoing:
             leaf = leaves[part.path]
             rows = jnp.moveaxis(leaf, part.axis, 0).reshape(group.size, -1)
-            change = takes_over @ rows
+            change = _product(takes_over, rows)
             leaves[part.path] = leaf + jnp.moveaxis(
                 change.reshape(jnp.moveaxis(leaf, part.axis, 0).shape), 0, part.axis
             )
@@ -111,7 +111,12 @@ def _moments(activations: jax.Array, alive: jax.Array, ridge: float) -> tuple[ja
     flat = activations.reshape(-1, activations.shape[-1]).astype(jnp.float32)
     mean = jnp.mean(flat, axis=0)
     centred = jnp.where(alive[None, :], flat - mean[None, :], 0.0)
-    covariance = centred.T @ centred / flat.shape[0]
+    covariance = _product(centred.T, centred) / flat.shape[0]
     scale = jnp.sum(jnp.diagonal(covariance)) / jnp.maximum(jnp.sum(alive), 1) + 1e-12
     diagonal = jnp.where(alive, ridge * scale, 1.0)
     return jnp.where(alive, mean, 0.0), covariance + jnp.diag(diagonal)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Matrix product in full float32: the accelerators' default of fewer bits is coarser than the ridge."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -17,6 +17,7 @@ from prune_rl.training.evaluation import evaluate_policy
 from prune_rl.training.files import write_json
 from prune_rl.training.loop import policy_paths, train
 from prune_rl.training.report import write_summary
+from prune_rl.training.results import read_evaluation
 from prune_rl.training.run_directory import RunDirectoryError
 
 # Environments stepped together in an evaluation; the result does not depend on it.
@@ -104,8 +105,23 @@ def evaluate(
         means = ", ".join(f"{name} {_mean(measured[name]['returns']):.1f}" for name in measured)
         console.print(f"seed {seed}: mean return over {config.episodes} episodes: {means}")
     if write:
+        _keep_control(result, path / "evaluation.json")
         write_json(path / "evaluation.json", result)
     return result
+
+
+def _keep_control(result: dict[str, Any], earlier: Path) -> None:
+    """Where the control's run is gone (a moved folder, say), what it returned in these same episodes still holds."""
+    try:
+        before = read_evaluation(earlier.parent)
+    except ValueError:  # none yet, or a damaged one, which this one replaces
+        return
+    if any(before.get(key) != result[key] for key in ("env_id", "episodes", "evaluation_seed")):
+        return
+    measured = {entry["seed"]: entry["policies"] for entry in before["seeds"]}
+    for entry in result["seeds"]:
+        if "dense" in measured.get(entry["seed"], {}):
+            entry["policies"].setdefault("dense", measured[entry["seed"]]["dense"])
 
 
 def measure(policy: Policy, wide: Policy, config: Config) -> dict[str, Any]:

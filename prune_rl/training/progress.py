@@ -144,7 +144,10 @@ class Progress:
 
     def _time_left(self) -> float | None:
         speed = self._speed()
-        return None if speed is None else max(0, self._total - self._step) / speed
+        # One chunk tells nothing: most of its time went into compiling.
+        if speed is None or len(self._samples) < 2:
+            return None
+        return max(0, self._total - self._step) / speed
 
     def _return_text(self) -> str:
         known = [value for value in self._returns if not math.isnan(value)]

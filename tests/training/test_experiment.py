@@ -205,6 +205,13 @@ def test_the_dense_control_is_trained_once(host_run, start, tmp_path):
     for further in (["--prune.sparsity", "0.5"], ["--method", "dense"], ["--prune.no-critic"]):
         config = parse_train([*arguments[1:], *further])[0].resolved()
         assert tmp_path / control_of(config).default_run_dir() == dense
+    # Moved away from its control, the run keeps what the control returned, as long as the episodes are the same ones.
+    moved = shutil.copytree(run, tmp_path / "elsewhere" / "moved")
+    assert run_main("evaluate", moved, "--write")[0] == 0
+    kept = json.loads((moved / "evaluation.json").read_text())["seeds"][0]["policies"]
+    assert kept["dense"]["returns"] == own["dense"]["returns"]
+    assert run_main("evaluate", moved, "--write", "--seed", 7)[0] == 0
+    assert "dense" not in json.loads((moved / "evaluation.json").read_text())["seeds"][0]["policies"]
     before = os.stat(dense / "metrics.jsonl").st_mtime_ns
     again = dataclasses.replace(host_run, root=tmp_path).again("--method", "dense")
     assert "steps to do" not in again
