@@ -211,6 +211,7 @@ def loss(params: Params, batch: Batch, config: Config) -> tuple[jax.Array, Metri
 
 def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batch, Metrics]:
     """Statistics, normalised rewards, advantages and old log-probabilities: the batch [T·N, …] to learn from."""
+    rollout = jax.tree.map(jnp.asarray, rollout)
     finished = rollout.terminated | rollout.truncated
     truncated = rollout.truncated.at[-1].set(rollout.truncated[-1] | rollout.cut)
     ends = rollout.terminated | truncated

@@ -82,3 +82,8 @@ class Config:
         if self.clip_value is not None and not 0 < self.clip_value < math.inf:
             raise ValueError(f"clip_value must be a finite number > 0 or absent, got {self.clip_value}")
         self.prune.check(self.hidden)
+        if self.prune.enabled and self.prune.every > self.prune.end * self.total_updates:
+            raise ValueError(
+                f"prune.every = {self.prune.every} is more than the updates up to prune.end = {self.prune.end} of "
+                f"{self.total_updates}, so nothing would ever be removed; lower it or train longer"
+            )
