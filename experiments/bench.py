@@ -79,12 +79,14 @@ def measure(bench: Bench) -> str:
     # begin = 0: the threshold routine runs at every update, as it does between begin and end of a real run.
     on = Pruning(begin=0.0, end=1.0, sparsity=0.9)
     prox = dataclasses.replace(on, strength=1e-4)
+    surgeon = dataclasses.replace(on, score="surgeon", refit=True, every=2)
     short = max(1, bench.updates // 4)
     variants = {
         "64-64, dense": Variant(settings((64, 64), off), bench.updates),
         "256-256, dense": Variant(settings((256, 256), off), short),
         "256-256, importance + threshold": Variant(settings((256, 256), on), short),
         "256-256, importance + threshold + prox": Variant(settings((256, 256), prox), short),
+        "256-256, surgeon + refit, every 2nd update": Variant(settings((256, 256), surgeon), short),
     }
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(bench.repeats):
