@@ -17,6 +17,8 @@ from prune_rl.spaces import Spec
 
 Method = Literal["dynamic", "dense"]
 
+CHECKPOINTS = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -36,8 +38,9 @@ class Config:
     """Environment steps per seed, rounded up to whole rollouts."""
     backend: Literal["auto", "jax", "gymnasium"] = "auto"
     """Engine of the environment; auto: JAX-native where there is one."""
-    checkpoints: int = 20
-    """Checkpoints over the whole run; a killed run loses at most the work since the last one."""
+    checkpoints: int | None = None
+    """Checkpoints over the whole run; a killed run loses at most the work since the last one. By default 20, or as many
+    as leave a Gymnasium environment, which is reset at each, time for two full episodes."""
     episodes: int = 100
     """Fresh episodes that each policy is evaluated on."""
     evaluation_seed: int = 1_000_000
@@ -57,13 +60,20 @@ class Config:
 
     @property
     def checkpoint_every(self) -> int:
-        """Updates between two checkpoints."""
-        return max(1, -(-self.learner.total_updates // self.checkpoints))
+        """Updates between two checkpoints, for a resolved configuration."""
+        assert self.checkpoints is not None
+        return -(-self.learner.total_updates // self.checkpoints)
+
+    @property
+    def cuts_short(self) -> bool:
+        """Whether no episode can reach its time limit, because host environments are reset at every checkpoint."""
+        limit = registry.resolve(self.env).time_limit or 0
+        return self.backend != "jax" and self.checkpoint_every * self.learner.num_steps < limit
 
     def resolved(self) -> Config:
         """This configuration with what follows from other fields filled in; raises ``ValueError`` for bad values."""
         for name in ("steps", "seeds", "checkpoints", "episodes"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         for name in ("seed", "evaluation_seed"):
             if not 0 <= getattr(self, name) < 2**31 - self.seeds:
@@ -83,6 +93,7 @@ class Config:
         config = dataclasses.replace(
             self,
             backend=backend,
+            checkpoints=self.checkpoints or self._default_checkpoints(backend, updates),
             steps=updates * self.steps_per_update,
             learner=dataclasses.replace(self.learner, total_updates=updates),
         )
@@ -92,6 +103,12 @@ class Config:
             learner = dataclasses.replace(config.learner, prune=Pruning(min_width=1))
             config = dataclasses.replace(config, learner=learner)
         return config
+
+    def _default_checkpoints(self, backend: str, updates: int) -> int:
+        if backend == "jax":
+            return CHECKPOINTS
+        limit = registry.resolve(self.env).time_limit or 0
+        return max(1, min(CHECKPOINTS, updates * self.learner.num_steps // max(2 * limit, 1)))
 
     def method_learner(self) -> ppo.Config:
         """The learner's hyperparameters under ``method``: a method only ever changes how neurons are removed."""

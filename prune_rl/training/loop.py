@@ -79,6 +79,11 @@ def make_engine(config: Config) -> Engine:
 
 def run_updates(engine: Engine, config: Config, path: Path, console: Console) -> None:
     """Advance ``engine`` to the end of the run, from the newest checkpoint in ``path`` if there is one."""
+    if config.cuts_short:
+        console.print(
+            f"[yellow]note:[/] {config.env} is reset at each of the {config.checkpoints} checkpoints, so that no "
+            "episode reaches its time limit; ask for fewer --checkpoints, or leave the flag out"
+        )
     checkpoints = Checkpoints(path / "checkpoints")
     log, history = MetricsLog(path / "metrics.jsonl"), MaskHistory(path / "masks")
     restored = checkpoints.restore(engine.tree)

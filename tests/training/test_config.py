@@ -201,3 +201,29 @@ def test_data_of_the_wrong_shape_is_refused(data, part):
     assert part in str(caught.value)
     with pytest.raises(ValueError, match=r"must be|unknown field"):
         from_json(data)
+
+
+def test_checkpoints_leave_host_environments_time_for_whole_episodes():
+    learner = ppo.Config(num_envs=4, num_steps=64)
+    long = Config(env="Pendulum-v1", steps=4 * 64 * 200, learner=learner).resolved()
+    assert (long.checkpoints, long.checkpoint_every) == (20, 10)
+    short = Config(env="Pendulum-v1", steps=4 * 64 * 20, learner=learner).resolved()
+    # 20 updates of 64 steps hold three spans of two episodes of 200 steps.
+    assert (short.checkpoints, short.checkpoint_every) == (3, 7)
+    assert not short.cuts_short
+    tiny = Config(
+        env="Pendulum-v1", steps=4 * 64, learner=dataclasses.replace(learner, prune=Pruning(enabled=False))
+    )
+    assert dataclasses.replace(tiny, method="dense").resolved().checkpoints == 1
+    device = Config(env="CartPole-v1", steps=4 * 64 * 20, learner=learner).resolved()
+    assert device.checkpoints == 20
+    assert not device.cuts_short
+    for config in (long, short, device):
+        assert config.resolved() == config
+
+
+def test_more_checkpoints_are_granted_but_known_to_cut_every_episode():
+    learner = ppo.Config(num_envs=4, num_steps=64)
+    config = Config(env="Pendulum-v1", steps=4 * 64 * 20, checkpoints=10, learner=learner).resolved()
+    assert (config.checkpoints, config.checkpoint_every) == (10, 2)
+    assert config.cuts_short

@@ -152,6 +152,12 @@ def test_no_path_or_name_of_the_machine_is_written(jax_run, host_run):
             assert not [word for word in words if word != "/" and word in text], file
 
 
+def test_checkpoints_that_cut_every_episode_are_told(jax_run, host_run):
+    told = "reset at each of the 16 checkpoints, so that no episode reaches its time limit"
+    assert told in " ".join(host_run.output.split())
+    assert "reset at each" not in jax_run.output
+
+
 def test_a_moved_run_can_be_evaluated(host_run, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere" / "moved"
     shutil.copytree(host_run.path, moved)
