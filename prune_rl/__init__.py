@@ -33,6 +33,9 @@ _WHERE = {
     "group_sparse": "prune_rl.pruning.proximal",
     "dynamic_pruning": "prune_rl.pruning.dynamic",
     "masks_of": "prune_rl.pruning.dynamic",
+    "Spec": "prune_rl.spaces",
+    "Box": "prune_rl.spaces",
+    "Discrete": "prune_rl.spaces",
     "Policy": "prune_rl.export.policy",
     "load_policy": "prune_rl.export.policy",
     "save_policy": "prune_rl.export.policy",
@@ -67,6 +70,9 @@ if TYPE_CHECKING:
     from prune_rl.pruning.surgeon import surgeon_importance as surgeon_importance
     from prune_rl.pruning.thresholds import cubic_sparsity as cubic_sparsity
     from prune_rl.pruning.thresholds import update_masks as update_masks
+    from prune_rl.spaces import Box as Box
+    from prune_rl.spaces import Discrete as Discrete
+    from prune_rl.spaces import Spec as Spec
 
 
 def __getattr__(name: str) -> Any:
