@@ -32,7 +32,7 @@ class Pruning:
     scope: Literal["layer", "global"] = "layer"
     """Rank neurons within their layer, or over all layers of a network (normalised per layer first)."""
     energy: float | None = None
-    """The removed neurons hold at most this share of a layer's importance, in [0, 1)."""
+    """At each mask update, what goes holds at most this share of a layer's present importance, in [0, 1)."""
     gate: float | None = None
     """The threshold rests while the running training return is below reference - gate * |reference|."""
     min_width: int = 2

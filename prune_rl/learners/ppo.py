@@ -27,7 +27,7 @@ from prune_rl.pruning.groups import NeuronGroups, find_groups
 from prune_rl.pruning.masks import init_masks
 from prune_rl.pruning.proximal import GroupSparseState, group_sparse
 from prune_rl.pruning.thresholds import Gate
-from prune_rl.spaces import Spec
+from prune_rl.spaces import Box, Spec
 
 Params = dict[str, Any]
 Metrics = dict[str, Any]
@@ -131,7 +131,7 @@ def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.A
 
 def action_noise(key: jax.Array, shape: tuple[int, ...], spec: Spec) -> jax.Array:
     """Noise for ``act``, drawn for many steps at once: float32[*shape, num_outputs]."""
-    kind = Gaussian if hasattr(spec.action, "low") else Categorical
+    kind = Gaussian if isinstance(spec.action, Box) else Categorical
     return kind.sample_noise(key, (*shape, spec.action.num_outputs))
 
 

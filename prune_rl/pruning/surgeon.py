@@ -80,8 +80,8 @@ def refit(
             )
             bias = bias_of(part.path)
             if bias is not None:
-                gone = jnp.where(removed, mean, 0.0) @ rows
-                leaves[bias] = leaves[bias] + (gone - mean @ change).reshape(leaves[bias].shape)
+                gone = _product(jnp.where(removed, mean, 0.0), rows)
+                leaves[bias] = leaves[bias] + (gone - _product(mean, change)).reshape(leaves[bias].shape)
     return replace_leaves(params, leaves)
 
 

@@ -42,7 +42,8 @@ def update_masks(
         sparsity: at most this share of the neurons of a layer is gone afterwards (``scope="global"``: of all layers
             together); a share in [0, 1), or one per group name (``scope="layer"`` only).
         energy: the removed neurons together hold at most this share of the layer's total score (of all layers'
-            scores with ``scope="global"``). None: no such bound.
+            scores with ``scope="global"``). Neurons removed before count as holding nothing, so the bound is one per
+            call. None: no such bound.
         min_width: each layer keeps at least so many neurons (or all it has, if fewer); one number or one per group.
         scope: rank within each layer, or over all layers after dividing each layer's scores by their mean over the
             neurons still there.
