@@ -64,3 +64,20 @@ class Gaussian(NamedTuple):
 
     def _like_mean(self, x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, self.mean.shape)
+
+
+class SquashedGaussian(NamedTuple):
+    """``tanh`` of independent normal components (Haarnoja et al. 2018, appendix C); both float32[…, size]."""
+
+    mean: jax.Array
+    log_std: jax.Array
+
+    def sample_and_log_prob(self, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Actions in [−1, 1], float32[…, size], from standard normal ``noise`` of that shape; log-density float32[…].
+
+        The change of variables, ``log(1 − tanh²x) = 2 (log 2 − x − softplus(−2x))``, is exact where tanh saturates.
+        """
+        x = self.mean + jnp.exp(self.log_std) * noise
+        normal = -0.5 * jnp.square(noise) - self.log_std - 0.5 * math.log(2.0 * math.pi)
+        squash = 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))
+        return jnp.tanh(x), jnp.sum(normal - squash, axis=-1)

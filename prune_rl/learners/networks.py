@@ -56,6 +56,19 @@ def apply_mlp(params: Params, x: jax.Array, activation: str) -> jax.Array:
     return _dense(params["head"], x)
 
 
+def init_ensemble(key: jax.Array, size: int, sizes: Sequence[int], head_scale: float) -> Params:
+    """Params of ``size`` independent MLPs in one tree, every leaf with a leading axis [size, …]."""
+    members = [init_mlp(member_key, sizes, head_scale) for member_key in jax.random.split(key, size)]
+    stacked: Params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
+    return stacked
+
+
+def apply_ensemble(params: Params, x: jax.Array, activation: str) -> jax.Array:
+    """Outputs of every member for the same ``x`` […, in]: float32[size, …, out]."""
+    outputs: jax.Array = jax.vmap(lambda member: apply_mlp(member, x, activation))(params)
+    return outputs
+
+
 def _dense(layer: Params, x: jax.Array) -> jax.Array:
     y = x @ layer["kernel"]
     biased: jax.Array = y + jnp.broadcast_to(layer["bias"], y.shape)

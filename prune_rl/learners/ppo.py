@@ -20,9 +20,11 @@ from flax import struct
 from prune_rl.learners.advantages import generalized_advantages
 from prune_rl.learners.distributions import Categorical, Gaussian
 from prune_rl.learners.networks import apply_mlp, init_actor_critic
-from prune_rl.learners.normalization import RunningStatistics, linear_recurrence
+from prune_rl.learners.normalization import RunningStatistics
 from prune_rl.learners.ppo_config import Config as Config
 from prune_rl.learners.pruning_step import prune
+from prune_rl.learners.rollout import Rollout as Rollout
+from prune_rl.learners.rollout import track_returns
 from prune_rl.pruning.groups import NeuronGroups, find_groups
 from prune_rl.pruning.masks import init_masks
 from prune_rl.pruning.proximal import GroupSparseState, group_sparse
@@ -61,25 +63,6 @@ class State:
 
 VMAP_AXES: Any = State(0, 0, 0, 0, 0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
 """``in_axes`` of a state with a leading seed axis. ``step`` has none: batched, ``cond`` would run both branches."""
-
-
-@struct.dataclass
-class Rollout:
-    """Transitions [T, N, …] of N environments, time first.
-
-    ``obs`` and ``next_obs`` float32[T, N, D] as the environment gives them, not normalised; ``next_obs`` is the true
-    successor (the final observation at the end of an episode). ``action`` int32[T, N] or float32[T, N, size];
-    ``reward`` float32[T, N]; ``terminated``, ``truncated`` bool[T, N]. ``cut`` bool[]: the trainer reset the
-    environments after the last step, so that episodes under way there are truncated, but do not count as finished.
-    """
-
-    obs: jax.Array
-    action: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    next_obs: jax.Array
-    cut: jax.Array
 
 
 def init(key: jax.Array, config: Config, spec: Spec) -> State:
@@ -212,33 +195,19 @@ def loss(params: Params, batch: Batch, config: Config) -> tuple[jax.Array, Metri
 def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batch, Metrics]:
     """Statistics, normalised rewards, advantages and old log-probabilities: the batch [T·N, …] to learn from."""
     rollout = jax.tree.map(jnp.asarray, rollout)
-    finished = rollout.terminated | rollout.truncated
-    truncated = rollout.truncated.at[-1].set(rollout.truncated[-1] | rollout.cut)
-    ends = rollout.terminated | truncated
-    # Both returns, discounted and not, of the episodes under way; an end cuts what follows it.
-    started = jnp.concatenate([jnp.ones_like(ends[:1]), ~ends[:-1]]).astype(jnp.float32)
-    decay = jnp.stack([config.gamma * started, started], axis=1)
-    rewards = jnp.stack([rollout.reward, rollout.reward], axis=1)
-    rewards = rewards.at[0].add(decay[0] * state.episode)
-    discounted, episode_return = jnp.moveaxis(linear_recurrence(decay.at[0].set(0.0), rewards), 1, 0)
-    last = jnp.stack([discounted[-1], episode_return[-1]]) * ~ends[-1][None]
-    episodes = jnp.sum(finished)
-    mean_return = jnp.sum(jnp.where(finished, episode_return, 0.0)) / episodes
-    smoothed = jnp.where(
-        jnp.isnan(state.running_return), mean_return, 0.9 * state.running_return + 0.1 * mean_return
-    )
-    running_return = jnp.where(episodes > 0, smoothed, state.running_return)
+    returns = track_returns(rollout, state.episode, state.running_return, config.gamma)
+    rollout = rollout.with_cut()
 
     reward, return_stats = rollout.reward, state.return_stats
     if config.normalize_reward:
-        return_stats = return_stats.update(discounted.reshape(-1))
+        return_stats = return_stats.update(returns.discounted.reshape(-1))
         reward = jnp.clip(reward * jax.lax.rsqrt(return_stats.var + 1e-8), -config.clip_obs, config.clip_obs)
 
     obs = normalize(state, rollout.obs, config)
     value = values(state.params, obs, config)
     next_value = values(state.params, normalize(state, rollout.next_obs, config), config)
     advantage = generalized_advantages(
-        reward, value, next_value, rollout.terminated, truncated, config.gamma, config.gae_lambda
+        reward, value, next_value, rollout.terminated, rollout.truncated, config.gamma, config.gae_lambda
     )
     log_prob = distribution(state.params, obs, config).log_prob(rollout.action)
     batch = Batch(obs, rollout.action, log_prob, advantage, value)
@@ -248,13 +217,14 @@ def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batc
     if config.normalize_obs:
         obs_stats = obs_stats.update(rollout.obs.reshape(-1, rollout.obs.shape[-1]))
     state = dataclasses.replace(
-        state, obs_stats=obs_stats, return_stats=return_stats, episode=last, running_return=running_return
-    )
-    return (
         state,
-        batch,
-        {"return": mean_return, "episodes": episodes, "explained_variance": _explained(batch)},
+        obs_stats=obs_stats,
+        return_stats=return_stats,
+        episode=returns.episode,
+        running_return=returns.running,
     )
+    metrics = {"return": returns.mean, "episodes": returns.episodes, "explained_variance": _explained(batch)}
+    return state, batch, metrics
 
 
 def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metrics]:

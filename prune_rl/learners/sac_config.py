@@ -1,0 +1,124 @@
+"""Hyperparameters of SAC."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from prune_rl.learners.config import Pruning
+from prune_rl.learners.networks import ACTIVATIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Hyperparameters of SAC, for real-valued and for discrete actions; frozen and hashable, so static under ``jit``."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers, of the actor and both critics alike."""
+    activation: str = "relu"
+    """Activation of the hidden layers: tanh, relu, silu, gelu or elu."""
+    num_envs: int = 4
+    """Environments per seed, stepped together."""
+    num_steps: int = 16
+    """Steps per environment between two updates."""
+    utd_ratio: float = 1.0
+    """Gradient steps per environment step (update to data); an update makes utd_ratio * num_envs * num_steps."""
+    batch_size: int = 256
+    """Transitions per gradient step, drawn from the replay buffer with replacement."""
+    buffer_size: int = 1_000_000
+    """Transitions that the replay buffer holds, the newest ones; no more memory is taken than training can fill."""
+    learning_starts: int = 10_000
+    """Environment steps with uniformly random actions and without learning, at the start."""
+    learning_rate: float = 3e-4
+    """Adam's step size for actor, critics and temperature, at the start."""
+    learning_rate_end: float = 3e-4
+    """Adam's step size at the end; it changes linearly in between."""
+    gamma: float = 0.99
+    """Discount factor."""
+    tau: float = 0.005
+    """Share of the critics that goes into the target critics at each gradient step (Polyak averaging)."""
+    alpha: float | None = None
+    """Fixed temperature (weight of the entropy); by default it is learned."""
+    init_alpha: float = 1.0
+    """What the learned temperature starts from."""
+    target_entropy: float | None = None
+    """Entropy that the temperature is learned for, in nats; by default -size for Box actions, 0.5 log n for n Discrete
+    ones."""
+    normalize_obs: bool = False
+    """Normalise observations by their running mean and variance."""
+    clip_obs: float = 10.0
+    """Normalised observations are clipped to this range."""
+    reward_scale: float = 1.0
+    """Rewards are multiplied by this before learning."""
+    total_updates: int = 1000
+    """Updates in the whole of training: what the learning rate and the pruning schedule count against."""
+    prune: Pruning = Pruning()
+    """How neurons are removed."""
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps between two updates."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps in one update."""
+        return round(self.utd_ratio * self.steps_per_update)
+
+    @property
+    def warmup_updates(self) -> int:
+        """Updates that only fill the replay buffer."""
+        return -(-self.learning_starts // self.steps_per_update)
+
+    @property
+    def capacity(self) -> int:
+        """Transitions that the replay buffer has room for: whole rollouts, no more than training makes."""
+        return max(1, min(self.buffer_size // self.steps_per_update, self.total_updates)) * self.steps_per_update
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for any value that cannot work."""
+        for name in ("num_envs", "num_steps", "batch_size", "buffer_size", "total_updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"hidden needs at least one width, each >= 1, got {self.hidden}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"unknown activation {self.activation!r}; choose one of {', '.join(ACTIVATIONS)}"
+            )
+        if self.learning_starts < 0:
+            raise ValueError(f"learning_starts must be >= 0, got {self.learning_starts}")
+        if self.warmup_updates >= self.total_updates:
+            raise ValueError(
+                f"learning_starts = {self.learning_starts} leaves nothing of the "
+                f"{self.total_updates * self.steps_per_update} environment steps to learn in; lower it or train longer"
+            )
+        if self.buffer_size < self.steps_per_update:
+            raise ValueError(
+                f"buffer_size = {self.buffer_size} is less than the num_envs * num_steps = {self.steps_per_update} "
+                "transitions of one rollout; raise it"
+            )
+        for name in ("learning_rate", "clip_obs", "utd_ratio", "init_alpha", "reward_scale"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")
+        if self.gradient_steps < 1:
+            raise ValueError(
+                f"utd_ratio = {self.utd_ratio} of {self.steps_per_update} environment steps per update makes no "
+                "gradient step; raise it, num_envs or num_steps"
+            )
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma must lie in [0, 1], got {self.gamma}")
+        if not 0.0 < self.tau <= 1.0:
+            raise ValueError(f"tau must lie in (0, 1], got {self.tau}")
+        if not (self.learning_rate_end >= 0 and math.isfinite(self.learning_rate_end)):
+            raise ValueError(f"learning_rate_end must be a finite number >= 0, got {self.learning_rate_end}")
+        if self.alpha is not None and not (self.alpha >= 0 and math.isfinite(self.alpha)):
+            raise ValueError(f"alpha must be a finite number >= 0 or absent, got {self.alpha}")
+        if self.target_entropy is not None and not math.isfinite(self.target_entropy):
+            raise ValueError(f"target_entropy must be finite or absent, got {self.target_entropy}")
+        self.prune.check(self.hidden)
+        if self.prune.enabled and self.prune.every > self.prune.end * self.total_updates:
+            raise ValueError(
+                f"prune.every = {self.prune.every} is more than the updates up to prune.end = {self.prune.end} of "
+                f"{self.total_updates}, so nothing would ever be removed; lower it or train longer"
+            )
