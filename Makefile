@@ -37,7 +37,7 @@ help: ## list targets and variables
 	@echo; echo "variables (each is passed on only if given)"
 	@printf '  %-12s %s\n' \
 	  ENV 'environment id, e.g. CartPole-v1 (default), LunarLander-v2; any Gymnasium id' \
-	  ALGO 'learner, e.g. ppo' \
+	  ALGO 'learner: ppo (default) or sac' \
 	  SEED 'first seed' \
 	  SEEDS 'how many seeds to train at once' \
 	  STEPS 'environment steps per seed' \

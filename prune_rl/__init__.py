@@ -41,13 +41,14 @@ _WHERE = {
     "save_policy": "prune_rl.export.policy",
 }
 
-__all__ = [*_WHERE, "__version__", "ppo"]  # noqa: PLE0604
+__all__ = [*_WHERE, "__version__", "ppo", "sac"]  # noqa: PLE0604
 
 if TYPE_CHECKING:
     from prune_rl.export.policy import Policy as Policy
     from prune_rl.export.policy import load_policy as load_policy
     from prune_rl.export.policy import save_policy as save_policy
     from prune_rl.learners import ppo as ppo
+    from prune_rl.learners import sac as sac
     from prune_rl.pruning.activations import activations as activations
     from prune_rl.pruning.compaction import compact as compact
     from prune_rl.pruning.compaction import compact_function as compact_function
@@ -76,8 +77,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "ppo":
-        return importlib.import_module("prune_rl.learners.ppo")
+    if name in ("ppo", "sac"):
+        return importlib.import_module(f"prune_rl.learners.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'prune_rl' has no attribute {name!r}")
     value = getattr(importlib.import_module(_WHERE[name]), name)

@@ -10,18 +10,17 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
-from prune_rl.learners import ppo
+from prune_rl.learners import ppo, sac
 from prune_rl.training.config import Config
 from prune_rl.training.presets import find_preset, load_preset
 
-LEARNERS = ("ppo",)
 COMMANDS = """commands:
   train ENV       train, prune, compact and evaluate; given again, it continues an interrupted run
   evaluate RUN    measure the policies of a run again
@@ -32,11 +31,19 @@ USAGE_ERROR = 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Learner(ppo.Config):
+class PPO(ppo.Config):
     """Hyperparameters of PPO."""
 
     # Follows from the steps; a flag would only be overruled.
     total_updates: tyro.conf.Suppress[int] = ppo.Config.total_updates
+
+
+@dataclasses.dataclass(frozen=True)
+class SAC(sac.Config):
+    """Hyperparameters of SAC."""
+
+    # As above.
+    total_updates: tyro.conf.Suppress[int] = sac.Config.total_updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,15 +55,34 @@ class Train(Config):
     """
 
     env: Annotated[Positional[str], arg(metavar="ENV")] = tyro.MISSING
-    """Environment id: CartPole-v1, LunarLander-v2, or any Gymnasium id with Box observations."""
-    learner: Annotated[Learner, arg(name="")] = Learner()
-    """Hyperparameters of the learner."""
+    """Environment id: CartPole-v1, LunarLander-v2, Hopper-v3, Walker2d-v3, or any Gymnasium id with Box observations
+    and Discrete or Box actions."""
     run_dir: Path | None = None
     """Folder of the run; by default runs/ENV-ALGO-METHOD-SEED-HASH."""
     control: bool = True
     """Also train the dense control (same seeds and steps, method 'dense'), unless its run is already there."""
     preset: Path | None = None
     """TOML file with defaults, instead of the one in experiments/presets."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainPPO(Train):  # noqa: D101, as Train; tyro shows its docstring
+    __doc__ = Train.__doc__
+
+    learner: Annotated[PPO, arg(name="")] = PPO()
+    """Hyperparameters of PPO."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSAC(Train):  # noqa: D101
+    __doc__ = Train.__doc__
+
+    learner: Annotated[SAC, arg(name="")] = SAC()
+    """Hyperparameters of SAC."""
+
+
+# What a command line of each learner is parsed as: its options, and the learner's.
+OPTIONS: dict[str, tuple[type[Train], type[PPO | SAC]]] = {"ppo": (TrainPPO, PPO), "sac": (TrainSAC, SAC)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,29 +173,42 @@ def parse_train(arguments: list[str]) -> tuple[Config, Train]:
     first.add_argument("--algo", default="ppo")
     first.add_argument("--preset", type=Path)
     known, _ = first.parse_known_args(arguments)
-    if known.algo not in LEARNERS:
-        raise ValueError(f"there is no learner {known.algo!r} yet; choose one of {', '.join(LEARNERS)}")
-    env = _environment_of(arguments)
+    base = Config(algo=known.algo)
+    env = _environment_of(arguments, base)
     preset = known.preset or (find_preset(env, known.algo) if env is not None else None)
-    base = load_preset(preset, Config()) if preset is not None else Config()
-    parsed = tyro.cli(Train, prog="prune-rl train", args=arguments, default=_train_defaults(base))
-    values = {field.name: getattr(parsed, field.name) for field in dataclasses.fields(Config)}
-    learner = {field.name: getattr(parsed.learner, field.name) for field in dataclasses.fields(ppo.Config)}
-    return Config(**{**values, "learner": ppo.Config(**learner)}), parsed
+    if preset is not None:
+        base = load_preset(preset, base)
+    if base.algo != known.algo:
+        raise ValueError(
+            f"preset {preset} is one for --algo {base.algo}, not for {known.algo}: give that flag"
+        )
+    train, _ = OPTIONS[base.algo]
+    parsed = tyro.cli(train, prog="prune-rl train", args=arguments, default=_train_defaults(base))
+    return Config(
+        **{
+            **_fields(parsed, Config),
+            "learner": type(base.learner)(**_fields(parsed.learner, type(base.learner))),
+        }
+    ), parsed
 
 
-def _environment_of(arguments: list[str]) -> str | None:
+def _environment_of(arguments: list[str], base: Config) -> str | None:
     """ENV of a command line: which word it is, only the whole parser knows. None where that fails."""
     words = [word for word in arguments if word not in ("-h", "--help")]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
-        return tyro.cli(Train, args=words, default=_train_defaults(Config())).env
+        return tyro.cli(OPTIONS[base.algo][0], args=words, default=_train_defaults(base)).env
     return None
 
 
 def _train_defaults(base: Config) -> Train:
-    values = {field.name: getattr(base, field.name) for field in dataclasses.fields(Config)}
-    learner = {field.name: getattr(base.learner, field.name) for field in dataclasses.fields(ppo.Config)}
-    return Train(**{**values, "env": tyro.MISSING, "learner": Learner(**learner)})
+    train, learner = OPTIONS[base.algo]
+    values = {**_fields(base, Config), "env": tyro.MISSING}
+    return train(**{**values, "learner": learner(**_fields(base.learner, type(base.learner)))})
+
+
+def _fields(value: Any, kind: Any) -> dict[str, Any]:
+    """The values of those fields that the dataclass ``kind`` has."""
+    return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prune_rl.envs.conversion import Adapter
 
 __all__ = [
+    "MJX_IDS",
     "EnvInfo",
     "UnsupportedEnvironment",
     "adapter_of",
@@ -41,7 +42,7 @@ class EnvInfo:
 
     Attributes:
         id: the id as given.
-        backends: "jax" and "gymnasium", the preferred one first.
+        backends: of "jax", "gymnasium" and "envpool" those that can run it, the preferred one first.
         note: one line on what it runs on, where that is not what the id says; else "".
         reward_threshold: return from which the environment counts as solved, if its authors named one.
         time_limit: steps after which an episode is truncated, if there is a limit.
@@ -89,6 +90,16 @@ _TABLE: dict[str, _Entry] = {
 
 _JAX: dict[str, tuple[CartPole, float | None]] = {"CartPole-v1": (CartPole(), 475.0)}
 
+# Those whose backend "jax" is `prune_rl.envs.mjx`.
+MJX_IDS = ("Hopper-v3", "Walker2d-v3", "Walker2D-v3")
+
+# What can run an id that not only Gymnasium can run. Whether a backend's package is installed shows when it is used.
+_BACKENDS: dict[str, tuple[str, ...]] = {
+    "CartPole-v1": ("jax", "gymnasium", "envpool"),
+    "LunarLander-v2": ("gymnasium", "envpool"),
+    **dict.fromkeys(MJX_IDS, ("gymnasium", "jax", "envpool")),
+}
+
 _EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
 
 
@@ -104,21 +115,32 @@ def resolve(env_id: str) -> EnvInfo:
     """
     if env_id in _JAX:
         env, threshold = _JAX[env_id]
-        return EnvInfo(env_id, ("jax", "gymnasium"), "", threshold, env.time_limit)
+        return EnvInfo(env_id, _BACKENDS[env_id], "", threshold, env.time_limit)
     spec = _gymnasium_spec(env_id)
     note = _TABLE[env_id].note if env_id in _TABLE else ""
     threshold = None if spec.reward_threshold is None else float(spec.reward_threshold)
-    return EnvInfo(env_id, ("gymnasium",), note, threshold, spec.max_episode_steps)
+    backends = _BACKENDS.get(env_id, ("gymnasium",))
+    return EnvInfo(env_id, backends, note, threshold, spec.max_episode_steps)
 
 
 def backends(env_id: str) -> tuple[str, ...]:
-    """What can run the environment, "jax" or "gymnasium", preferred one first; raises as ``resolve`` does."""
+    """What can run the environment, preferred one first, see ``EnvInfo``; raises as ``resolve`` does."""
     return resolve(env_id).backends
 
 
 def make_jax(env_id: str) -> JaxEnv[Any] | None:
-    """The JAX-native environment of that id, or None if there is none."""
-    return _JAX[env_id][0] if env_id in _JAX else None
+    """The environment of that id in JAX, or None if there is none.
+
+    Raises:
+        UnsupportedEnvironment: there is one, but it needs MuJoCo MJX, which is missing (with the install line).
+    """
+    if env_id in _JAX:
+        return _JAX[env_id][0]
+    if env_id not in MJX_IDS:
+        return None
+    from prune_rl.envs import mjx
+
+    return mjx.make(env_id)
 
 
 def make_gymnasium(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
@@ -145,14 +167,14 @@ def make_gymnasium(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
 
 
 def spec_of(env_id: str) -> Spec:
-    """Sizes of the environment's observation and action; makes it once, so every error appears here, before
-    training.
+    """Sizes of the environment's observation and action, the same for all its backends.
+
+    Makes Gymnasium's environment once (but for CartPole-v1), so its errors appear here, before training.
 
     Raises:
         UnsupportedEnvironment: as ``make_gymnasium``; or its spaces are not supported (images, Dict, …).
     """
-    env = make_jax(env_id)
-    return env.spec if env is not None else adapter_of(env_id).spec
+    return _JAX[env_id][0].spec if env_id in _JAX else adapter_of(env_id).spec
 
 
 def adapter_of(env_id: str) -> Adapter:

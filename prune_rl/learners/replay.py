@@ -32,7 +32,9 @@ def create(capacity: int, spec: Spec) -> Replay:
     action = spec.action
     template = Transitions(
         obs=jnp.zeros(size, jnp.float32),
-        action=jnp.zeros((), jnp.int32) if isinstance(action, Discrete) else jnp.zeros(action.size, jnp.float32),
+        action=jnp.zeros((), jnp.int32)
+        if isinstance(action, Discrete)
+        else jnp.zeros(action.size, jnp.float32),
         reward=jnp.zeros((), jnp.float32),
         terminated=jnp.zeros((), bool),
         next_obs=jnp.zeros(size, jnp.float32),
@@ -49,13 +51,14 @@ def add(replay: Replay, rollout: Rollout, action: jax.Array) -> Replay:
     kept = Transitions(rollout.obs, action, rollout.reward, rollout.terminated, rollout.next_obs)
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
     with jax.numpy_rank_promotion("allow"):  # flashbax relies on it
-        return _buffer(capacity_of(replay), 1).add(replay, rows)
+        return _buffer(capacity_of(replay), 1).add(replay, jax.tree.map(lambda x: x[None], rows))
 
 
 def sample(replay: Replay, key: jax.Array, batch_size: int) -> Transitions:
     """``batch_size`` transitions [B, …], uniformly and with replacement from all that are held."""
     with jax.numpy_rank_promotion("allow"):
-        transitions: Transitions = _buffer(capacity_of(replay), batch_size).sample(replay, key).experience
+        drawn = _buffer(capacity_of(replay), batch_size).sample(replay, key).experience
+    transitions: Transitions = jax.tree.map(lambda x: jnp.squeeze(x, 1), drawn)
     return transitions
 
 
@@ -66,6 +69,12 @@ def capacity_of(replay: Replay) -> int:
 
 
 def _buffer(capacity: int, batch_size: int) -> Any:
-    return flashbax.make_item_buffer(
-        max_length=capacity, min_length=1, sample_batch_size=batch_size, add_batches=True
+    # Not its item buffer, which refuses batches larger than the buffer.
+    return flashbax.make_trajectory_buffer(
+        add_batch_size=1,
+        sample_batch_size=batch_size,
+        sample_sequence_length=1,
+        period=1,
+        min_length_time_axis=1,
+        max_length_time_axis=capacity,
     )

@@ -27,7 +27,14 @@ from prune_rl.learners.replay import Replay, Transitions
 from prune_rl.learners.rollout import Rollout as Rollout
 from prune_rl.learners.rollout import track_returns
 from prune_rl.learners.sac_config import Config as Config
-from prune_rl.learners.sac_losses import actor_loss, alpha_loss, critic_loss, critic_target, policy, soft_value
+from prune_rl.learners.sac_losses import (
+    actor_loss,
+    alpha_loss,
+    critic_loss,
+    critic_target,
+    policy,
+    soft_value,
+)
 from prune_rl.pruning.groups import NeuronGroups, find_groups
 from prune_rl.pruning.masks import apply_masks, init_masks
 from prune_rl.pruning.proximal import GroupSparseState, group_sparse
@@ -174,7 +181,7 @@ def action_noise(key: jax.Array, shape: tuple[int, ...], spec: Spec) -> jax.Arra
 
 
 def all_groups(params: Params, config: Config) -> NeuronGroups:
-    """The neuron groups of the actor and of the critics, whose members share theirs: neuron j of a layer goes in both."""
+    """The neuron groups of the actor and of the critics, which share theirs: neuron j of a layer goes in both critics."""
 
     def outputs(p: Params, obs: jax.Array, critic_input: jax.Array) -> tuple[jax.Array, jax.Array]:
         actor = apply_mlp(p["actor"], obs, config.activation)
@@ -222,9 +229,13 @@ def gradient_step(
     size = params["actor"]["head"]["bias"].shape[0] // 2
     noise, next_noise = jax.random.normal(key, (2, config.batch_size, size), jnp.float32)
 
-    next_value, _ = soft_value(params["actor"], target, alpha, batch.next_obs, next_noise, activation, discrete)
+    next_value, _ = soft_value(
+        params["actor"], target, alpha, batch.next_obs, next_noise, activation, discrete
+    )
     q_target = critic_target(batch, next_value, config.gamma, config.reward_scale)
-    q_loss, gradient = jax.value_and_grad(critic_loss)(params["critic"], batch, q_target, activation, discrete)
+    q_loss, gradient = jax.value_and_grad(critic_loss)(
+        params["critic"], batch, q_target, activation, discrete
+    )
     critic, critic_opt = _apply("critic", groups, params, gradient, opt_state.critic, masks, config)
 
     (pi_loss, entropy), gradient = jax.value_and_grad(actor_loss, has_aux=True)(

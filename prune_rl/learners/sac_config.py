@@ -11,7 +11,7 @@ from prune_rl.learners.networks import ACTIVATIONS
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hyperparameters of SAC, for real-valued and for discrete actions; frozen and hashable, so static under ``jit``."""
+    """Hyperparameters of SAC, for Box and for Discrete actions; frozen and hashable, so static under ``jit``."""
 
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers, of the actor and both critics alike."""
@@ -73,7 +73,9 @@ class Config:
     @property
     def capacity(self) -> int:
         """Transitions that the replay buffer has room for: whole rollouts, no more than training makes."""
-        return max(1, min(self.buffer_size // self.steps_per_update, self.total_updates)) * self.steps_per_update
+        return (
+            max(1, min(self.buffer_size // self.steps_per_update, self.total_updates)) * self.steps_per_update
+        )
 
     def check(self) -> None:
         """Raise ``ValueError`` for any value that cannot work."""

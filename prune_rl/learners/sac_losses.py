@@ -1,4 +1,4 @@
-"""The losses of soft actor-critic, for real-valued actions (Haarnoja et al. 2018) and discrete ones (Christodoulou 2019).
+"""The losses of soft actor-critic, for Box actions (Haarnoja et al. 2018) and Discrete ones (Christodoulou 2019).
 
 Which of the two is meant follows from the actions: with a ``Box`` the actor puts out mean and log standard deviation of
 each component, and the critics read the action; with ``Discrete`` the actor puts out logits and the critics a value per
@@ -70,7 +70,9 @@ def critic_target(
     return reward_scale * batch.reward + gamma * (1.0 - batch.terminated) * next_value
 
 
-def critic_loss(critic: Params, batch: Transitions, target: jax.Array, activation: str, discrete: bool) -> jax.Array:
+def critic_loss(
+    critic: Params, batch: Transitions, target: jax.Array, activation: str, discrete: bool
+) -> jax.Array:
     """``Σ_i E[½ (Q_i − target)²]`` (Haarnoja et al. 2018, equation 5), summed over the critics."""
     q = q_values(critic, batch.obs, batch.action, activation, discrete)
     return 0.5 * jnp.sum(jnp.mean(jnp.square(q - target[None]), axis=-1))

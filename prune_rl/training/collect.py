@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from prune_rl.envs.autoreset import JaxEnv, autoreset_step
-from prune_rl.learners import ppo
+from prune_rl.learners import interface
+from prune_rl.learners.interface import learner_of
+from prune_rl.learners.rollout import Rollout
 from prune_rl.spaces import Spec
 
 # Steps in one turn of the compiled loop: a tenth less time than 1 on a CPU, and little more to compile.
@@ -39,28 +41,34 @@ def reset_envs(env: JaxEnv[Any], key: jax.Array, num_envs: int) -> tuple[Any, ja
 
 
 def rollout(
-    env: JaxEnv[Any], state: ppo.State, env_state: Any, obs: jax.Array, key: jax.Array, config: ppo.Config
-) -> tuple[Any, jax.Array, ppo.Rollout]:
+    env: JaxEnv[Any],
+    state: interface.State,
+    env_state: Any,
+    obs: jax.Array,
+    key: jax.Array,
+    config: interface.Config,
+) -> tuple[Any, jax.Array, Rollout]:
     """``num_steps`` steps of ``num_envs`` device environments under the current policy. Pure.
 
     All randomness is drawn before the loop: key derivation inside it would cost more than the environment.
     Returns the environments' states, the observations [N, D] to act on next, and the rollout.
     """
+    learner = learner_of(config)
     noise_key, reset_key = jax.random.split(key)
     shape = (config.num_steps, config.num_envs)
-    noise = ppo.action_noise(noise_key, shape, env.spec)
+    noise = learner.action_noise(noise_key, shape, env.spec)
     resets = jax.vmap(jax.vmap(env.reset))(jax.random.split(reset_key, shape))
     step_env = jax.vmap(autoreset_step, in_axes=(None, 0, 0, 0, 0))
 
     def step(carry: tuple[Any, jax.Array], drawn: Any) -> tuple[tuple[Any, jax.Array], Any]:
         env_state, obs = carry
         step_noise, (reset_state, reset_obs) = drawn
-        action = ppo.act(state, obs, step_noise, config)
+        action = learner.act(state, obs, step_noise, config)
         env_state, new_obs, reward, terminated, truncated, next_obs = step_env(
             env, env_state, action, reset_state, reset_obs
         )
         cut = jnp.zeros((), bool)
-        return (env_state, new_obs), ppo.Rollout(obs, action, reward, terminated, truncated, next_obs, cut)
+        return (env_state, new_obs), Rollout(obs, action, reward, terminated, truncated, next_obs, cut)
 
     carry = (env_state, obs)
     (env_state, obs), transitions = jax.lax.scan(step, carry, (noise, resets), unroll=UNROLL)
@@ -71,9 +79,9 @@ def host_rollout(
     envs: Sequence[HostEnvironment],
     act: Callable[[np.ndarray, int], jax.Array],
     obs: np.ndarray,
-    config: ppo.Config,
+    config: interface.Config,
     cut: bool,
-) -> tuple[np.ndarray, ppo.Rollout]:
+) -> tuple[np.ndarray, Rollout]:
     """The same for host environments, one batch per seed: observations [S, N, D] to act on next, rollout [S, T, N, …].
 
     ``act(obs, t)`` returns the actions [S, N, …] of step t: one transfer each way per step.
@@ -94,4 +102,4 @@ def host_rollout(
             obs[s], rewards[s, t], terminated[s, t], truncated[s, t], all_next[s, t] = env.step(action[s])
     cuts = np.full(seeds, cut)
     assert actions is not None
-    return obs, ppo.Rollout(all_obs, actions, rewards, terminated, truncated, all_next, cuts)  # type: ignore[arg-type]
+    return obs, Rollout(all_obs, actions, rewards, terminated, truncated, all_next, cuts)  # type: ignore[arg-type]

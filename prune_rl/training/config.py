@@ -8,16 +8,18 @@ import json
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from prune_rl.envs import registry
-from prune_rl.learners import ppo
+from prune_rl.learners import interface
 from prune_rl.learners.config import Pruning
+from prune_rl.learners.interface import LEARNERS
 from prune_rl.spaces import Spec
 
 Method = Literal["dynamic", "dense"]
 
 CHECKPOINTS = 20
+LOG_LINES = 2000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Config:
 
     env: str = "CartPole-v1"
     """Environment id."""
-    algo: Literal["ppo"] = "ppo"
+    algo: Literal["ppo", "sac"] = "ppo"
     """Learner."""
     method: Method = "dynamic"
     """'dynamic' prunes while it trains; 'dense' trains the wide network and removes nothing."""
@@ -36,8 +38,8 @@ class Config:
     """Seeds trained at once: seed, seed + 1, …"""
     steps: int = 500_000
     """Environment steps per seed, rounded up to whole rollouts."""
-    backend: Literal["auto", "jax", "gymnasium"] = "auto"
-    """Engine of the environment; auto: JAX-native where there is one."""
+    backend: Literal["auto", "jax", "gymnasium", "envpool"] = "auto"
+    """Engine of the environment; auto: the one that suits it best on a CPU."""
     checkpoints: int | None = None
     """Checkpoints over the whole run; a killed run loses at most the work since the last one. By default 20, or as many
     as leave a Gymnasium environment, which is reset at each, time for two full episodes."""
@@ -45,8 +47,22 @@ class Config:
     """Fresh episodes that each policy is evaluated on."""
     evaluation_seed: int = 1_000_000
     """Seed of the evaluation episodes, the same for every policy, so that returns can be compared in pairs."""
-    learner: ppo.Config = ppo.Config()
-    """Hyperparameters of the learner."""
+    learner: interface.Config = cast(interface.Config, None)
+    """Hyperparameters of the learner; by default those of ``algo``."""
+
+    def __post_init__(self) -> None:
+        if self.algo not in LEARNERS:
+            raise ValueError(f"there is no learner {self.algo!r}; choose one of {', '.join(LEARNERS)}")
+        kind = LEARNERS[self.algo].Config
+        given: Any = self.learner
+        if given is None:
+            object.__setattr__(self, "learner", kind())
+        elif not isinstance(given, kind):
+            other = next((name for name, it in LEARNERS.items() if isinstance(given, it.Config)), repr(given))
+            raise ValueError(
+                f"algo is {self.algo!r}, but the learner's hyperparameters are those of {other}: give "
+                f"{self.algo}.Config(...), or another algo"
+            )
 
     @property
     def all_seeds(self) -> list[int]:
@@ -57,6 +73,11 @@ class Config:
     def steps_per_update(self) -> int:
         """Environment steps of one seed between two updates."""
         return self.learner.num_envs * self.learner.num_steps
+
+    @property
+    def log_every(self) -> int:
+        """Updates that share a line of the log: one of PPO; of SAC, which makes many small ones, at most 2000 lines."""
+        return 1 if self.algo == "ppo" else -(-self.learner.total_updates // LOG_LINES)
 
     @property
     def checkpoint_every(self) -> int:
@@ -110,7 +131,7 @@ class Config:
         limit = registry.resolve(self.env).time_limit or 0
         return max(1, min(CHECKPOINTS, updates * self.learner.num_steps // max(2 * limit, 1)))
 
-    def method_learner(self) -> ppo.Config:
+    def method_learner(self) -> interface.Config:
         """The learner's hyperparameters under ``method``: a method only ever changes how neurons are removed."""
         if self.method == "dense":
             prune = dataclasses.replace(self.learner.prune, enabled=False)
@@ -141,7 +162,12 @@ def from_json(data: dict[str, Any]) -> Config:
 
 
 def merged(config: Config, data: dict[str, Any]) -> Config:
-    """``config`` with the fields named in ``data`` (nested as the dataclasses are) replaced; raises as above."""
+    """``config`` with the fields named in ``data`` (nested as the dataclasses are) replaced; raises as above.
+
+    Another ``algo`` brings that learner's default hyperparameters.
+    """
+    if data.get("algo", config.algo) != config.algo:
+        config = dataclasses.replace(config, algo=data["algo"], learner=cast(Any, None))
     result: Config = _build(Config, _overlay(config.to_json(), data, ""), "")
     return result
 
@@ -162,6 +188,10 @@ def _build(kind: Any, data: Any, name: str) -> Any:
     if not isinstance(data, dict):
         raise ValueError(f"{name or 'the configuration'} must be a table of fields, got {data!r}")
     hints = typing.get_type_hints(kind)
+    if kind is Config:
+        # A bad algo is refused where its own value is read.
+        algo = data.get("algo", Config.algo)
+        hints["learner"] = LEARNERS[algo if algo in tuple(LEARNERS) else Config.algo].Config
     for key in data:
         if key not in hints:
             raise _unknown(prefix + key, hints)

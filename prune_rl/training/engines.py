@@ -12,7 +12,9 @@ import numpy as np
 from flax import struct
 
 from prune_rl.envs.autoreset import JaxEnv
-from prune_rl.learners import ppo
+from prune_rl.learners import interface
+from prune_rl.learners.interface import Metrics, learner_of
+from prune_rl.learners.rollout import Rollout
 from prune_rl.training.collect import HostEnvironment, host_rollout, reset_envs, rollout
 
 
@@ -27,9 +29,9 @@ class Engine(Protocol):
     tree: Any
 
     @property
-    def state(self) -> ppo.State: ...
+    def state(self) -> interface.State: ...
 
-    def advance(self, n: int) -> ppo.Metrics: ...
+    def advance(self, n: int) -> Metrics: ...
 
     def close(self) -> None: ...
 
@@ -38,13 +40,15 @@ class Engine(Protocol):
 class Runner:
     """What a device run carries from one update to the next; leading axis S, but for ``state.step``."""
 
-    state: ppo.State
+    state: Any
     env_state: Any
     obs: jax.Array
     key: jax.Array
 
 
-RUNNER_AXES: Any = Runner(ppo.VMAP_AXES, 0, 0, 0)  # type: ignore[arg-type]
+def runner_axes(config: interface.Config) -> Any:
+    """``in_axes`` of a runner."""
+    return Runner(learner_of(config).VMAP_AXES, 0, 0, 0)  # type: ignore[arg-type]
 
 
 def seed_keys(seeds: Sequence[int]) -> jax.Array:
@@ -52,39 +56,38 @@ def seed_keys(seeds: Sequence[int]) -> jax.Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
-def init_runner(env: JaxEnv[Any], keys: jax.Array, config: ppo.Config) -> Runner:
+def init_runner(env: JaxEnv[Any], keys: jax.Array, config: interface.Config) -> Runner:
     """Fresh learners and device environments for keys [S]."""
 
     def init(key: jax.Array) -> Runner:
         learner_key, reset_key, key = jax.random.split(key, 3)
         env_state, obs = reset_envs(env, reset_key, config.num_envs)
-        return Runner(ppo.init(learner_key, config, env.spec), env_state, obs, key)
+        return Runner(learner_of(config).init(learner_key, config, env.spec), env_state, obs, key)
 
-    runner: Runner = jax.jit(jax.vmap(init, out_axes=RUNNER_AXES))(keys)
+    runner: Runner = jax.jit(jax.vmap(init, out_axes=runner_axes(config)))(keys)
     return runner
 
 
-def iterate(env: JaxEnv[Any], runner: Runner, config: ppo.Config) -> tuple[Runner, ppo.Metrics]:
+def iterate(env: JaxEnv[Any], runner: Runner, config: interface.Config) -> tuple[Runner, Metrics]:
     """Rollout, update, proximal step and threshold of one seed. Pure."""
     key, rollout_key = jax.random.split(runner.key)
     env_state, obs, transitions = rollout(
         env, runner.state, runner.env_state, runner.obs, rollout_key, config
     )
-    state, metrics = ppo.update(runner.state, transitions, config)
+    state, metrics = learner_of(config).update(runner.state, transitions, config)
     return Runner(state, env_state, obs, key), metrics
 
 
-def make_chunk(env: JaxEnv[Any], config: ppo.Config, length: int) -> Any:
+def make_chunk(env: JaxEnv[Any], config: interface.Config, length: int) -> Any:
     """A compiled function (runner, n) -> (runner, metrics [length, S]) that makes n <= ``length`` updates.
 
     ``n`` is traced, so that a shorter last chunk compiles nothing anew; rows of metrics from n on are zeros. The runner
     is donated.
     """
-    batched: Any = jax.vmap(
-        lambda runner: iterate(env, runner, config), in_axes=(RUNNER_AXES,), out_axes=(RUNNER_AXES, 0)
-    )
+    axes = runner_axes(config)
+    batched: Any = jax.vmap(lambda runner: iterate(env, runner, config), in_axes=(axes,), out_axes=(axes, 0))
 
-    def chunk(runner: Runner, n: jax.Array) -> tuple[Runner, ppo.Metrics]:
+    def chunk(runner: Runner, n: jax.Array) -> tuple[Runner, Metrics]:
         shapes: Any = jax.eval_shape(batched, runner)[1]
         rows = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 
@@ -93,7 +96,7 @@ def make_chunk(env: JaxEnv[Any], config: ppo.Config, length: int) -> Any:
             runner, metrics = batched(runner)
             return runner, jax.tree.map(lambda row, x: row.at[i].set(x), rows, metrics)
 
-        result: tuple[Runner, ppo.Metrics] = jax.lax.fori_loop(0, n, body, (runner, rows))
+        result: tuple[Runner, Metrics] = jax.lax.fori_loop(0, n, body, (runner, rows))
         return result
 
     return jax.jit(chunk, donate_argnums=0)
@@ -102,17 +105,17 @@ def make_chunk(env: JaxEnv[Any], config: ppo.Config, length: int) -> Any:
 class DeviceEngine:
     """Everything on the device: up to ``length`` updates in one compiled program without a host round trip."""
 
-    def __init__(self, env: JaxEnv[Any], seeds: Sequence[int], config: ppo.Config, length: int) -> None:
+    def __init__(self, env: JaxEnv[Any], seeds: Sequence[int], config: interface.Config, length: int) -> None:
         self.tree = init_runner(env, seed_keys(seeds), config)
         self._chunk = make_chunk(env, config, length)
         self._length = length
 
     @property
-    def state(self) -> ppo.State:
-        state: ppo.State = self.tree.state
+    def state(self) -> interface.State:
+        state: interface.State = self.tree.state
         return state
 
-    def advance(self, n: int) -> ppo.Metrics:
+    def advance(self, n: int) -> Metrics:
         """``n`` updates; n may exceed the chunk's length."""
         parts = []
         while n > 0:
@@ -120,7 +123,7 @@ class DeviceEngine:
             self.tree, rows = self._chunk(self.tree, jnp.int32(now))
             parts.append(jax.tree.map(lambda row, now=now: np.asarray(row)[:now], rows))
             n -= now
-        metrics: ppo.Metrics = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        metrics: Metrics = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
         return metrics
 
     def close(self) -> None:
@@ -131,7 +134,7 @@ class DeviceEngine:
 class Learners:
     """What a host run carries from one update to the next: learners and keys, leading axis S. No environment."""
 
-    state: ppo.State
+    state: Any
     key: jax.Array
 
 
@@ -147,42 +150,41 @@ class HostEngine:
         self,
         make_envs: Callable[[], HostEnvironment],
         seeds: Sequence[int],
-        config: ppo.Config,
+        config: interface.Config,
         cut_every: int,
     ) -> None:
         self._config, self._seeds, self._cut_every = config, list(seeds), cut_every
         self._envs = [make_envs() for _ in seeds]
         self._obs: np.ndarray | None = None
-        spec = self._envs[0].spec
+        spec, learner = self._envs[0].spec, learner_of(config)
 
         def init(key: jax.Array) -> Learners:
             learner_key, key = jax.random.split(key)
-            return Learners(ppo.init(learner_key, config, spec), key)
+            return Learners(learner.init(learner_key, config, spec), key)
 
-        def draw(learners: Learners) -> tuple[Learners, jax.Array]:
-            key, noise_key = jax.random.split(learners.key)
-            noise = ppo.action_noise(noise_key, (config.num_steps, config.num_envs), spec)
-            return Learners(learners.state, key), noise
+        def draw(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            key, noise_key = jax.random.split(key)
+            return key, learner.action_noise(noise_key, (config.num_steps, config.num_envs), spec)
 
-        def act(state: ppo.State, obs: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-            return ppo.act(state, obs, noise[t], config)
+        def act(state: Any, obs: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+            return learner.act(state, obs, noise[t], config)
 
-        def update(learners: Learners, transitions: ppo.Rollout) -> tuple[Learners, ppo.Metrics]:
-            state, metrics = ppo.update(learners.state, transitions, config)
+        def update(learners: Learners, transitions: Rollout) -> tuple[Learners, Metrics]:
+            state, metrics = learner.update(learners.state, transitions, config)
             return Learners(state, learners.key), metrics
 
-        axes: Any = Learners(ppo.VMAP_AXES, 0)  # type: ignore[arg-type]
+        axes: Any = Learners(learner.VMAP_AXES, 0)  # type: ignore[arg-type]
         self.tree = jax.jit(jax.vmap(init, out_axes=axes))(seed_keys(seeds))
-        self._draw = jax.jit(jax.vmap(draw, in_axes=(axes,), out_axes=(axes, 0)), donate_argnums=0)
-        self._act = jax.jit(jax.vmap(act, in_axes=(ppo.VMAP_AXES, 0, 0, None)))
+        self._draw = jax.jit(jax.vmap(draw))
+        self._act = jax.jit(jax.vmap(act, in_axes=(learner.VMAP_AXES, 0, 0, None)))
         self._update = jax.jit(jax.vmap(update, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0)
 
     @property
-    def state(self) -> ppo.State:
-        state: ppo.State = self.tree.state
+    def state(self) -> interface.State:
+        state: interface.State = self.tree.state
         return state
 
-    def advance(self, n: int) -> ppo.Metrics:
+    def advance(self, n: int) -> Metrics:
         """``n`` updates, each on a fresh rollout."""
         parts = []
         for _ in range(n):
@@ -194,7 +196,7 @@ class HostEngine:
                         for env, seed in zip(self._envs, self._seeds, strict=True)
                     ]
                 )
-            self.tree, noise = self._draw(self.tree)
+            key, noise = self._draw(self.tree.key)
             self._obs, transitions = host_rollout(
                 self._envs,
                 partial(self._choose, self.tree.state, noise),
@@ -202,9 +204,9 @@ class HostEngine:
                 self._config,
                 cut=(done + 1) % self._cut_every == 0,
             )
-            self.tree, metrics = self._update(self.tree, transitions)
+            self.tree, metrics = self._update(Learners(self.tree.state, key), transitions)
             parts.append(jax.tree.map(np.asarray, metrics))
-        stacked: ppo.Metrics = jax.tree.map(lambda *rows: np.stack(rows), *parts)
+        stacked: Metrics = jax.tree.map(lambda *rows: np.stack(rows), *parts)
         return stacked
 
     def close(self) -> None:
@@ -212,7 +214,7 @@ class HostEngine:
         for env in self._envs:
             env.close()
 
-    def _choose(self, state: ppo.State, noise: jax.Array, obs: np.ndarray, t: int) -> jax.Array:
+    def _choose(self, state: Any, noise: jax.Array, obs: np.ndarray, t: int) -> jax.Array:
         action: jax.Array = self._act(state, obs, noise, np.int32(t))
         return action
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,15 +11,16 @@ from rich.console import Console
 from rich.markup import escape
 
 from prune_rl.envs import registry
-from prune_rl.envs.host import HostEnv
+from prune_rl.envs.backends import make_host
 from prune_rl.export.policy import load_policy, save_policy
-from prune_rl.learners import ppo
+from prune_rl.learners.interface import Metrics, State
 from prune_rl.training.checkpoints import Checkpoints
 from prune_rl.training.config import Config
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
 from prune_rl.training.metrics import MaskHistory, MetricsLog
 from prune_rl.training.policies import compact_policy, masked_policy, state_of_seed
 from prune_rl.training.progress import Progress
+from prune_rl.training.records import joined, record
 from prune_rl.training.run_directory import RunDirectory
 
 # Updates in one compiled call: enough that a call's overhead vanishes, few enough that progress shows.
@@ -73,7 +72,10 @@ def make_engine(config: Config) -> Engine:
         assert env is not None
         return DeviceEngine(env, config.all_seeds, learner, min(CHUNK, config.checkpoint_every))
     return HostEngine(
-        lambda: HostEnv(config.env, learner.num_envs), config.all_seeds, learner, config.checkpoint_every
+        lambda: make_host(config.env, config.backend, learner.num_envs),
+        config.all_seeds,
+        learner,
+        config.checkpoint_every,
     )
 
 
@@ -98,6 +100,7 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
     log.rewind(done * config.steps_per_update)
     history.rewind(done * config.steps_per_update)
     total, every = config.learner.total_updates, config.checkpoint_every
+    rows: list[Metrics] = []
     widths = {name: int(mask.shape[-1]) for name, mask in engine.state.masks.items()}
     title = f"{config.env} {config.algo} {config.method}, " + (
         f"seed {config.seed}" if config.seeds == 1 else f"{config.seeds} seeds"
@@ -110,9 +113,12 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
             n = min(step, every - done % every, total - done)
             metrics = engine.advance(n)
             for i in range(n):
-                row = jax.tree.map(lambda x, i=i: x[i], metrics)
-                log.write((done + i + 1) * config.steps_per_update, record(row, done + i + 1, start))
-            done += n
+                rows.append(jax.tree.map(lambda x, i=i: x[i], metrics))
+                done += 1
+                # A line at every checkpoint, too: what comes after it does not depend on what came before.
+                if done % config.log_every == 0 or done % every == 0 or done == total:
+                    log.write(done * config.steps_per_update, record(joined(rows), done, start))
+                    rows.clear()
             steps = done * config.steps_per_update
             history.write(steps, jax.tree.map(np.asarray, engine.state.masks))
             last = jax.tree.map(lambda x: x[-1], metrics)
@@ -128,23 +134,7 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
     log.close()
 
 
-def record(metrics: Mapping[str, Any], update: int, start: float) -> dict[str, Any]:
-    """One line of the log from one update's metrics [S]; every scalar is a list over seeds."""
-    prune = metrics.get("prune", {})
-    result: dict[str, Any] = {"iteration": update, "wall_time": round(time.monotonic() - start, 3)}
-    result |= {name: value.tolist() for name, value in metrics.items() if name != "prune"}
-    if prune:
-        for key, name in (
-            ("widths", "width"),
-            ("threshold", "threshold"),
-            ("removed_importance", "removed_importance"),
-            ("nan_scores", "nan_scores"),
-        ):
-            result[key] = {group: report[name].tolist() for group, report in prune.items()}
-    return result
-
-
-def write_policies(state: ppo.State, config: Config, path: Path) -> None:
+def write_policies(state: State, config: Config, path: Path) -> None:
     """Save the policy of every seed, compact and wide; raises ``ValueError`` where a network holds NaN."""
     spec = config.spec()
     for kind, make in (("wide", masked_policy), ("policy", compact_policy)):

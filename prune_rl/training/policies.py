@@ -9,54 +9,75 @@ import jax
 import numpy as np
 
 from prune_rl.export.policy import Policy
-from prune_rl.learners import ppo
+from prune_rl.learners import sac
+from prune_rl.learners.interface import State, learner_of
 from prune_rl.learners.networks import num_hidden
+from prune_rl.learners.normalization import RunningStatistics
 from prune_rl.pruning.compaction import compact
 from prune_rl.pruning.masks import Count, apply_masks, count, init_masks
-from prune_rl.spaces import Spec
+from prune_rl.spaces import Box, Spec
 from prune_rl.training.config import Config
 
 
-def state_of_seed(state: ppo.State, index: int) -> ppo.State:
-    """The state of one of the S seeds."""
-    picked: ppo.State = jax.tree.map(
-        lambda x: x[index], dataclasses.replace(state, step=state.step[None].repeat(index + 1))
-    )
-    return picked
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What policies are made of: the part of a learner's state that acting depends on, of one seed."""
+
+    params: dict[str, Any]
+    masks: dict[str, jax.Array]
+    obs_stats: RunningStatistics
 
 
-def masked_policy(state: ppo.State, config: Config, spec: Spec, seed: int) -> Policy:
+def state_of_seed(state: State, index: int) -> Trained:
+    """One of the S seeds of a state. The rest of it, with a replay buffer maybe, is not touched."""
+    parts = (state.params, state.masks, state.obs_stats)
+    return Trained(*jax.tree.map(lambda x: x[index], parts))
+
+
+def masked_policy(state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
     """The policy at the width it was trained with, masked slices zero."""
-    groups = ppo.prunable_groups(state.params, config.method_learner())
+    learner = config.method_learner()
+    groups = learner_of(learner).prunable_groups(state.params, learner)
     params = apply_masks(groups, state.params, state.masks)
     return _policy(params["actor"], state, config, spec, seed)
 
 
-def compact_policy(state: ppo.State, config: Config, spec: Spec, seed: int) -> Policy:
+def compact_policy(state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
     """The same function in physically smaller arrays: the surviving slices of the actor, gathered."""
-    groups = ppo.prunable_groups(state.params, config.method_learner())
+    learner = config.method_learner()
+    groups = learner_of(learner).prunable_groups(state.params, learner)
     small = compact(groups, state.params, state.masks)
     return _policy(small["actor"], state, config, spec, seed)
 
 
-def actor_count(state: ppo.State, config: Config) -> Count:
-    """Neurons and weights of the actor, kept and total."""
-    groups = ppo.all_groups(state.params, config.method_learner())
+def actor_count(state: State | Trained, config: Config) -> Count:
+    """Neurons and weights of the actor, kept and total, as it is trained.
+
+    Where the actor also puts out the spread of its actions, which a deterministic policy does not need, these weights
+    are counted here, and not in a ``Policy``.
+    """
+    learner = config.method_learner()
+    groups = learner_of(learner).all_groups(state.params, learner)
     actor = groups.select(lambda group: group.name.startswith("actor/")).at("actor")
     return count(actor, state.params["actor"], {**init_masks(groups), **state.masks})
 
 
-def _policy(actor: dict[str, Any], state: ppo.State, config: Config, spec: Spec, seed: int) -> Policy:
+def _policy(actor: dict[str, Any], state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
     learner = config.learner
     layers = [actor[f"layer_{i}"] for i in range(num_hidden(actor))] + [actor["head"]]
+    tensors = [(np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in layers]
+    # The mean comes first, or alone; what a head puts out beyond it is the spread, which acting greedily ignores.
+    kernel, bias = tensors[-1]
+    tensors[-1] = (kernel[:, : spec.action.num_outputs], bias[: spec.action.num_outputs])
     stats = state.obs_stats if learner.normalize_obs else None
     return Policy(
-        layers=tuple((np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in layers),
+        layers=tuple(tensors),
         activation=learner.activation,
         action=spec.action,
         obs_mean=None if stats is None else np.asarray(stats.mean),
         obs_std=None if stats is None else np.sqrt(np.asarray(stats.var) + np.float32(1e-8)),
         obs_clip=learner.clip_obs,
+        squash=isinstance(learner, sac.Config) and isinstance(spec.action, Box),
         metadata={
             "env": config.env,
             "algo": config.algo,

@@ -1,0 +1,74 @@
+"""Lines of the log: what one update measured, or several of them in one line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def record(metrics: Mapping[str, Any], update: int, start: float) -> dict[str, Any]:
+    """One line of the log from one update's metrics [S]; every scalar is a list over seeds."""
+    prune = metrics.get("prune", {})
+    result: dict[str, Any] = {"iteration": update, "wall_time": round(time.monotonic() - start, 3)}
+    result |= {name: value.tolist() for name, value in metrics.items() if name != "prune"}
+    if prune:
+        for key, name in (
+            ("widths", "width"),
+            ("threshold", "threshold"),
+            ("removed_importance", "removed_importance"),
+            ("nan_scores", "nan_scores"),
+        ):
+            result[key] = {group: report[name].tolist() for group, report in prune.items()}
+    return result
+
+
+def joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The metrics [S] of consecutive updates as those of one, which they are where there is one only.
+
+    The return is the mean over all episodes, losses and the like are means over the updates that had a value (SAC's
+    warm-up has none), and of what describes a state the last one counts.
+    """
+    if len(rows) == 1:
+        return dict(rows[0])
+    stacked: dict[str, Any] = jax.tree.map(lambda *x: np.stack(x), *rows)
+    result: dict[str, Any] = {name: _mean(value) for name, value in stacked.items() if name != "prune"}
+    if "episodes" in stacked:
+        result["episodes"] = stacked["episodes"].sum(0)
+        result["return"] = _mean(stacked["return"], stacked["episodes"])
+    if "running_return" in stacked:
+        result["running_return"] = stacked["running_return"][-1]
+    if "prune" in stacked:
+        over = {"width": _last, "threshold": _max, "removed_importance": _sum, "nan_scores": _max}
+        result["prune"] = {
+            group: {name: over[name](value) for name, value in report.items()}
+            for group, report in stacked["prune"].items()
+        }
+    return result
+
+
+def _mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Mean over axis 0 of what is not NaN, NaN where there is nothing; in float64, then the dtype of ``values``."""
+    known = ~np.isnan(values)
+    weight = known * (np.ones_like(values) if weights is None else weights).astype(np.float64)
+    total = weight.sum(0)
+    mean = np.sum(np.where(known, values, 0.0) * weight, axis=0) / np.where(total > 0, total, 1.0)
+    return np.where(total > 0, mean, np.nan).astype(values.dtype)
+
+
+def _last(values: np.ndarray) -> np.ndarray:
+    last: np.ndarray = values[-1]
+    return last
+
+
+def _max(values: np.ndarray) -> np.ndarray:
+    highest: np.ndarray = values.max(0)
+    return highest
+
+
+def _sum(values: np.ndarray) -> np.ndarray:
+    total: np.ndarray = values.sum(0)
+    return total
