@@ -31,6 +31,7 @@ _WHERE = {
     "compact_function": "prune_rl.pruning.compaction",
     "expand": "prune_rl.pruning.compaction",
     "group_sparse": "prune_rl.pruning.proximal",
+    "scale_by_width": "prune_rl.pruning.width",
     "dynamic_pruning": "prune_rl.pruning.dynamic",
     "masks_of": "prune_rl.pruning.dynamic",
     "Spec": "prune_rl.spaces",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from prune_rl.pruning.surgeon import surgeon_importance as surgeon_importance
     from prune_rl.pruning.thresholds import cubic_sparsity as cubic_sparsity
     from prune_rl.pruning.thresholds import update_masks as update_masks
+    from prune_rl.pruning.width import scale_by_width as scale_by_width
     from prune_rl.spaces import Box as Box
     from prune_rl.spaces import Discrete as Discrete
     from prune_rl.spaces import Spec as Spec

@@ -41,6 +41,9 @@ class Pruning:
     """Strength of the group-sparse proximal step on the actor; 0 leaves it out."""
     metric: Literal["euclidean", "adam"] = "euclidean"
     """Metric of the proximal step."""
+    width_exponent: float = 0.0
+    """Steps of the weights that read a layer grow with (width at first / width left) to this power; 0.5 keeps the
+    effect of a step on what the next layer receives about the same."""
     importance_decay: float = 0.99
     """Decay of the running mean of importance over gradient steps."""
 
@@ -58,6 +61,8 @@ class Pruning:
             raise ValueError(f"prune.gate must be >= 0, got {self.gate}")
         if not (self.strength >= 0 and math.isfinite(self.strength)):
             raise ValueError(f"prune.strength must be a finite number >= 0, got {self.strength}")
+        if not (self.width_exponent >= 0 and math.isfinite(self.width_exponent)):
+            raise ValueError(f"prune.width_exponent must be a finite number >= 0, got {self.width_exponent}")
         if self.every < 1:
             raise ValueError(f"prune.every must be >= 1, got {self.every}")
         if self.min_width < 1:

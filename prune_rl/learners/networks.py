@@ -65,7 +65,10 @@ def init_ensemble(key: jax.Array, size: int, sizes: Sequence[int], head_scale: f
 
 def apply_ensemble(params: Params, x: jax.Array, activation: str) -> jax.Array:
     """Outputs of every member for the same ``x`` […, in]: float32[size, …, out]."""
-    outputs: jax.Array = jax.vmap(lambda member: apply_mlp(member, x, activation))(params)
+    size = params["head"]["bias"].shape[0]
+    # One copy of x per member: the product of a shared x with all members at once would be transposed afterwards.
+    each = jnp.broadcast_to(x, (size, *x.shape))
+    outputs: jax.Array = jax.vmap(lambda member, x: apply_mlp(member, x, activation))(params, each)
     return outputs
 
 

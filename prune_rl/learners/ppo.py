@@ -29,6 +29,7 @@ from prune_rl.pruning.groups import NeuronGroups, find_groups
 from prune_rl.pruning.masks import init_masks
 from prune_rl.pruning.proximal import GroupSparseState, group_sparse
 from prune_rl.pruning.thresholds import Gate
+from prune_rl.pruning.width import scale_by_width
 from prune_rl.spaces import Box, Spec
 
 Params = dict[str, Any]
@@ -140,9 +141,11 @@ def learning_rate(config: Config) -> optax.Schedule:
 def optimizer(groups: NeuronGroups, config: Config) -> optax.GradientTransformationExtraArgs:
     """Clipped Adam, with the group-sparse proximal step on ``groups``."""
     schedule = learning_rate(config)
-    adam = optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule, eps=1e-5))
+    steps = [optax.clip_by_global_norm(config.max_grad_norm), optax.adam(schedule, eps=1e-5)]
+    if config.prune.enabled and config.prune.width_exponent > 0:
+        steps.append(scale_by_width(groups, config.prune.width_exponent))
     return group_sparse(
-        adam,
+        optax.chain(*steps),
         groups,
         strength=config.prune.strength if config.prune.enabled else 0.0,
         learning_rate=schedule,

@@ -39,6 +39,7 @@ from prune_rl.pruning.groups import NeuronGroups, find_groups
 from prune_rl.pruning.masks import apply_masks, init_masks
 from prune_rl.pruning.proximal import GroupSparseState, group_sparse
 from prune_rl.pruning.thresholds import Gate
+from prune_rl.pruning.width import scale_by_width
 from prune_rl.spaces import Box, Spec
 
 Params = dict[str, Any]
@@ -181,7 +182,7 @@ def action_noise(key: jax.Array, shape: tuple[int, ...], spec: Spec) -> jax.Arra
 
 
 def all_groups(params: Params, config: Config) -> NeuronGroups:
-    """The neuron groups of the actor and of the critics, which share theirs: neuron j of a layer goes in both critics."""
+    """The neuron groups of the actor and of the critics, which share theirs: neuron j goes in both critics."""
 
     def outputs(p: Params, obs: jax.Array, critic_input: jax.Array) -> tuple[jax.Array, jax.Array]:
         actor = apply_mlp(p["actor"], obs, config.activation)
@@ -206,10 +207,14 @@ def learning_rate(config: Config) -> optax.Schedule:
 
 def optimizer(network: str, groups: NeuronGroups, config: Config) -> optax.GradientTransformationExtraArgs:
     """Adam for {network: params}, with the group-sparse proximal step on the actor's neurons."""
+    mine = _of(network, groups)
     proximal = config.prune.enabled and network == "actor"
+    inner = _adam(config)
+    if config.prune.enabled and config.prune.width_exponent > 0:
+        inner = optax.chain(inner, scale_by_width(mine, config.prune.width_exponent))
     return group_sparse(
-        _adam(config),
-        _of(network, groups),
+        inner,
+        mine,
         strength=config.prune.strength if proximal else 0.0,
         learning_rate=learning_rate(config),
         metric=config.prune.metric,

@@ -75,7 +75,7 @@ def group_sparse(
     Returns:
         A transformation whose ``update`` takes ``masks={group name: bool[size]}`` as an optional extra argument:
         then masked slices of the params, of the gradients and of every params-shaped part of the inner state are
-        exactly 0 after the update.
+        exactly 0 after the update, and ``inner`` gets them too, if it takes extra arguments.
 
     Raises:
         ValueError: for options out of range, or ``update`` without ``params``.
@@ -114,6 +114,7 @@ def group_sparse(
         tracked = {name: decay * state.importance[name] + (1.0 - decay) * scores[name] for name in groups}
         if masks is not None:
             updates = apply_masks(groups, updates, masks)
+            extra = {**extra, "masks": masks}
         updates, inner_state = wrapped.update(updates, state.inner, params, **extra)
         count = optax.safe_increment(state.count)
         if not without_prox:
