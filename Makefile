@@ -15,6 +15,8 @@ $(error ACCELERATOR is '$(ACCELERATOR)'; choose cuda, tpu, or leave it out for t
 endif
 # 3.11 comes first because the figures in the documentation were measured on it.
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
+SBX_VENV := .venv-sbx
+SBX_STAMP := $(SBX_VENV)/.installed
 # Two processes, the cores of the smallest machine this must pass on.
 WORKERS ?= 2
 
@@ -44,6 +46,7 @@ help: ## list targets and variables
 	  METHOD 'pruning method: dynamic, or dense for none' \
 	  RUN 'run directory, for evaluate; one or several for report' \
 	  ARGS 'any further flags of the command, e.g. ARGS="--any.flag value"' \
+	  SBX '1: make bench installs SBX too (.venv-sbx) and compares its SAC with ours' \
 	  ACCELERATOR 'cuda or tpu: install JAX for it too; the CPU is the default' \
 	  PYTHON 'the Python (>= 3.11) to make .venv with; found by itself if not given' \
 	  WORKERS 'test processes (2)'
@@ -60,8 +63,9 @@ evaluate: $(STAMP) ## measure a run's compact policy again: RUN=runs/... ARGS
 report: $(STAMP) ## compare runs: RUN="runs/... runs/..." ARGS
 	$(BIN)/prune-rl report $(RUN) $(ARGS)
 
-bench: $(STAMP) ## speed of training and cost of pruning: ARGS
+bench: $(STAMP) $(if $(SBX),$(SBX_STAMP)) ## speed of training, cost of pruning; with SBX=1 also SAC beside SBX's
 	$(BIN)/python experiments/bench.py $(ARGS)
+	$(BIN)/python experiments/bench_sac.py $(if $(SBX),--sbx-python $(SBX_VENV)/bin/python)
 
 test: $(STAMP) ## run the tests: ARGS="-k prox"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
@@ -91,7 +95,7 @@ compile = uv pip compile setup.cfg --extra dev $(2) --universal --python-version
 	  --no-emit-index-url --no-annotate --custom-compile-command 'make lock' --quiet $(ARGS) -o $(1)
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SBX_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): $(LOCK) setup.cfg pyproject.toml
@@ -116,5 +120,12 @@ $(STAMP): $(LOCK) setup.cfg pyproject.toml
 	$(BIN)/python -m pip install -qq -r $(LOCK); \
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .; \
 	printf '%s\n' '$(CURDIR)' > $@
+
+# SBX brings torch, and pins of its own: an environment beside ours.
+$(SBX_STAMP): experiments/sbx-requirements.txt $(STAMP)
+	$(BIN)/python -m venv --clear $(SBX_VENV)
+	@echo 'Installing experiments/sbx-requirements.txt into $(SBX_VENV) (1.5 GB and more, minutes)'
+	$(SBX_VENV)/bin/python -m pip install -qq --disable-pip-version-check -r experiments/sbx-requirements.txt
+	touch $@
 
 FORCE:

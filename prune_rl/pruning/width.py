@@ -18,8 +18,8 @@ def scale_by_width(groups: NeuronGroups, exponent: float = 0.5) -> optax.Gradien
 
     Adam moves every weight by about its step size, however many there are. What a neuron receives is a sum over the
     neurons before it, so the fewer of them are left, the less a step changes the function: by the ratio of the widths
-    where the terms of the sum agree, by its root where they do not (for this reason Yang et al. 2021, Tensor Programs V,
-    scale Adam's step sizes by 1 / width). Put it behind the optimiser: ``optax.chain(adam, scale_by_width(groups))``.
+    where the terms of the sum agree, by its root where they do not. (Yang et al. 2021, "Tensor Programs V", scale
+    Adam's step sizes by 1 / width for that reason.) Put it last: ``optax.chain(adam, scale_by_width(groups))``.
 
     Args:
         groups: from ``find_groups``; only the outgoing slices of these groups are scaled.
