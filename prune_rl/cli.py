@@ -97,6 +97,10 @@ class Evaluate:
     """Seed of the episodes; by default the run's evaluation seed."""
     write: bool = False
     """Replace the run's evaluation.json and summary by this measurement."""
+    video: bool = False
+    """Also film the first episode of each compact policy: RUN/video.mp4, or RUN/video/seed_K.mp4 for several seeds."""
+    video_path: Path | None = None
+    """Film into this file instead, .mp4 or .gif (FILE/seed_K.gif without FILE's suffix, for several seeds)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +152,8 @@ def _evaluate(arguments: list[str], console: Console) -> int:
     options = tyro.cli(Evaluate, prog="prune-rl evaluate", args=arguments)
     from prune_rl.training.experiment import evaluate_run
 
-    evaluate_run(options.run, options.episodes, options.seed, options.write, console)
+    video = options.video_path or (options.run / "video.mp4" if options.video else None)
+    evaluate_run(options.run, options.episodes, options.seed, options.write, video, console)
     return 0
 
 

@@ -3,23 +3,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import gymnasium
 import numpy as np
 import pytest
+from clips import frames_of
 
 import prune_rl
 from prune_rl.cli import main, parse_train
-from prune_rl.export.policy import Policy, save_policy
-from prune_rl.learners import ppo
-from prune_rl.spaces import Discrete
+from prune_rl.export.policy import Policy, load_policy, save_policy
+from prune_rl.learners import ppo, sac
 from prune_rl.training.config import Config
+from prune_rl.training.evaluation import evaluate_policy
+from prune_rl.training.experiment import control_of
+from prune_rl.training.loop import policy_paths
 from prune_rl.training.run_directory import RunDirectory
 
-IMAGES = "PruneRlImages-v0"
+IMAGES, UNBOUNDED = "PruneRlImages-v0", "PruneRlUnbounded-v0"
 
 
 class Images(gymnasium.Env):
@@ -27,6 +32,19 @@ class Images(gymnasium.Env):
 
     observation_space = gymnasium.spaces.Box(0, 255, (8, 8, 3), np.uint8)
     action_space = gymnasium.spaces.Discrete(2)
+
+
+class Unbounded(gymnasium.Env):
+    """An environment of short episodes whose actions have no bounds, and which draws nothing."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (4,))
+    action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(4, np.float32), 1.0, True, False, {}
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +59,13 @@ def image_env():
     gymnasium.register(IMAGES, entry_point=Images)
     yield IMAGES
     del gymnasium.registry[IMAGES]
+
+
+@pytest.fixture
+def unbounded_env():
+    gymnasium.register(UNBOUNDED, entry_point=Unbounded)
+    yield UNBOUNDED
+    del gymnasium.registry[UNBOUNDED]
 
 
 def refused(capsys, *arguments):
@@ -89,7 +114,7 @@ def test_help_of_the_program():
                 "--run-dir",
             ],
         ),
-        ("evaluate", ["RUN", "--episodes", "--write"]),
+        ("evaluate", ["RUN", "--episodes", "--write", "--video", "--video-path"]),
         ("report", ["RUN", "--output"]),
     ],
 )
@@ -103,6 +128,22 @@ def test_help_of_a_command(command, options, capsys):
     for option in options:
         assert option in output
     assert "total-updates" not in output  # follows from the steps
+
+
+@pytest.mark.parametrize(
+    ("algo", "own", "of_the_other"),
+    [("ppo", ["--epochs", "--gae-lambda"], ["--tau"]), ("sac", ["--tau", "--utd-ratio"], ["--epochs"])],
+)
+def test_help_shows_the_hyperparameters_of_the_learner(algo, own, of_the_other, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["train", "--algo", algo, "--help"])
+    assert caught.value.code == 0
+    output = capsys.readouterr().out
+    for option in (*own, "--algo {ppo,sac}", "--hidden", "--prune.sparsity", "--seeds"):
+        assert option in output
+    for option in (*of_the_other, "total-updates"):
+        assert option not in output
+    assert f"(default: {algo})" in output
 
 
 @pytest.mark.parametrize(
@@ -146,6 +187,39 @@ def test_a_preset_of_ones_own(tmp_path):
     assert options.preset == path
 
 
+@pytest.mark.parametrize("algo", [["--algo", "sac"], ["--algo=sac"]])
+def test_sac_is_configured_by_its_own_flags(algo):
+    flags = ["--tau", "0.01", "--alpha", "0.2", "--prune.critic", "--seeds", "3", "--hidden", "64", "32"]
+    config, _ = parse_train(["Pendulum-v1", *flags, *algo])
+    prune = dataclasses.replace(sac.Config().prune, critic=True)
+    expected = sac.Config(tau=0.01, alpha=0.2, hidden=(64, 32), prune=prune)
+    assert config == Config(env="Pendulum-v1", algo="sac", seeds=3, learner=expected)
+    assert type(config.learner) is sac.Config
+    assert control_of(config.resolved()).algo == "sac"
+
+
+def test_a_preset_of_sac(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('algo = "sac"\n[learner]\ntau = 0.5\n')
+    config, _ = parse_train(["CartPole-v1", "--algo", "sac", "--preset", str(path), "--gamma", "0.5"])
+    assert config == Config(algo="sac", learner=sac.Config(tau=0.5, gamma=0.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "message"),
+    [
+        ('algo = "sac"', [], "preset mine.toml is one for --algo sac, not for ppo"),
+        ('algo = "ppo"', ["--algo", "sac"], "preset mine.toml is one for --algo ppo, not for sac"),
+        ("learner.epochs = 3", ["--algo", "sac"], "preset mine.toml: unknown field 'learner.epochs'"),
+        ("learner.tau = 0.1", [], "preset mine.toml: unknown field 'learner.tau'"),
+        ('algo = "td3"', [], "preset mine.toml: there is no learner 'td3'; choose one of ppo, sac"),
+    ],
+)
+def test_a_preset_of_another_learner_is_refused(text, flags, message, capsys):
+    Path("mine.toml").write_text(text)
+    assert message in refused(capsys, "train", "CartPole-v1", "--preset", "mine.toml", *flags)
+
+
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
@@ -161,8 +235,13 @@ def test_a_preset_of_ones_own(tmp_path):
         (["train", "CartPole-v1", "--algo"], "--algo"),
         (["train", "CartPole-v1", "--method", "sparse"], "dynamic"),
         (["train", "CartPole-v1", "--total-updates", "5"], "--total-updates"),
+        (["train", "CartPole-v1", "--tau", "0.1"], "--tau"),
+        (["train", "CartPole-v1", "--algo", "sac", "--epochs", "3"], "--epochs"),
+        (["train", "CartPole-v1", "--backend", "mjx"], "envpool"),
         (["evaluate"], "RUN"),
         (["evaluate", "a", "b"], "b"),
+        (["evaluate", "a", "--video", "b"], "b"),
+        (["evaluate", "a", "--video-path"], "--video-path"),
     ],
 )
 def test_a_command_line_that_does_not_parse(arguments, part, capsys):
@@ -188,8 +267,10 @@ def test_a_command_line_that_does_not_parse(arguments, part, capsys):
         (["[red]x"], "unknown environment '[red]x'"),
         (["CarRacing-v3"], "image observations"),
         (["Blackjack-v1"], "Tuple"),
-        (["CartPole-v1", "--algo", "sac"], "there is no learner 'sac' yet; choose one of ppo"),
-        (["CartPole-v1", "--algo=sac"], "there is no learner 'sac' yet"),
+        (["CartPole-v1", "--algo", "td3"], "there is no learner 'td3'; choose one of ppo, sac"),
+        (["CartPole-v1", "--algo=td3"], "there is no learner 'td3'"),
+        (["CartPole-v1", "--algo", "sac", "--steps", "99"], "environment steps to learn in; lower it or train longer"),
+        (["CartPole-v1", "--algo", "sac", "--tau", "0"], "tau must lie in (0, 1], got 0.0"),
         (["Pendulum-v1", "--backend", "jax"], "Pendulum-v1 has no backend 'jax'"),
         (["CartPole-v1", "--steps", "0"], "steps must be >= 1, got 0"),
         (["CartPole-v1", "--steps", "-100"], "steps must be >= 1, got -100"),
@@ -222,6 +303,11 @@ def test_bad_input_is_refused_before_anything_is_written(arguments, part, capsys
     assert part in refused(capsys, "train", *arguments)
 
 
+def test_sac_refuses_actions_without_bounds(unbounded_env, capsys):
+    error = refused(capsys, "train", unbounded_env, "--algo", "sac")
+    assert "SAC squashes its actions into their bounds, which must be finite" in error
+
+
 def test_images_are_refused(image_env, capsys):
     error = refused(capsys, "train", image_env)
     assert "image observations (uint8, shape (8, 8, 3))" in error
@@ -247,6 +333,54 @@ def test_a_missing_extra_is_named_with_the_install_line(tmp_path):
         "error: LunarLander-v2 needs a package that is missing; install it with: pip install 'prune_rl[box2d]'\n"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "package", "line"),
+    [("envpool", "envpool", "Hopper-v3 on EnvPool needs"), ("jax", "mujoco.mjx", "Hopper-v3 on MJX needs")],
+)
+def test_a_missing_backend_is_named_with_the_install_line(backend, package, line, tmp_path):
+    code = f"import sys; sys.modules[{package!r}] = None\nfrom prune_rl.cli import main\nsys.exit(main(sys.argv[1:]))"
+    done = run_process("train", "Hopper-v3", "--backend", backend, code=code)
+    assert (done.returncode, done.stdout) == (2, "")
+    extra = "mjx" if backend == "jax" else backend
+    assert done.stderr.startswith(f"error: {line} a package that is missing (")
+    assert done.stderr.endswith(f"install it with: pip install 'prune_rl[{extra}]'\n")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "notes"),
+    [
+        (["CartPole-v1"], []),
+        (["Hopper-v3"], ["Hopper-v3 runs Gymnasium's v4 class"]),
+        (["Walker2D-v3", "--algo", "sac"], ["Walker2D-v3 is Walker2d-v3 and runs Gymnasium's v4 class"]),
+        (
+            ["Hopper-v3", "--backend", "jax"],
+            ["Hopper-v3 runs Gymnasium's v4 class", "note: on a CPU, MJX is an order of magnitude slower"],
+        ),
+        (
+            ["LunarLander-v2", "--backend", "envpool"],
+            ["LunarLander-v2 runs Gymnasium's v3 class", "note: EnvPool runs its own version of the task"],
+        ),
+    ],
+)
+def test_what_may_surprise_is_said_before_training(arguments, notes, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("prune_rl.training.experiment.train", interrupted)
+    # Neither is used before training.
+    monkeypatch.setitem(sys.modules, "envpool", types.ModuleType("envpool"))
+    if "jax" in arguments:
+        pytest.importorskip("mujoco.mjx", reason="MJX is not installed (pip install 'prune_rl[mjx]')")
+        capsys.readouterr()  # MJX prints which parts of it are missing
+    assert main(["train", *arguments]) == 130
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[len(notes) :] == ["", "interrupted; the same command continues from the last checkpoint", ""]
+    for line, note in zip(lines, notes, strict=False):
+        assert line.startswith(note)
 
 
 def make_run(folder, config):
@@ -298,18 +432,21 @@ def test_evaluating_what_is_no_run_is_refused(content, part, capsys):
     assert "nowhere" in refused(capsys, "evaluate", "nowhere")
 
 
+def run_of(env, **fields):
+    """A run directory as training leaves it, with policies nobody trained."""
+    config = dataclasses.replace(parse_train([env])[0], steps=4096, **fields).resolved()
+    run, action = make_run("mine", config), config.spec().action
+    for seed in config.all_seeds:
+        layers = ((np.eye(4), np.full(4, 0.1 * seed)), (np.eye(4)[:, :2], np.zeros(2)))
+        for kind in ("policy", "wide"):
+            (run / kind).mkdir(exist_ok=True)
+            save_policy(policy_paths(run, config, kind)[seed], Policy(layers, "tanh", action))
+    return run
+
+
 @pytest.fixture
 def run_with_policy():
-    """A run directory as training leaves it, with a policy nobody trained."""
-    run = make_run("mine", dataclasses.replace(parse_train(["CartPole-v1"])[0], steps=4096).resolved())
-    policy = Policy(
-        layers=((np.eye(4), np.zeros(4)), (np.eye(4)[:, :2], np.zeros(2))),
-        activation="tanh",
-        action=Discrete(2),
-    )
-    for kind in ("policy", "wide"):
-        save_policy(run / kind, policy)
-    return run
+    return run_of("CartPole-v1")
 
 
 def test_evaluate_measures_and_leaves_the_run_as_it_was(run_with_policy, capsys):
@@ -332,6 +469,73 @@ def test_evaluate_refuses_bad_numbers_and_unfinished_runs(run_with_policy, capsy
     (run_with_policy / "policy").rmdir()
     error = refused(capsys, "evaluate", "mine")
     assert "mine has no policy yet: finish its training with the command that began it" in error
+
+
+def filmed(output):
+    """Seed, return and file of each clip that was printed."""
+    return re.findall(r"^seed (\d+): return (\S+) in the first episode, filmed in (\S+)$", output, re.M)
+
+
+@pytest.mark.parametrize(
+    ("flags", "file"),
+    [
+        (["--video"], "mine/video.mp4"),
+        (["--video-path", "clips/clip.gif"], "clips/clip.gif"),
+        (["--video", "--video-path", "clip.mp4"], "clip.mp4"),
+    ],
+)
+def test_evaluate_films_the_first_episode(flags, file, run_with_policy, capsys):
+    before = {path: path.read_bytes() for path in run_with_policy.rglob("*") if path.is_file()}
+    assert main(["evaluate", "mine", "--episodes", "4", "--seed", "3", *flags]) == 0
+    output, error = capsys.readouterr()
+    assert error == ""
+    assert "seed 0: mean return over 4 episodes: masked" in output
+    played = evaluate_policy(load_policy(run_with_policy), "CartPole-v1", episodes=4, seed=3)
+    assert filmed(output) == [("0", f"{played.returns[0]:.1f}", file)]
+    assert len(frames_of(file)[0]) == played.lengths[0] + 1
+    assert {path: path.read_bytes() for path in before} == before
+    new = {path for path in Path.cwd().rglob("*") if path.is_file()} - {path.absolute() for path in before}
+    assert new == {Path(file).absolute()}
+    # A clip in the run directory is in nobody's way there.
+    assert main(["evaluate", "mine", "--episodes", "2", "--write"]) == 0
+
+
+def test_evaluate_films_every_seed(capsys):
+    run = run_of("CartPole-v1", seeds=2, seed=4)
+    assert main(["evaluate", "mine", "--episodes", "2", "--video"]) == 0
+    clips = filmed(capsys.readouterr().out)
+    assert [clip[::2] for clip in clips] == [(str(k), f"mine/video/seed_{k}.mp4") for k in (4, 5)]
+    for seed, shown, path in clips:
+        played = evaluate_policy(
+            load_policy(run / "policy" / f"seed_{seed}"), "CartPole-v1", episodes=1, seed=1_000_000
+        )
+        assert shown == f"{played.returns[0]:.1f}"
+        assert len(frames_of(path)[0]) == played.lengths[0] + 1
+
+
+def test_evaluate_refuses_a_video_that_cannot_be_made_before_it_plays(run_with_policy, capsys, monkeypatch):
+    monkeypatch.setattr("prune_rl.training.experiment.evaluate", None)
+    error = refused(capsys, "evaluate", "mine", "--video-path", "clip.avi")
+    assert "give it the suffix .mp4 or .gif" in error
+    (run_with_policy / "video.mp4").mkdir()
+    assert "mine/video.mp4, which is a folder; name a file" in refused(capsys, "evaluate", "mine", "--video")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "imageio_ffmpeg", None)
+        error = refused(capsys, "evaluate", "mine", "--video-path", "clip.mp4")
+        assert "install it with: pip install 'prune_rl[video]'" in error
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pygame", None)
+        error = refused(capsys, "evaluate", "mine", "--video-path", "clip.mp4")
+        assert "install it with: pip install 'prune_rl[video]'" in error
+    Path("file").write_text("")
+    assert "file" in refused(capsys, "evaluate", "mine", "--video-path", "file/clip.mp4")
+
+
+def test_evaluate_refuses_to_film_what_draws_nothing(unbounded_env, capsys):
+    run_of(unbounded_env)
+    error = refused(capsys, "evaluate", "mine", "--video")
+    assert f"{unbounded_env} draws no images: it would need the render mode 'rgb_array'" in error
+    assert main(["evaluate", "mine", "--episodes", "2"]) == 0
 
 
 @pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from prune_rl.cli import parse_train
+from prune_rl.learners import sac
 from prune_rl.training.config import Config
 from prune_rl.training.presets import find_preset, load_preset, preset_folder
 
@@ -21,6 +22,7 @@ def test_a_preset_resolves_and_fits_its_environment(path):
     assert find_preset(env, algo) == path
     loaded = load_preset(path, Config())
     assert loaded != Config()
+    assert loaded.algo == algo  # a preset of SAC says so itself
     config, _ = parse_train([env, "--algo", algo])
     assert config.env == env
     assert config.algo == algo
@@ -30,6 +32,16 @@ def test_a_preset_resolves_and_fits_its_environment(path):
     )
     assert resolved.steps >= loaded.steps
     assert config.spec().observation_size > 0
+
+
+def test_a_learner_has_presets_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "CartPole-v1-sac.toml").write_text('algo = "sac"\nsteps = 7_000\n[learner]\ntau = 0.5\n')
+    monkeypatch.setattr("prune_rl.training.presets.preset_folder", lambda: tmp_path)
+    expected = Config(algo="sac", steps=7000, learner=sac.Config(tau=0.5))
+    assert load_preset(tmp_path / "CartPole-v1-sac.toml", Config()) == expected
+    assert parse_train(["CartPole-v1", "--algo", "sac"])[0] == expected
+    assert parse_train(["CartPole-v1"])[0] == Config()
+    assert parse_train(["Pendulum-v1", "--algo", "sac"])[0] == Config(env="Pendulum-v1", algo="sac")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +56,12 @@ def test_a_preset_resolves_and_fits_its_environment(path):
         ),
         ("learner = 1", "preset mine.toml: learner must be a table of fields, got 1"),
         ("[learner]\ntotal_updates = 5", "preset mine.toml: learner.total_updates follows from steps"),
+        ('algo = "td3"', "preset mine.toml: there is no learner 'td3'; choose one of ppo, sac"),
+        ("algo = 3", "preset mine.toml: there is no learner 3; choose one of ppo, sac"),
+        (
+            'algo = "sac"\nlearner.epochs = 3',
+            "preset mine.toml: unknown field 'learner.epochs'; known are activation",
+        ),
         (b"\xff\xfe", "preset mine.toml: 'utf-8' codec can't decode"),
     ],
 )

@@ -29,6 +29,7 @@ FIXED = [
     "masks_of",
     "load_policy",
     "ppo",
+    "sac",
 ]
 
 
@@ -57,12 +58,24 @@ def test_a_public_name_imports_and_is_documented(name):
         assert value.__doc__ is not None
 
 
-def test_the_ppo_module_has_what_other_programs_use():
-    from prune_rl import ppo
+def test_the_learners_have_what_other_programs_use():
+    from prune_rl import ppo, sac
 
-    for name in ("Config", "init", "update"):
-        assert inspect.getdoc(getattr(ppo, name))
+    for learner in (ppo, sac):
+        for name in (
+            "Config",
+            "Rollout",
+            "State",
+            "init",
+            "act",
+            "action_noise",
+            "update",
+            "prunable_groups",
+        ):
+            assert inspect.getdoc(getattr(learner, name))
     assert {"params", "opt_state", "masks", "step"} <= set(ppo.State.__dataclass_fields__)
+    assert {"networks", "replay", "masks", "step"} <= set(sac.State.__dataclass_fields__)
+    assert inspect.getdoc(sac.State.params)
 
 
 def test_an_unknown_name_is_an_attribute_error():

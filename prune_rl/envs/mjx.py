@@ -175,7 +175,7 @@ def make(env_id: str) -> JaxEnv[Any]:
         _physics(task.model_file)
     except ImportError as error:
         raise UnsupportedEnvironment(
-            f"{env_id} on MJX needs a package that is missing ({error.name}); "
+            f"{env_id} on MJX needs a package that is missing ({error.name or error}); "
             "install it with: pip install 'prune_rl[mjx]'"
         ) from error
     return MjxEnv(task)
@@ -185,9 +185,8 @@ def make(env_id: str) -> JaxEnv[Any]:
 def _physics(model_file: str) -> _Physics:
     """Load a model once per process."""
     mujoco = importlib.import_module("mujoco")
-    with contextlib.redirect_stdout(
-        io.StringIO()
-    ):  # it prints that its other backend, Warp, is not installed
+    # It prints that its other backend, Warp, is not installed.
+    with contextlib.redirect_stdout(io.StringIO()):
         mjx = importlib.import_module("mujoco.mjx")
     assets = importlib.resources.files("gymnasium") / "envs" / "mujoco" / "assets"
     with importlib.resources.as_file(assets / model_file) as path:

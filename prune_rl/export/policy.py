@@ -288,7 +288,8 @@ def _post_processing(action: Discrete | Box, squash: bool) -> Callable[[Array], 
         raise ValueError("each lower action bound must be at most its upper bound, and neither NaN")
     if squash and not np.isfinite([low, high]).all():
         raise ValueError("squash needs finite action bounds, and these are not")
-    centre, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
+    with np.errstate(invalid="ignore"):  # inf - inf, where there is no squash that needs them
+        centre, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
     shape = action.shape
 
     def to_action(outputs: Array) -> Array:

@@ -4,35 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from prune_rl.envs.autoreset import JaxEnv, autoreset_step
+from prune_rl.envs.backends import HostEnvironment as HostEnvironment
 from prune_rl.learners import interface
 from prune_rl.learners.interface import learner_of
 from prune_rl.learners.rollout import Rollout
-from prune_rl.spaces import Spec
 
 # Steps in one turn of the compiled loop: a tenth less time than 1 on a CPU, and little more to compile.
 UNROLL = 4
-
-
-class HostEnvironment(Protocol):
-    """A batch of environments stepped by Python, see `prune_rl.envs.host`."""
-
-    @property
-    def spec(self) -> Spec: ...
-
-    def reset(self, seed: int) -> np.ndarray: ...
-
-    def step(
-        self, action: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]: ...
-
-    def close(self) -> None: ...
 
 
 def reset_envs(env: JaxEnv[Any], key: jax.Array, num_envs: int) -> tuple[Any, jax.Array]:

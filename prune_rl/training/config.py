@@ -89,7 +89,8 @@ class Config:
     def cuts_short(self) -> bool:
         """Whether no episode can reach its time limit, because host environments are reset at every checkpoint."""
         limit = registry.resolve(self.env).time_limit or 0
-        return self.backend != "jax" and self.checkpoint_every * self.learner.num_steps < limit
+        between = self.checkpoint_every * self.learner.num_steps
+        return self.backend != "jax" and self.checkpoints != 1 and between < limit
 
     def resolved(self) -> Config:
         """This configuration with what follows from other fields filled in; raises ``ValueError`` for bad values."""

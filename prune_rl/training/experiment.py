@@ -8,17 +8,19 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 
-from prune_rl.envs import registry
+from prune_rl.envs import backends, registry
 from prune_rl.export.policy import Policy, load_policy, measure_latency
 from prune_rl.training.config import Config, from_json
 from prune_rl.training.evaluation import evaluate_policy
 from prune_rl.training.files import write_json
-from prune_rl.training.loop import policy_paths, train
+from prune_rl.training.loop import check_engine, policy_paths, train
 from prune_rl.training.report import write_summary
 from prune_rl.training.results import read_evaluation
 from prune_rl.training.run_directory import RunDirectoryError
+from prune_rl.training.video import check_video, video_paths, write_video
 
 # Environments stepped together in an evaluation; the result does not depend on it.
 EVALUATION_ENVS = 25
@@ -30,10 +32,13 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
     With ``control`` a pruned run is compared with a dense one of the same seeds and steps beside it, which is trained
     first if it is not there yet. Everything that can be refused is refused before training starts.
     """
-    config.spec()
-    note = registry.resolve(config.env).note
-    if note:
-        console.print(f"{config.env} {note}")
+    check_engine(config)
+    on_env = registry.resolve(config.env).note
+    if on_env:
+        console.print(f"{config.env} {on_env}")
+    on_backend = backends.note(config.env, config.backend, jax.default_backend())
+    if on_backend:
+        console.print(f"[yellow]note:[/] {on_backend}")
     path = run_dir or config.default_run_dir()
     train(config, path, command, console)
     dense = control_of(config)
@@ -146,9 +151,12 @@ def measure(policy: Policy, wide: Policy, config: Config) -> dict[str, Any]:
 
 
 def evaluate_run(
-    run: Path, episodes: int | None, seed: int | None, write: bool, console: Console
+    run: Path, episodes: int | None, seed: int | None, write: bool, video: Path | None, console: Console
 ) -> dict[str, Any]:
-    """Measure a run's policies again; raises ``RunDirectoryError`` if ``run`` is no run directory, or not finished."""
+    """Measure a run's policies again; raises ``RunDirectoryError`` if ``run`` is no run directory, or not finished.
+
+    With ``video``, a file's name, they are filmed first: what cannot be filmed is then known before the long part.
+    """
     recorded = read_config(run)
     config = dataclasses.replace(
         recorded,
@@ -160,11 +168,24 @@ def evaluate_run(
             raise RunDirectoryError(
                 f"{run} has no {folder.relative_to(run)} yet: finish its training with the command that began it"
             )
+    if video is not None:
+        film(config, run, video, console)
     control = run.parent / control_of(recorded).default_run_dir().name
     result = evaluate(config, run, control, console, write=write)
     if write:
         write_summary(run)
     return result
+
+
+def film(config: Config, run: Path, video: Path, console: Console) -> None:
+    """Write a clip of each compact policy in the first episode of its evaluation; where to, ``video_paths`` says."""
+    paths = video_paths(video, config.all_seeds)
+    for path in paths.values():
+        check_video(path)
+    for seed, folder in policy_paths(run, config).items():
+        clip = write_video(load_policy(folder), config.env, paths[seed], seed=config.evaluation_seed)
+        text = f"seed {seed}: return {clip.returns[0]:.1f} in the first episode, filmed in {clip.path}"
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def read_config(run: Path) -> Config:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rich.markup import escape
 from prune_rl.envs import registry
 from prune_rl.envs.backends import make_host
 from prune_rl.export.policy import load_policy, save_policy
-from prune_rl.learners.interface import Metrics, State
+from prune_rl.learners.interface import Metrics, State, learner_of
 from prune_rl.training.checkpoints import Checkpoints
 from prune_rl.training.config import Config
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
@@ -64,6 +65,16 @@ def policy_paths(path: Path, config: Config, kind: str = "policy") -> dict[int, 
     return {seed: root if config.seeds == 1 else root / f"seed_{seed}" for seed in config.all_seeds}
 
 
+def check_engine(config: Config) -> None:
+    """Raise ``ValueError`` for what ``make_engine`` would refuse: a missing package, actions unfit for the learner."""
+    spec, learner = config.spec(), config.method_learner()
+    if config.backend == "jax":
+        registry.make_jax(config.env)
+    else:
+        make_host(config.env, config.backend, 1).close()
+    jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, spec))
+
+
 def make_engine(config: Config) -> Engine:
     """The engine for the backend, with fresh learners and environments."""
     learner = config.method_learner()
@@ -105,9 +116,13 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
     title = f"{config.env} {config.algo} {config.method}, " + (
         f"seed {config.seed}" if config.seeds == 1 else f"{config.seeds} seeds"
     )
-    with Progress(
-        config.steps, title, start=done * config.steps_per_update, start_widths=widths, console=console
-    ) as progress:
+    with (
+        contextlib.closing(checkpoints),
+        contextlib.closing(log),
+        Progress(
+            config.steps, title, start=done * config.steps_per_update, start_widths=widths, console=console
+        ) as progress,
+    ):
         while done < total:
             step = CHUNK if isinstance(engine, DeviceEngine) else 1
             n = min(step, every - done % every, total - done)
@@ -130,8 +145,6 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
             )
             if done % every == 0 or done == total:
                 checkpoints.save(done, engine.tree, {"wall_time": time.monotonic() - start})
-    checkpoints.close()
-    log.close()
 
 
 def write_policies(state: State, config: Config, path: Path) -> None:

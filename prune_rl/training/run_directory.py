@@ -19,7 +19,10 @@ import jax
 
 from prune_rl.training.files import TEMPORARY_SUFFIX, write_json
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gymnasium", "numpy")
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "flashbax", "orbax-checkpoint"),
+    *("gymnasium", "mujoco", "mujoco-mjx", "envpool", "numpy"),
+)
 LOCK_NAME = ".lock"
 # How a run was asked for, not what it computes: a moved folder or another spelling of the same flags is the
 # same run.

@@ -33,7 +33,7 @@ GL_BACKENDS = (
     "egl",
     "osmesa",
 )  # what MuJoCo can draw with where there is no display; the first may use a GPU
-GL_TIMEOUT = 60.0  # s; a trial takes about one
+GL_TIMEOUT = 300.0  # s; a trial takes about one, on a machine with nothing else to do
 
 
 class VideoUnavailable(ValueError):
@@ -63,10 +63,10 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class _Format:
-    """How FFmpeg writes one kind of file, and the greatest rate that its players keep."""
+    """How FFmpeg writes one kind of file, and the greatest rate that its players, or a screen, can show."""
 
     options: str
-    max_fps: float = math.inf
+    max_fps: float = 60.0
 
 
 _FORMATS = {
@@ -95,9 +95,10 @@ def write_video(
 ) -> Clip:
     """Play the first episodes of `evaluate_policy(policy, env_id, seed=seed)` and write what they look like.
 
-    A frame is drawn after each reset and each step. Frames go to the encoder one by one, the finished file takes the
-    name `path` last: a failure leaves an older file there as it was. Drawing needs no display. Where there is none,
-    `SDL_VIDEODRIVER` (pygame) and `MUJOCO_GL` (MuJoCo) are set for this process, unless they are set already.
+    A frame is drawn after each reset and each step, unless that is more than can be shown (see `fps`). Frames go to
+    the encoder one by one, the finished file takes the name `path` last: a failure leaves an older file there as it
+    was. Drawing needs no display. Where there is none, `SDL_VIDEODRIVER` (pygame) and `MUJOCO_GL` (MuJoCo) are set for
+    this process, unless they are set already.
 
     Args:
         policy: observations float32[1, D] to actions, int[1] or float[1, *shape]. The returns are those of the
@@ -107,9 +108,9 @@ def write_video(
         seed: of the evaluation, 0 or more.
         episodes: how many, one after the other.
         max_steps: of one episode, after which it is cut; by default 10,000.
-        fps: steps shown per second; by default the environment's own rate, real time. A GIF plays at the same speed,
-            but where that is more than 50 frames per second it has only every second, third, … frame and the last
-            one of each episode.
+        fps: steps shown per second; by default the environment's own rate, real time. Where that is more than a
+            screen shows (60, a GIF's players 50), the clip plays at the same speed, but has only every second,
+            third, … frame and the last one of each episode.
 
     Raises:
         ValueError: an unknown suffix, a number out of range, an unsupported environment, or wrong actions as in
@@ -225,7 +226,8 @@ class _Film:
                 f"a package that draws {self.env_id} is missing ({error}); install it with: {INSTALL}"
             ) from error
         except Exception as error:  # whatever a graphics library throws
-            raise VideoUnavailable(f"{self.env_id} could not be drawn: {error}") from error
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise VideoUnavailable(f"{self.env_id} could not be drawn: {said}") from error
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
             raise VideoUnavailable(
                 f"{self.env_id} does not draw images uint8[height, width, 3], but {_described(frame)}"

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from prune_rl.envs import registry
+from prune_rl.envs import mjx, registry
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.conversion import Adapter
 from prune_rl.envs.host import HostEnv
@@ -95,8 +95,6 @@ def test_a_time_limit_can_be_set(env_id):
 
 
 def test_cartpole_is_the_same_through_both_backends():
-    assert registry.backends("CartPole-v1") == ("jax", "gymnasium")
-    assert registry.backends("LunarLander-v2") == ("gymnasium",)
     jax_env = registry.make_jax("CartPole-v1")
     assert isinstance(jax_env, CartPole)
     env = registry.make_gymnasium("CartPole-v1")
@@ -105,7 +103,56 @@ def test_cartpole_is_the_same_through_both_backends():
     assert env.spec.max_episode_steps == jax_env.time_limit
     assert env.spec.reward_threshold == registry.resolve("CartPole-v1").reward_threshold
     env.close()
-    assert registry.make_jax("LunarLander-v2") is None
+
+
+@pytest.mark.parametrize(
+    ("env_id", "expected"),
+    [
+        ("CartPole-v1", ("jax", "gymnasium", "envpool")),
+        ("LunarLander-v2", ("gymnasium", "envpool")),
+        ("Hopper-v3", ("gymnasium", "jax", "envpool")),
+        ("Walker2d-v3", ("gymnasium", "jax", "envpool")),
+        ("Walker2D-v3", ("gymnasium", "jax", "envpool")),
+        ("Hopper-v4", ("gymnasium",)),
+        ("LunarLander-v3", ("gymnasium",)),
+        ("CartPole-v0", ("gymnasium",)),
+        ("gymnasium.envs.classic_control:Acrobot-v1", ("gymnasium",)),
+    ],
+)
+def test_backends_with_the_preferred_one_first(env_id, expected):
+    assert registry.backends(env_id) == registry.resolve(env_id).backends == expected
+    if "jax" not in expected:
+        assert registry.make_jax(env_id) is None
+
+
+def test_the_walkers_in_jax_are_those_of_mjx():
+    assert set(registry.MJX_IDS) == set(mjx.TASKS)
+    pytest.importorskip("mujoco.mjx", reason="MJX is not installed (pip install 'prune_rl[mjx]')")
+    for env_id in registry.MJX_IDS:
+        env = registry.make_jax(env_id)
+        assert env is not None
+        assert env == mjx.make(env_id)
+        assert env.spec == registry.spec_of(env_id)
+        assert env.time_limit == registry.resolve(env_id).time_limit
+
+
+def test_looking_up_imports_no_engine():
+    """Nor do the sizes of a walker need MJX, which takes seconds to import."""
+    code = (
+        "import sys\n"
+        "from prune_rl.envs import backends, registry\n"
+        "ids = ['CartPole-v1', 'LunarLander-v2', *registry.MJX_IDS]\n"
+        "for env_id in ids: registry.resolve(env_id); backends.note(env_id, 'jax', 'cpu')\n"
+        "assert not {'mujoco', 'mujoco.mjx', 'envpool', 'Box2D'} & set(sys.modules)\n"
+        "sys.modules.update({'mujoco.mjx': None, 'envpool': None})\n"
+        "print(registry.spec_of('Hopper-v3').observation_size)\n"
+        "try: registry.make_jax('Hopper-v3')\n"
+        "except registry.UnsupportedEnvironment as error: print(error)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    size, message = result.stdout.splitlines()
+    assert size == "11"
+    assert message.endswith("install it with: pip install 'prune_rl[mjx]'")
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,13 @@ def test_box_actions_are_clipped_to_the_bounds() -> None:
     np.testing.assert_array_equal(policy([0.0]), np.float32([[1.0, -2.0], [0.25, 1e6]]))
 
 
+def test_without_bounds_actions_are_the_outputs() -> None:
+    """And nothing is computed of the bounds that NumPy would warn of; its warnings are errors here."""
+    infinity = float("inf")
+    policy = Policy(((np.zeros((1, 2)), [-1e9, 3.0]),), "tanh", Box((-infinity,) * 2, (infinity,) * 2, (2,)))
+    np.testing.assert_array_equal(policy([0.0]), np.float32([-1e9, 3.0]))
+
+
 def test_squashed_actions_are_rescaled_to_the_bounds() -> None:
     box = Box((-1.0, 0.0, -3.0), (1.0, 4.0, 5.0), (3,))
     policy = Policy(((np.zeros((1, 3)), [0.5, 0.0, 50.0]),), "tanh", box, squash=True)

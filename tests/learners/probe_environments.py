@@ -125,10 +125,12 @@ class ContinuousTarget(Probe):
     """One step, reward −(a − 0.7 · observation)²: the mean must become 0.7 · observation."""
 
     scale: float = 0.7
+    low: float = -2.0
+    high: float = 2.0
 
     @property
     def spec(self) -> Spec:
-        return Spec(observation_size=1, action=Box((-2.0,), (2.0,), (1,)))
+        return Spec(observation_size=1, action=Box((self.low,), (self.high,), (1,)))
 
     def reward(self, state: ProbeState, action: jax.Array) -> jax.Array:
         return jnp.negative(jnp.square(action[0] - self.scale * state.signal))

@@ -13,7 +13,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prune_rl.learners.distributions import Categorical, Gaussian
+from prune_rl.learners.distributions import Categorical, Gaussian, SquashedGaussian
 
 SAMPLES = 20_000
 
@@ -90,3 +90,57 @@ def test_the_same_noise_gives_the_same_action() -> None:
         noise = policy.sample_noise(jax.random.key(2), (3, 4))
         np.testing.assert_array_equal(policy.sample(noise), policy.sample(noise))
         assert not np.array_equal(noise, policy.sample_noise(jax.random.key(3), (3, 4)))
+
+
+def squashed_log_density(mean: np.ndarray, log_std: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """The normal density at x over the slope of tanh there, 1 / cosh²x, in float64."""
+    mean, log_std, noise = (np.asarray(x, np.float64) for x in (mean, log_std, noise))
+    x = mean + np.exp(log_std) * noise
+    log_cosh = np.logaddexp(x, -x) - np.log(2.0)
+    density: np.ndarray = (scipy.stats.norm(mean, np.exp(log_std)).logpdf(x) + 2.0 * log_cosh).sum(-1)
+    return density
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.sampled_from([1, 3]))
+def test_squashed_gaussian_equals_the_change_of_variables(seed: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    mean, noise = rng.normal(scale=1.0, size=(2, 6, size)).astype(np.float32)
+    log_std = rng.uniform(-2.0, 0.5, (6, size)).astype(np.float32)
+    parts = (jnp.asarray(x) for x in (mean, log_std))
+    action, log_prob = SquashedGaussian(*parts).sample_and_log_prob(jnp.asarray(noise))
+    x = mean + np.exp(log_std.astype(np.float64)) * noise
+    np.testing.assert_allclose(action, np.tanh(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(log_prob, squashed_log_density(mean, log_std, noise), rtol=1e-4, atol=1e-4)
+    naive = scipy.stats.norm(mean, np.exp(log_std.astype(np.float64))).logpdf(x) - np.log(1 - np.tanh(x) ** 2)
+    moderate = np.all(np.abs(x) < 3.0, axis=-1)
+    np.testing.assert_allclose(log_prob[moderate], naive.sum(-1)[moderate], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("x", [-88.0, -20.0, -9.5, 0.0, 9.5, 20.0, 30.0, 88.0])
+def test_a_saturated_squash_keeps_its_density_and_gradient(x: float) -> None:
+    # In float32 tanh(9.5) is 1, and log(1 − tanh²) would be −inf.
+    noise = jnp.array([0.7])
+
+    def log_prob(mean: jax.Array, log_std: jax.Array) -> jax.Array:
+        return SquashedGaussian(mean, log_std).sample_and_log_prob(noise)[1]
+
+    mean, log_std = jnp.array([x]), jnp.array([-1.0])
+    np.testing.assert_allclose(
+        log_prob(mean, log_std), squashed_log_density(mean, log_std, noise), rtol=2e-6, atol=1e-5
+    )
+    slope, slope_of_std = jax.grad(log_prob, argnums=(0, 1))(mean, log_std)
+    spread = math.exp(-1.0) * 0.7
+    np.testing.assert_allclose(slope, [2.0 * math.tanh(x + spread)], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        slope_of_std, [-1.0 + 2.0 * spread * math.tanh(x + spread)], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_squashed_density_integrates_to_one_over_the_actions() -> None:
+    x = np.linspace(-8.0, 8.0, 20_001)
+    mean, log_std = 0.3, -0.4
+    noise = ((x - mean) / math.exp(log_std)).astype(np.float32)[:, None]
+    policy = SquashedGaussian(jnp.full((len(x), 1), mean), jnp.full((len(x), 1), log_std))
+    action, log_prob = policy.sample_and_log_prob(jnp.asarray(noise))
+    density = np.exp(np.asarray(log_prob, np.float64))
+    assert np.trapezoid(density, np.asarray(action, np.float64)[:, 0]) == pytest.approx(1.0, abs=1e-3)

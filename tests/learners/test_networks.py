@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import scipy.special
 
-from prune_rl.learners.networks import ACTIVATIONS, apply_mlp, init_actor_critic, init_mlp, num_hidden
+from prune_rl.learners.networks import (
+    ACTIVATIONS,
+    apply_ensemble,
+    apply_mlp,
+    init_actor_critic,
+    init_ensemble,
+    init_mlp,
+    num_hidden,
+)
 from prune_rl.spaces import Box, Discrete, Spec
 
 GELU_TANH = np.sqrt(2.0 / np.pi)
@@ -99,3 +107,24 @@ def test_box_actions_have_a_log_std_of_their_own_and_the_policy_starts_near_zero
     means = apply_mlp(params["actor"], jnp.ones((2, 3)), "tanh")
     assert means.shape == (2, 4)
     assert np.abs(means).max() < 0.05
+
+
+def test_the_members_of_an_ensemble_are_mlps_of_their_own() -> None:
+    params = init_ensemble(jax.random.key(6), 3, [4, 7, 5, 2], 1.0)
+    assert shapes(params) == {
+        "layer_0/kernel": (3, 4, 7),
+        "layer_0/bias": (3, 7),
+        "layer_1/kernel": (3, 7, 5),
+        "layer_1/bias": (3, 5),
+        "head/kernel": (3, 5, 2),
+        "head/bias": (3, 2),
+    }
+    x = jax.random.normal(jax.random.key(7), (6, 4))
+    outputs = apply_ensemble(params, x, "relu")
+    assert outputs.shape == (3, 6, 2)
+    for i in range(3):
+        member = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+        np.testing.assert_allclose(outputs[i], apply_mlp(member, x, "relu"), rtol=1e-5, atol=1e-6)
+        kernel = np.asarray(member["layer_0"]["kernel"])
+        np.testing.assert_allclose(kernel @ kernel.T, 2.0 * np.eye(4), atol=1e-5)
+        assert not np.allclose(outputs[i], outputs[i - 1])

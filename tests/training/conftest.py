@@ -23,6 +23,11 @@ TINY = shlex.split(
     "train CartPole-v1 --hidden 16 16 --num-envs 4 --num-steps 32 --steps 4000 --checkpoints 16 --episodes 3"
     " --prune.critic --prune.sparsity 0.8 --no-control"
 )
+# The same number of updates, of 2 · 16 steps, the first two without learning.
+TINY_SAC = shlex.split(
+    "train Pendulum-v1 --algo sac --hidden 8 8 --num-envs 2 --num-steps 16 --utd-ratio 0.25 --batch-size 16"
+    " --learning-starts 64 --steps 1024 --checkpoints 16 --episodes 2 --prune.critic --prune.sparsity 0.75 --no-control"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,3 +100,9 @@ def host_run(
 ) -> Trained:
     """One seed on Gymnasium's environments, never interrupted."""
     return train([*TINY, "--backend", "gymnasium"], tmp_path_factory.mktemp("gymnasium"))
+
+
+@pytest.fixture(scope="session")
+def sac_run(train: Callable[[list[str], Path], Trained], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """SAC, one seed on Gymnasium's environments with continuous actions, never interrupted."""
+    return train(TINY_SAC, tmp_path_factory.mktemp("sac"))

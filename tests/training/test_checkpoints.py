@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from train_states import State, assert_identical, make_state
+from random_rollouts import CONTINUOUS, SMALL_SAC, random_rollout
+from train_states import State, assert_identical, make_state, raw
 
+from prune_rl.learners import replay, sac
 from prune_rl.training.checkpoints import CheckpointMismatchError, Checkpoints
 
 
@@ -23,6 +26,29 @@ def test_round_trip_is_bit_exact(tmp_path: Path) -> None:
     assert_identical(found.tree, state)
     # The restored key draws what the saved one would have drawn.
     assert jnp.array_equal(jax.random.normal(found.tree.key[1]), jax.random.normal(state.key[1]))
+
+
+def test_a_replay_buffer_is_a_part_of_the_state(tmp_path: Path) -> None:
+    def add(seed: int, state: Any) -> Any:
+        transitions = random_rollout(seed, SMALL_SAC, CONTINUOUS)
+        return dataclasses.replace(state, replay=replay.add(state.replay, transitions, transitions.action))
+
+    fresh = sac.init(jax.random.key(0), SMALL_SAC, CONTINUOUS)
+    state = add(2, add(1, fresh))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, state)
+    found = checkpoints.restore(fresh)
+    checkpoints.close()
+    assert found is not None
+    assert_identical(found.tree, state)
+    # It goes on where it was: the third rollout lies behind the second, and draws are the same.
+    third, expected = add(3, found.tree), add(3, state)
+    assert_identical(third, expected)
+    key = jax.random.key(4)
+    assert_identical(replay.sample(third.replay, key, 9), replay.sample(expected.replay, key, 9))
+    rows = 2 * SMALL_SAC.steps_per_update
+    assert np.all(np.any(raw(third.replay.experience.obs)[0, : rows + 24], axis=-1))
+    assert not np.any(raw(third.replay.experience.obs)[0, rows + 24 :])
 
 
 def test_restored_state_compiles_nothing_again(tmp_path: Path) -> None:

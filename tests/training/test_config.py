@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prune_rl.envs.errors import UnsupportedEnvironment
-from prune_rl.learners import ppo
+from prune_rl.learners import ppo, sac
 from prune_rl.learners.config import Pruning
 from prune_rl.training.config import Config, from_json, merged
 
@@ -32,10 +32,37 @@ def test_resolving_fills_in_what_follows():
     assert Config(seed=3, seeds=2).all_seeds == [3, 4]
 
 
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
 @pytest.mark.parametrize("method", ["dynamic", "dense"])
-def test_resolving_twice_changes_nothing(method):
-    config = Config(method=method, steps=12345).resolved()
+def test_resolving_twice_changes_nothing(method, algo):
+    config = Config(algo=algo, method=method, steps=12345).resolved()
     assert config.resolved() == config
+    assert config.algo == algo
+
+
+def test_each_learner_has_its_own_hyperparameters():
+    assert Config().learner == Config(algo="ppo").learner == ppo.Config()
+    assert Config(algo="sac").learner == sac.Config()
+    mine = sac.Config(hidden=(8,), num_envs=2)
+    assert Config(algo="sac", learner=mine).learner is mine
+    for algo, learner, other in (("ppo", mine, "sac"), ("sac", ppo.Config(), "ppo")):
+        message = (
+            f"algo is '{algo}', but the learner's hyperparameters are those of {other}: give {algo}.Config"
+        )
+        with pytest.raises(ValueError, match=message):
+            Config(algo=algo, learner=learner)
+    with pytest.raises(ValueError, match=r"algo is 'ppo', but .* those of 3: give ppo.Config"):
+        Config(learner=3)
+    with pytest.raises(ValueError, match="there is no learner 'td3'; choose one of ppo, sac"):
+        Config(algo="td3")
+
+
+@given(updates=st.integers(1, 100_000), seed=st.integers(0, 9))
+def test_the_log_of_sac_has_at_most_2000_lines(updates, seed):
+    config = Config(algo="sac", seed=seed, learner=sac.Config(total_updates=updates))
+    lines = math.ceil(updates / config.log_every)
+    assert min(updates, 1000) <= lines <= 2000
+    assert Config(learner=ppo.Config(total_updates=updates)).log_every == 1
 
 
 @given(updates=st.integers(1, 10_000), checkpoints=st.integers(1, 500))
@@ -55,14 +82,18 @@ def test_there_are_never_more_checkpoints_than_asked_for(updates, checkpoints):
     seed=st.integers(0, 2**31 - 2),
     score=st.sampled_from(["taylor", "surgeon", "random"]),
     normalize_obs=st.booleans(),
+    algo=st.sampled_from(["ppo", "sac"]),
 )
-def test_json_round_trip(hidden, learning_rate, energy, clip_value, seed, score, normalize_obs):
+def test_json_round_trip(hidden, learning_rate, energy, clip_value, seed, score, normalize_obs, algo):
+    # Each has a field of its own that may be absent.
+    learner = ppo.Config(clip_value=clip_value) if algo == "ppo" else sac.Config(alpha=clip_value)
     config = Config(
+        algo=algo,
         seed=seed,
-        learner=ppo.Config(
+        learner=dataclasses.replace(
+            learner,
             hidden=tuple(hidden),
             learning_rate=learning_rate,
-            clip_value=clip_value,
             normalize_obs=normalize_obs,
             prune=Pruning(energy=energy, score=score, min_width=1),
         ),
@@ -87,9 +118,12 @@ def test_equal_configurations_share_a_folder_and_others_do_not():
             Config(method="dense"),
             with_prune(Config(method="dense"), sparsity=0.9),  # of no matter there
             Config(env="Pendulum-v1"),
+            Config(algo="sac"),
+            Config(algo="sac", learner=sac.Config(tau=0.01)),
+            Config(algo="sac", method="dense"),
         )
     }
-    assert len(folders) == 8
+    assert len(folders) == 11
     assert {folder.parts[0] for folder in folders} == {"runs"}
     assert all(len(folder.parts) == 2 for folder in folders)
 
@@ -101,14 +135,27 @@ def test_a_module_in_the_environment_id_is_no_folder():
     )
 
 
-def test_dense_removes_nothing_whatever_was_asked():
-    config = with_prune(Config(method="dense"), sparsity=0.9, min_width=1000).resolved()
+@pytest.mark.parametrize("algo", ["ppo", "sac"])
+def test_dense_removes_nothing_whatever_was_asked(algo):
+    config = with_prune(Config(algo=algo, method="dense"), sparsity=0.9, min_width=1000).resolved()
     assert not config.method_learner().prune.enabled
-    assert Config().method_learner().prune.enabled
+    assert config == Config(algo=algo, method="dense").resolved()
+    assert Config(algo=algo).method_learner().prune.enabled
 
 
 NAN, INFINITY = math.nan, math.inf
+SAC = Config(algo="sac")
 BAD = [
+    (
+        dataclasses.replace(SAC, steps=10_000),
+        "learning_starts = 10000 leaves nothing of the 10048 environment steps",
+    ),
+    (with_learner(SAC, num_envs=0), "num_envs must be >= 1"),
+    (with_learner(SAC, batch_size=0), "batch_size must be >= 1"),
+    (with_learner(SAC, tau=0.0), "tau must lie in (0, 1]"),
+    (with_learner(SAC, alpha=-1.0), "alpha must be a finite number >= 0 or absent, got -1.0"),
+    (with_prune(SAC, sparsity=1.5), "prune.sparsity must lie in [0, 1), got 1.5"),
+    (with_prune(SAC, enabled=False), "use method 'dense'"),
     (Config(steps=0), "steps must be >= 1, got 0"),
     (Config(steps=-1), "steps must be >= 1"),
     (Config(seeds=0), "seeds must be >= 1"),
@@ -175,6 +222,31 @@ def test_merging_replaces_only_what_is_named():
     assert type(config.learner.gamma) is float
 
 
+def test_merging_another_algo_brings_its_hyperparameters():
+    mine = with_learner(Config(steps=7), gamma=0.5)
+    assert merged(mine, {"algo": "sac"}) == Config(algo="sac", steps=7)
+    assert merged(mine, {"algo": "ppo"}) == mine
+    found = merged(mine, {"algo": "sac", "learner": {"tau": 1, "alpha": 0.2, "prune": {"critic": True}}})
+    assert found == Config(
+        algo="sac", steps=7, learner=sac.Config(tau=1.0, alpha=0.2, prune=Pruning(critic=True))
+    )
+    assert merged(found, {"algo": "ppo"}) == Config(steps=7)
+    for data, part in (
+        ({"algo": "sac", "learner": {"epochs": 3}}, "unknown field 'learner.epochs'; known are activation, alpha"),
+        ({"learner": {"tau": 0.1}}, "unknown field 'learner.tau'; known are activation, "),
+        ({"algo": "td3"}, "there is no learner 'td3'; choose one of ppo, sac"),
+        ({"algo": "sac", "learner": {"alpha": "much"}}, "learner.alpha must be a number, got 'much'"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=part):
+            merged(Config(), data)
+
+
+@pytest.mark.parametrize("algo", ["td3", 3, None, ["sac"]])
+def test_a_stored_configuration_of_another_learner_is_refused(algo):
+    with pytest.raises(ValueError, match="algo must be one of ppo, sac, got"):
+        from_json({**Config().to_json(), "algo": algo})
+
+
 @pytest.mark.parametrize(
     ("data", "part"),
     [
@@ -214,11 +286,13 @@ def test_checkpoints_leave_host_environments_time_for_whole_episodes():
     tiny = Config(
         env="Pendulum-v1", steps=4 * 64, learner=dataclasses.replace(learner, prune=Pruning(enabled=False))
     )
-    assert dataclasses.replace(tiny, method="dense").resolved().checkpoints == 1
+    tiny = dataclasses.replace(tiny, method="dense").resolved()
+    assert tiny.checkpoints == 1
+    assert not tiny.cuts_short, "no checkpoint does it, but the end of training"
     device = Config(env="CartPole-v1", steps=4 * 64 * 20, learner=learner).resolved()
     assert device.checkpoints == 20
     assert not device.cuts_short
-    for config in (long, short, device):
+    for config in (long, short, tiny, device):
         assert config.resolved() == config
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.host import HostEnv
-from prune_rl.learners import ppo
+from prune_rl.learners import ppo, sac
 from prune_rl.learners.config import Pruning
 from prune_rl.training import engines
 from prune_rl.training.checkpoints import Checkpoints
@@ -30,6 +30,18 @@ CONFIG = ppo.Config(
     prune=Pruning(sparsity=0.5, begin=0.2, end=0.8),
 )
 DENSE = dataclasses.replace(CONFIG, prune=Pruning(enabled=False))  # faster to compile
+# An update of 16 environment steps makes 4 gradient steps; the first one only fills the buffer.
+SAC = sac.Config(
+    hidden=(8,),
+    num_envs=2,
+    num_steps=8,
+    utd_ratio=0.25,
+    batch_size=8,
+    learning_starts=16,
+    learning_rate=3e-3,
+    total_updates=6,
+    prune=Pruning(sparsity=0.5, critic=True, begin=0.2, end=0.8),
+)
 
 
 def plain(tree: Any) -> Any:
@@ -140,6 +152,32 @@ def test_widths_fall_in_every_seed(device: Interrupted) -> None:
     np.testing.assert_array_equal(widths[[0, -1]], [[8] * 3, [4] * 3])
 
 
+@pytest.mark.slow
+def test_sac_on_the_device_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    """The replay buffer is a part of it. The same engine serves again: what it could remember is compiled code only."""
+    engine = engines.DeviceEngine(CartPole(), [0, 1], SAC, length=2)
+    checkpoints = Checkpoints(tmp_path)
+    first = engine.advance(3)
+    checkpoints.save(3, engine.tree)
+    second = engine.advance(3)
+    end = plain(engine.tree)
+    found = checkpoints.restore(engine.tree)
+    checkpoints.close()
+    assert found is not None
+    engine.tree = found.tree
+    assert_identical(engine.advance(3), second)
+    assert_identical(engine.tree, end)
+    assert {leaf.shape for leaf in jax.tree.leaves(second)} == {(3, 2)}
+    # Warm-up has no losses, and what comes after it has.
+    assert np.all(np.isnan(first["critic_loss"][0]))
+    for metrics in (jax.tree.map(lambda x: x[1:], first), second):
+        assert all(np.all(np.isfinite(metrics[name])) for name in ("critic_loss", "actor_loss", "alpha"))
+    widths = second["prune"]["actor/layer_0"]["width"]
+    assert widths[-1].tolist() == second["prune"]["critic/layer_0"]["width"][-1].tolist() == [4, 4]
+    for leaf in (end.state.params["actor"]["layer_0"]["kernel"], end.state.replay.experience.obs):
+        assert not np.array_equal(leaf[0], leaf[1]), "both seeds trained, each on its own"
+
+
 class RecordedEnv(HostEnv):
     """CartPole-v1 in Gymnasium, with the seeds of its resets and the ends of its episodes."""
 
@@ -217,6 +255,50 @@ def test_a_host_run_goes_on_from_the_checkpoint_at_a_cut(make_host: MakeHost, tm
     # Both seeds trained, each on its own.
     for leaf in jax.tree.leaves(plain(fresh.state.params)):
         assert not np.array_equal(leaf[0], leaf[1])
+
+
+class RecordedPendulum(HostEnv):
+    """Two of them, with every transition."""
+
+    def __init__(self) -> None:
+        super().__init__("Pendulum-v1", SAC.num_envs)
+        self.seen: list[tuple[np.ndarray[Any, Any], ...]] = []
+        self.obs: Any = None
+
+    def reset(self, seed: int) -> Any:
+        self.obs = super().reset(seed)
+        return self.obs
+
+    def step(self, action: Any) -> Any:
+        obs, *rest, next_obs = super().step(action)
+        self.seen.append((self.obs, np.asarray(action), rest[0], next_obs))
+        self.obs = obs
+        return obs, *rest, next_obs
+
+
+def test_sac_keeps_what_the_host_environments_did() -> None:
+    envs: list[RecordedPendulum] = []
+
+    def new() -> RecordedPendulum:
+        envs.append(RecordedPendulum())
+        return envs[-1]
+
+    config = dataclasses.replace(SAC, prune=Pruning(enabled=False))
+    engine = engines.HostEngine(new, [0, 1], config, cut_every=2)
+    metrics = engine.advance(3)
+    engine.close()
+    assert {leaf.shape for leaf in jax.tree.leaves(metrics)} == {(3, 2)}
+    assert np.all(np.isfinite(metrics["critic_loss"]) == [[False], [True], [True]])
+    kept = plain(engine.state.replay.experience)  # type: ignore[attr-defined]
+    for seed, env in enumerate(envs):
+        obs, action, reward, next_obs = (np.stack(x).reshape(48, -1) for x in zip(*env.seen, strict=True))
+        np.testing.assert_array_equal(kept.obs[seed, 0, :48], obs)
+        np.testing.assert_array_equal(kept.next_obs[seed, 0, :48], next_obs)
+        np.testing.assert_array_equal(kept.reward[seed, 0, :48], reward[:, 0])
+        # As the critics see them: in [−1, 1], where the environment's bounds are ±2.
+        np.testing.assert_allclose(kept.action[seed, 0, :48], action / 2.0, atol=1e-6)
+        assert np.abs(action).max() <= 2.0
+        assert not np.any(kept.terminated[seed])
 
 
 def test_derived_seeds_are_their_own() -> None:

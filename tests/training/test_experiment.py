@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import itertools
 import json
 import os
+import shlex
 import shutil
 import socket
 from pathlib import Path
@@ -43,7 +45,9 @@ def test_the_configuration_is_complete_and_loads_back(jax_run):
 def test_versions_name_what_made_the_run(jax_run):
     versions = json.loads((jax_run.path / "versions.json").read_text())
     assert set(PACKAGES) < set(versions)
-    assert all(versions[name] for name in PACKAGES)
+    assert all(
+        versions[name] for name in PACKAGES if name not in ("mujoco", "mujoco-mjx", "envpool")
+    )  # extras
     assert versions["device"]["platform"] == "cpu"
     assert "continued_with" not in versions
 
@@ -185,6 +189,32 @@ def test_a_moved_run_can_be_continued_and_reported(host_run, tmp_path):
     assert status == 0
     assert "CartPole-v1 ppo dynamic" in output
     assert (tmp_path / "report.md").read_text() in output
+
+
+@pytest.mark.slow
+def test_hopper_trains_on_mjx(train, tmp_path):
+    if importlib.util.find_spec("mujoco") is None or importlib.util.find_spec("mujoco.mjx") is None:
+        pytest.skip("MJX is not installed (pip install 'prune_rl[mjx]')")
+    # One step of the environment in the program, which takes long enough to compile.
+    arguments = shlex.split(
+        "train Hopper-v3 --backend jax --hidden 8 8 --num-envs 8 --num-steps 1 --steps 32 --checkpoints 2 --epochs 1"
+        " --minibatches 1 --prune.every 1 --prune.sparsity 0.5 --episodes 1 --no-control"
+    )
+    run = train(arguments, tmp_path)
+    assert "note: on a CPU, MJX is an order of magnitude slower than MuJoCo" in " ".join(run.output.split())
+    assert "reset at each" not in run.output  # as host environments are
+    rows = read_metrics(run.path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [8, 16, 24, 32]
+    assert all(
+        np.isfinite(row[name]).all() for row in rows for name in ("policy_loss", "value_loss", "entropy")
+    )
+    assert rows[-1]["widths"] == {"actor/layer_0": [4], "actor/layer_1": [4]}
+    policy = load_policy(run.path)
+    assert policy.metadata["env"] == "Hopper-v3"
+    # It saw observations of a hopper that stands, not zeros: the torso starts 1.25 m high.
+    assert 0.7 < policy.obs_mean[0] < 1.5
+    (seed,) = json.loads((run.path / "evaluation.json").read_text())["seeds"]
+    assert seed["policies"]["compact"]["lengths"] == seed["policies"]["masked"]["lengths"]
 
 
 @pytest.mark.slow

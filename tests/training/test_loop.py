@@ -1,21 +1,31 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
 import shutil
 import time
+import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from prune_rl.envs.cartpole import CartPole
-from prune_rl.learners import ppo
+from prune_rl.export.policy import load_policy
+from prune_rl.learners import ppo, sac
+from prune_rl.learners.interface import learner_of
+from prune_rl.training import config as config_module
 from prune_rl.training.checkpoints import Checkpoints
+from prune_rl.training.config import Config
 from prune_rl.training.engines import Learners, init_runner, seed_keys
 from prune_rl.training.experiment import read_config
-from prune_rl.training.metrics import MaskHistory
+from prune_rl.training.loop import run_updates
+from prune_rl.training.metrics import MaskHistory, read_metrics
 
 TIMEOUT = 240.0
 
@@ -23,11 +33,20 @@ TIMEOUT = 240.0
 def last_checkpoint(run):
     """What the newest checkpoint holds, read with the shapes that the run's configuration calls for."""
     config = read_config(run)
-    runner = jax.eval_shape(
-        lambda: init_runner(CartPole(), seed_keys(config.all_seeds), config.method_learner())
-    )
+    learner = config.method_learner()
+    module = learner_of(learner)
+    axes = Learners(module.VMAP_AXES, 0)
+
+    def host(key):
+        return Learners(module.init(key, learner, config.spec()), key)
+
+    def template(keys):
+        if config.backend == "jax":
+            return init_runner(CartPole(), keys, learner)
+        return jax.vmap(host, out_axes=axes)(keys)
+
     checkpoints = Checkpoints(run / "checkpoints")
-    restored = checkpoints.restore(runner if config.backend == "jax" else Learners(runner.state, runner.key))
+    restored = checkpoints.restore(jax.eval_shape(template, seed_keys(config.all_seeds)))
     checkpoints.close()
     assert checkpoints.notes == []
     return restored
@@ -93,7 +112,7 @@ def kill_when(process, ready, delay):
     ("reference", "cache", "first_checkpoints"),
     # The first shares the compiled program with its reference; the second compiles again, as a user's would, and is
     # killed before its first checkpoint, too.
-    [("jax_run", "first", 2), ("host_run", "second", 0)],
+    [("jax_run", "first", 2), ("host_run", "second", 0), ("sac_run", "first", 2)],
 )
 def test_a_killed_run_ends_bit_identical(reference, cache, first_checkpoints, start, tmp_path, request):
     reference = request.getfixturevalue(reference)
@@ -108,12 +127,29 @@ def test_a_killed_run_ends_bit_identical(reference, cache, first_checkpoints, st
         assert kill_when(process, ready, rng.uniform(0.0, 0.15) if checkpoints else 0.0), "it was not killed"
         assert newest(run) >= begun + 2 * checkpoints
         assert not (run / "policy").exists()
-    stopped_at = newest(run)
+    stopped_at, steps = newest(run), read_config(run).steps_per_update
     process = start(reference.arguments, tmp_path, cache)
     status, output = process.wait(TIMEOUT), (tmp_path / "output").read_text()
     assert status == 0, output
-    assert f"continuing from the checkpoint at {stopped_at * 128:,} steps" in output
+    assert f"continuing from the checkpoint at {stopped_at * steps:,} steps" in output
     assert_same_run(run, reference.path)
+
+
+@pytest.mark.slow
+def test_a_run_of_sac_fills_its_buffer_before_it_learns(sac_run):
+    rows = read_metrics(sac_run.path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [32 * i for i in range(1, 33)]
+    for i, row in enumerate(rows):
+        assert np.isfinite(row["critic_loss"]).all() == np.isfinite(row["alpha"]).all() == (i >= 2)
+    assert rows[-1]["widths"] == {
+        f"{net}/layer_{i}": [4 if net == "critic" else 2] for net in ("actor", "critic") for i in (0, 1)
+    }
+    last = last_checkpoint(sac_run.path)
+    assert last.tree.state.replay.experience.reward.shape == (1, 1, 1024)
+    assert len(np.unique(last.tree.state.replay.experience.reward)) > 1000
+    policy = load_policy(sac_run.path)
+    assert (policy.widths, policy.squash, policy.metadata["algo"]) == ((2, 2), True, "sac")
+    assert policy(np.zeros((5, 3))).shape == (5, 1)
 
 
 def copy_before_the_policies(trained, folder):
@@ -192,3 +228,51 @@ def test_the_seeds_of_a_run_differ(jax_run):
     assert len(set(last["value_loss"])) == 3
     policies = [(jax_run.path / "wide" / f"seed_{k}" / "policy.safetensors").read_bytes() for k in range(3)]
     assert len(set(policies)) == 3
+
+
+class Metronome:
+    """An engine without a learner: what update i measures is i; it breaks down before update `breaks_at`."""
+
+    def __init__(self, breaks_at=None):
+        self.tree = {"done": jnp.int32(0), "mask": jnp.ones((1, 4), bool)}
+        self.breaks_at = breaks_at
+
+    @property
+    def state(self):
+        return types.SimpleNamespace(masks={"actor/layer_0": self.tree["mask"]})
+
+    def advance(self, n):
+        assert n == 1
+        done = int(self.tree["done"]) + 1
+        if done == self.breaks_at:
+            raise RuntimeError("broken")
+        self.tree = {**self.tree, "done": jnp.int32(done)}
+        row = {
+            "return": float(done),
+            "episodes": 1.0,
+            "critic_loss": float(done),
+            "running_return": float(done),
+        }
+        return {name: np.full((1, 1), value, np.float32) for name, value in row.items()}
+
+
+def test_lines_of_the_log_that_share_updates_are_the_same_after_an_interruption(tmp_path, monkeypatch):
+    monkeypatch.setattr(config_module, "LOG_LINES", 5)
+    learner = sac.Config(num_envs=1, num_steps=10, learning_starts=0)
+    config = Config(env="Pendulum-v1", algo="sac", steps=200, checkpoints=3, learner=learner).resolved()
+    assert (config.learner.total_updates, config.log_every, config.checkpoint_every) == (20, 4, 7)
+    console = Console(file=io.StringIO())
+    for folder in ("whole", "broken"):
+        (tmp_path / folder).mkdir()
+    run_updates(Metronome(), config, tmp_path / "whole", console)
+    rows = rows_of(tmp_path / "whole")
+    # Every fourth update; at each checkpoint; the last.
+    assert [row["step"] for row in rows] == [40, 70, 80, 120, 140, 160, 200]
+    assert [row["iteration"] for row in rows] == [4, 7, 8, 12, 14, 16, 20]
+    assert [row["critic_loss"] for row in rows] == [[2.5], [6.0], [8.0], [10.5], [13.5], [15.5], [18.5]]
+    assert [row["episodes"] for row in rows] == [[4.0], [3.0], [1.0], [4.0], [2.0], [2.0], [4.0]]
+    assert [row["running_return"] for row in rows] == [[4.0], [7.0], [8.0], [12.0], [14.0], [16.0], [20.0]]
+    for breaks_at in (3, 10, 18, None):
+        with contextlib.suppress(RuntimeError):
+            run_updates(Metronome(breaks_at), config, tmp_path / "broken", console)
+    assert rows_of(tmp_path / "broken") == rows

@@ -1,0 +1,151 @@
+"""SAC's gradient step against NumPy, Polyak averaging, and which way the temperature goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sac_reference as reference
+import scipy.optimize
+import scipy.special
+import scipy.stats
+from random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, quick_jit, random_batch, random_sac_state
+
+from prune_rl.learners import sac
+from prune_rl.spaces import Spec
+
+Array = np.ndarray
+LOSSES = {"critic_loss", "actor_loss", "entropy", "alpha", "q_target"}
+gradient_step = quick_jit(sac.gradient_step, static_argnames="config")
+
+
+def assert_trees_close(got: Any, expected: Any, **tolerance: float) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, expected)
+
+
+FALLING = dataclasses.replace(SMALL_SAC, learning_rate_end=0.004, reward_scale=1.5, init_alpha=0.2)
+
+
+def assert_averaged(networks: sac.Networks, before: sac.Networks) -> None:
+    """The target critics are those of before and the new critics, 9 : 1."""
+    expected = jax.tree.map(
+        lambda q, t: 0.1 * np.asarray(q, np.float64) + 0.9 * np.asarray(t),
+        networks.params["critic"],
+        before.target_critic,
+    )
+    assert_trees_close(networks.target_critic, expected, rtol=2e-6, atol=1e-7)
+
+
+def test_discrete_gradient_steps_equal_adam_in_numpy() -> None:
+    config = FALLING
+    state = random_sac_state(config, DISCRETE)
+    networks = state.networks
+    # The rate falls from 0.01 to 0.004 over the 30 gradient steps of the updates after warm-up.
+    rates = [0.01 - 0.0002 * i for i in range(3)]
+    learner = reference.Learner(networks, rates, activation="tanh", gamma=0.99, tau=0.1, scale=1.5)
+    for i in range(3):
+        batch = random_batch(i, config, DISCRETE)
+        expected = learner(batch, None, 0.5 * math.log(4.0))
+        before = networks
+        networks, metrics = gradient_step(networks, batch, jax.random.key(i), state.masks, config)
+        assert set(metrics) == LOSSES
+        for name in LOSSES:
+            np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+        close: dict[str, float] = {"rtol": 1e-3, "atol": 5e-5}
+        assert_trees_close(networks.params, {"actor": learner.actor, "critic": learner.critic}, **close)
+        assert_trees_close(networks.target_critic, learner.target, **close)
+        assert_averaged(networks, before)
+        np.testing.assert_allclose(networks.log_alpha, learner.log_alpha, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.0, 0.9), (0.3, 0.0)], ids=["no temperature", "no future"])
+def test_box_gradient_steps_equal_adam_in_numpy_where_noise_does_not_matter(
+    alpha: float, gamma: float
+) -> None:
+    # The least log_std makes the action certain. The noise is left in the value by way of log π only.
+    config = dataclasses.replace(SMALL_SAC, alpha=alpha, gamma=gamma)
+    state = random_sac_state(config, CONTINUOUS)
+    networks = state.networks
+    head = networks.params["actor"]["head"]
+    actor = {
+        **networks.params["actor"],
+        "head": {**head, "bias": head["bias"] - jnp.array([0.0, 0.0, 40.0, 40.0])},
+    }
+    networks = dataclasses.replace(networks, params={**networks.params, "actor": actor})
+    learner = reference.Learner(networks, [0.01] * 3, activation="tanh", gamma=gamma, tau=0.1, scale=1.0)
+    for i in range(3):
+        batch = random_batch(i, config, CONTINUOUS)
+        expected = learner(batch, np.zeros((config.batch_size, 2)), None)
+        before = networks
+        networks, metrics = gradient_step(networks, batch, jax.random.key(i), state.masks, config)
+        for name in ("critic_loss", "q_target"):
+            np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+        close: dict[str, float] = {"rtol": 1e-3, "atol": 5e-5}
+        assert_trees_close(networks.params, {"actor": learner.actor, "critic": learner.critic}, **close)
+        assert_trees_close(networks.target_critic, learner.target, **close)
+        assert_averaged(networks, before)
+        assert float(metrics["alpha"]) == pytest.approx(alpha)
+        assert networks.log_alpha == before.log_alpha, "a fixed temperature stays"
+
+
+def certain(state: sac.State, bias: Array) -> sac.Networks:
+    """Networks whose actor puts out ``bias``, whatever it observes."""
+    head = state.params["actor"]["head"]
+    actor = {
+        **state.params["actor"],
+        "head": {"kernel": jnp.zeros_like(head["kernel"]), "bias": jnp.asarray(bias, jnp.float32)},
+    }
+    return dataclasses.replace(state.networks, params={**state.params, "actor": actor})
+
+
+def logits_of_entropy(entropy: float) -> Array:
+    def gap(x: float) -> float:
+        return float(scipy.stats.entropy(scipy.special.softmax([x, 0.0, 0.0, 0.0]))) - entropy
+
+    return np.array([scipy.optimize.brentq(gap, 0.0, 20.0), 0.0, 0.0, 0.0])
+
+
+# The defaults are −2 for the two components of a Box, and 0.69 for four actions.
+@pytest.mark.parametrize(
+    ("spec", "target", "entropy", "rises"),
+    [
+        (CONTINUOUS, None, -1.5, False),
+        (CONTINUOUS, None, -2.5, True),
+        (DISCRETE, None, 0.74, False),
+        (DISCRETE, None, 0.64, True),
+        (DISCRETE, 0.3, 0.35, False),
+        (DISCRETE, 0.3, 0.25, True),
+    ],
+    ids=["box above", "box below", "discrete above", "discrete below", "given above", "given below"],
+)
+def test_the_temperature_moves_the_entropy_towards_its_target(
+    spec: Spec, target: float | None, entropy: float, rises: bool
+) -> None:
+    config = dataclasses.replace(FALLING, target_entropy=target)
+    if spec is CONTINUOUS:
+        config = dataclasses.replace(config, batch_size=256)
+    state = random_sac_state(config, spec)
+    if spec is DISCRETE:
+        bias = logits_of_entropy(entropy)
+    else:  # that of a normal of two components, narrow enough for the squashing to matter little
+        bias = np.array([0.0, 0.0] + [entropy / 2.0 - 0.5 * math.log(2.0 * math.pi * math.e)] * 2)
+    networks = certain(state, bias)
+    after, metrics = gradient_step(
+        networks, random_batch(0, config, spec), jax.random.key(rises), state.masks, config
+    )
+    # Of 256 samples of its own noise each; one noise for all would miss by 1.
+    assert float(metrics["entropy"]) == pytest.approx(entropy, abs=1e-4 if spec is DISCRETE else 0.25)
+    # Adam's first step is of the size of the learning rate.
+    expected = math.log(0.2) + (0.01 if rises else -0.01)
+    np.testing.assert_allclose(after.log_alpha, expected, rtol=1e-4)
+
+
+def test_the_learning_rate_changes_linearly_over_the_gradient_steps_after_warm_up() -> None:
+    config = dataclasses.replace(SMALL_SAC, learning_rate=1.0, learning_rate_end=0.5)
+    schedule = sac.learning_rate(config)
+    np.testing.assert_allclose([schedule(i) for i in (0, 15, 30, 60)], [1.0, 0.75, 0.5, 0.5])
