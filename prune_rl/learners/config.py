@@ -42,7 +42,7 @@ class Pruning:
     metric: Literal["euclidean", "adam"] = "euclidean"
     """Metric of the proximal step."""
     width_exponent: float = 0.0
-    """Steps of the weights that read a layer grow with (width at first / width left) to this power; 0.5 keeps the
+    """Steps of the weights that read a layer grow with (width of the arrays / width left) to this power; 0.5 keeps the
     effect of a step on what the next layer receives about the same."""
     importance_decay: float = 0.99
     """Decay of the running mean of importance over gradient steps."""

@@ -172,7 +172,8 @@ def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.A
     # The normal noise through twice its own distribution function is uniform on [−1, 1].
     action = jnp.where(warmup, jax.lax.erf(noise / math.sqrt(2.0)), sampled)
     low, high = (jnp.broadcast_to(bound, action.shape) for bound in state.bounds)
-    return low + 0.5 * (action + 1.0) * (high - low)
+    # Clipped, since rounding can put a saturated action beyond its bound.
+    return jnp.clip(low + 0.5 * (action + 1.0) * (high - low), low, high)
 
 
 def action_noise(key: jax.Array, shape: tuple[int, ...], spec: Spec) -> jax.Array:
@@ -329,12 +330,14 @@ def _prune(
     """
     networks = state.networks
     groups = prunable_groups(networks.params, config)
-    gentle = dataclasses.replace(
-        config.prune, refit=False, score="taylor" if config.prune.score == "surgeon" else config.prune.score
-    )
+    # Not before the first gradient steps: until then no score says anything.
+    begin = max(config.prune.begin, (config.warmup_updates + 1) / config.total_updates)
+    options = dataclasses.replace(config.prune, begin=begin, end=max(config.prune.end, begin))
+    score: Any = "taylor" if options.score == "surgeon" else options.score
+    gentle = dataclasses.replace(options, refit=False, score=score)
     critic_input = batch.obs if is_discrete(state) else jnp.concatenate([batch.obs, batch.action], -1)
     parts = {}
-    for name, options, inputs in (("actor", config.prune, batch.obs), ("critic", gentle, critic_input)):
+    for name, chosen, inputs in (("actor", options, batch.obs), ("critic", gentle, critic_input)):
         mine = _of(name, groups)
         if not mine:
             continue
@@ -349,7 +352,7 @@ def _prune(
             getattr(networks.opt_state, name),
             {group: state.masks[group] for group in mine},
             state.gate,
-            config=options,
+            config=chosen,
             apply=apply,
             obs=inputs,
             running_return=state.running_return,
@@ -418,4 +421,6 @@ def _to_unit(state: State, action: jax.Array) -> jax.Array:
     if is_discrete(state):
         return action
     low, high = (jnp.broadcast_to(bound, action.shape) for bound in state.bounds)
-    return 2.0 * (action - low) / (high - low) - 1.0
+    # A component whose bounds are equal has nothing to choose.
+    width = jnp.where(high > low, high - low, 1.0)
+    return 2.0 * (action - low) / width - 1.0

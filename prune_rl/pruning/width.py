@@ -14,7 +14,7 @@ from prune_rl.pruning.leaves import leaves_by_path, replace_leaves
 
 
 def scale_by_width(groups: NeuronGroups, exponent: float = 0.5) -> optax.GradientTransformationExtraArgs:
-    """Multiply the updates of what reads a layer by (neurons at first / neurons left) ** ``exponent``.
+    """Multiply the updates of what reads a layer by (the group's size / neurons left) ** ``exponent``.
 
     Adam moves every weight by about its step size, however many there are. What a neuron receives is a sum over the
     neurons before it, so the fewer of them are left, the less a step changes the function: by the ratio of the widths

@@ -61,7 +61,7 @@ def test_bad_hyperparameters(name: str, value: Any) -> None:
             for x in (-0.1, 1.0, NAN, INF)
         ),
         *((name, x) for name in ("begin", "end") for x in (-0.1, 1.5, NAN)),
-        *((name, x) for name in ("gate", "strength") for x in (-0.1, NAN, INF)),
+        *((name, x) for name in ("gate", "strength", "width_exponent") for x in (-0.1, NAN, INF)),
         ("every", 0),
         ("min_width", 0),
         ("min_width", 7),

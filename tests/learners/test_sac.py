@@ -23,7 +23,7 @@ from random_rollouts import (
 
 from prune_rl.learners import sac
 from prune_rl.learners.replay import Transitions
-from prune_rl.spaces import Spec
+from prune_rl.spaces import Box, Spec
 
 Array = np.ndarray
 LOSSES = {"critic_loss", "actor_loss", "entropy", "alpha", "q_target"}
@@ -168,3 +168,24 @@ def test_observations_are_normalised_by_all_that_was_seen_wherever_networks_read
     expected = act(by_hand, normal(obs), noise, SMALL_SAC)
     np.testing.assert_array_equal(act(state, obs, noise, config), expected)
     assert np.any(act(by_hand, obs, noise, SMALL_SAC) != expected)
+
+
+def test_saturated_actions_stay_within_bounds_that_float32_rounds() -> None:
+    rng = np.random.default_rng(0)
+    low = rng.uniform(-3.0, 1.0, 100).astype(np.float32)
+    high = (low + rng.uniform(0.1, 4.0, 100)).astype(np.float32)
+    spec = Spec(observation_size=3, action=Box(tuple(low.tolist()), tuple(high.tolist()), (100,)))
+    state = random_sac_state(SMALL_SAC, spec, step=2)
+    for noise in (-1e5, 1e5):
+        action = np.asarray(act(state, jnp.zeros((1, 3)), jnp.full((1, 100), noise), SMALL_SAC))[0]
+        assert np.all((low <= action) & (action <= high))
+
+
+def test_a_component_with_equal_bounds_does_no_harm() -> None:
+    spec = Spec(observation_size=3, action=Box((-1.0, 0.5), (1.0, 0.5), (2,)))
+    state = random_sac_state(SMALL_SAC, spec)
+    for i in range(3):
+        rollout = random_rollout(i, SMALL_SAC, spec)
+        rollout.action[..., 1] = 0.5
+        state, metrics = update(state, rollout, SMALL_SAC)
+    assert np.isfinite(metrics["critic_loss"])

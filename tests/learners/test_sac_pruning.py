@@ -290,3 +290,15 @@ def test_compact_networks_are_the_same_functions_as_masked_ones(run: Run) -> Non
     ):
         assert np.abs(wide).max() > 1e-3
         np.testing.assert_allclose(wide, narrow, rtol=0.0, atol=1e-5)
+
+
+def test_no_neuron_goes_before_anything_was_learned() -> None:
+    prune = Pruning(sparsity=0.75, begin=0.0, end=0.3)
+    config = dataclasses.replace(SMALL_SAC, hidden=(8, 12), prune=prune)
+    state = random_sac_state(config, DISCRETE)
+    widths = []
+    for i in range(config.total_updates):
+        state, _ = update(state, random_rollout(i, config, DISCRETE), config)
+        widths.append(int(state.masks["actor/layer_0"].sum()))
+    assert widths[:2] == [8, 8], "two updates of warm-up, whose importance is 0 everywhere"
+    assert widths[-1] == 2
