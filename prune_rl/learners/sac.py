@@ -16,212 +16,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from prune_rl.learners import replay as replay_buffer
-from prune_rl.learners.distributions import Categorical, Gaussian, SquashedGaussian
-from prune_rl.learners.networks import apply_ensemble, apply_mlp, init_ensemble, init_mlp
-from prune_rl.learners.normalization import RunningStatistics
+from prune_rl.learners.networks import apply_ensemble, apply_mlp
 from prune_rl.learners.pruning_step import prune
-from prune_rl.learners.replay import Replay, Transitions
+from prune_rl.learners.replay import Transitions
 from prune_rl.learners.rollout import Rollout as Rollout
 from prune_rl.learners.rollout import track_returns
 from prune_rl.learners.sac_config import Config as Config
-from prune_rl.learners.sac_losses import (
-    actor_loss,
-    alpha_loss,
-    critic_loss,
-    critic_target,
-    policy,
-    soft_value,
+from prune_rl.learners.sac_losses import actor_loss, alpha_loss, critic_loss, critic_target, soft_value
+from prune_rl.learners.sac_state import (
+    NETWORKS,
+    Params,
+    adam,
+    groups_of,
+    is_discrete,
+    normalize,
+    only,
+    optimizer,
 )
-from prune_rl.pruning.groups import NeuronGroups, find_groups
-from prune_rl.pruning.masks import apply_masks, init_masks
-from prune_rl.pruning.proximal import GroupSparseState, group_sparse
-from prune_rl.pruning.thresholds import Gate
-from prune_rl.pruning.width import scale_by_width
-from prune_rl.spaces import Box, Spec
+from prune_rl.learners.sac_state import VMAP_AXES as VMAP_AXES
+from prune_rl.learners.sac_state import Networks as Networks
+from prune_rl.learners.sac_state import OptState as OptState
+from prune_rl.learners.sac_state import State as State
+from prune_rl.learners.sac_state import act as act
+from prune_rl.learners.sac_state import action_noise as action_noise
+from prune_rl.learners.sac_state import all_groups as all_groups
+from prune_rl.learners.sac_state import init as init
+from prune_rl.learners.sac_state import learning_rate as learning_rate
+from prune_rl.learners.sac_state import prunable_groups as prunable_groups
+from prune_rl.pruning.groups import NeuronGroups
+from prune_rl.pruning.masks import apply_masks
+from prune_rl.pruning.proximal import GroupSparseState
 
-Params = dict[str, Any]
 Metrics = dict[str, Any]
 
-NUM_CRITICS = 2
-NETWORKS = ("actor", "critic")
 # Transitions on which the score and the refit of a mask update look at the actor.
 PRUNING_BATCH = 2048
-
-
-@struct.dataclass
-class OptState:
-    """One optimiser per loss."""
-
-    actor: GroupSparseState
-    critic: GroupSparseState
-    alpha: Any
-
-
-@struct.dataclass
-class Networks:
-    """What a gradient step changes. The critics' leaves have a leading axis [2, …]; ``log_alpha`` float32[]."""
-
-    params: Params
-    target_critic: Params
-    log_alpha: jax.Array
-    opt_state: OptState
-
-
-@struct.dataclass
-class State:
-    """Everything that training changes, for one seed; every leaf is an array.
-
-    ``networks.params`` = {"actor", "critic"}; ``masks`` = {group name: bool[size]} of the groups that may be pruned;
-    ``bounds`` float32[2, size]: the actions' least and greatest values, size 0 for Discrete actions;
-    ``step``: int32[], updates made, the same for all seeds; ``episode``: float32[2, N], discounted and undiscounted
-    return of the episodes under way; ``running_return``: mean training return, NaN before the first finished episode.
-    """
-
-    networks: Networks
-    masks: dict[str, jax.Array]
-    gate: Gate
-    replay: Replay
-    obs_stats: RunningStatistics
-    bounds: jax.Array
-    episode: jax.Array
-    running_return: jax.Array
-    key: jax.Array
-    step: jax.Array
-
-    @property
-    def params(self) -> Params:
-        """{"actor", "critic"}."""
-        return self.networks.params
-
-    @property
-    def importance(self) -> dict[str, jax.Array]:
-        """Running importance of the neurons that may be pruned, {group name: float32[size]}."""
-        return {**self.networks.opt_state.actor.importance, **self.networks.opt_state.critic.importance}
-
-
-VMAP_AXES: Any = State(0, 0, 0, 0, 0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
-"""``in_axes`` of a state with a leading seed axis. ``step`` has none: batched, ``cond`` would run both branches."""
-
-
-def init(key: jax.Array, config: Config, spec: Spec) -> State:
-    """A fresh state for one seed; ``key`` from ``jax.random.key``.
-
-    Raises ``ValueError`` for a bad config, or Box actions without finite bounds.
-    """
-    config.check()
-    actor_key, critic_key, key = jax.random.split(key, 3)
-    bounds = _bounds(spec)
-    outputs = spec.action.num_outputs
-    obs_size = spec.observation_size
-    actor_sizes = [obs_size, *config.hidden, 2 * outputs if isinstance(spec.action, Box) else outputs]
-    critic_sizes = [obs_size + outputs, *config.hidden, 1]
-    if not isinstance(spec.action, Box):
-        critic_sizes = [obs_size, *config.hidden, outputs]
-    params = {
-        "actor": init_mlp(actor_key, actor_sizes, 0.01),
-        "critic": init_ensemble(critic_key, NUM_CRITICS, critic_sizes, 1.0),
-    }
-    groups = prunable_groups(params, config)
-    log_alpha = jnp.log(jnp.float32(config.init_alpha if config.alpha is None else config.alpha))
-    opt_state = OptState(
-        actor=optimizer("actor", groups, config).init(_only("actor", params)),
-        critic=optimizer("critic", groups, config).init(_only("critic", params)),
-        alpha=_adam(config).init(log_alpha),
-    )
-    return State(
-        # A copy: a state whose leaves share memory cannot be donated.
-        networks=Networks(params, jax.tree.map(jnp.copy, params["critic"]), log_alpha, opt_state),
-        masks=init_masks(groups),
-        gate=Gate.create(),
-        replay=replay_buffer.create(config.capacity, spec),
-        obs_stats=RunningStatistics.create((obs_size,)),
-        bounds=bounds,
-        episode=jnp.zeros((2, config.num_envs), jnp.float32),
-        running_return=jnp.full((), jnp.nan, jnp.float32),
-        key=key,
-        step=jnp.zeros((), jnp.int32),
-    )
-
-
-def is_discrete(state: State) -> bool:
-    """Whether the actions are Discrete; static."""
-    return state.bounds.shape[-1] == 0
-
-
-def normalize(state: State, obs: jax.Array, config: Config) -> jax.Array:
-    """Observations as the networks see them."""
-    return state.obs_stats.normalize(obs, config.clip_obs) if config.normalize_obs else obs
-
-
-def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.Array:
-    """Sampled actions for raw observations [N, D], uniform ones during warm-up; ``noise`` from ``action_noise``.
-
-    int32[N], or float32[N, size] within the environment's bounds.
-    """
-    warmup = state.step < config.warmup_updates
-    distribution = policy(
-        state.params["actor"], normalize(state, obs, config), config.activation, is_discrete(state)
-    )
-    if isinstance(distribution, Categorical):
-        return Categorical(jnp.where(warmup, 0.0, distribution.logits)).sample(noise)
-    assert isinstance(distribution, SquashedGaussian)
-    sampled, _ = distribution.sample_and_log_prob(noise)
-    # The normal noise through twice its own distribution function is uniform on [−1, 1].
-    action = jnp.where(warmup, jax.lax.erf(noise / math.sqrt(2.0)), sampled)
-    low, high = (jnp.broadcast_to(bound, action.shape) for bound in state.bounds)
-    # Clipped, since rounding can put a saturated action beyond its bound.
-    return jnp.clip(low + 0.5 * (action + 1.0) * (high - low), low, high)
-
-
-def action_noise(key: jax.Array, shape: tuple[int, ...], spec: Spec) -> jax.Array:
-    """Noise for ``act``, drawn for many steps at once: float32[*shape, num_outputs]."""
-    kind = Gaussian if isinstance(spec.action, Box) else Categorical
-    return kind.sample_noise(key, (*shape, spec.action.num_outputs))
-
-
-def all_groups(params: Params, config: Config) -> NeuronGroups:
-    """The neuron groups of the actor and of the critics, which share theirs: neuron j goes in both critics."""
-
-    def outputs(p: Params, obs: jax.Array, critic_input: jax.Array) -> tuple[jax.Array, jax.Array]:
-        actor = apply_mlp(p["actor"], obs, config.activation)
-        return actor, apply_ensemble(p["critic"], critic_input, config.activation)
-
-    sizes = [params[name]["layer_0"]["kernel"].shape[-2] for name in NETWORKS]
-    inputs = jax.eval_shape(lambda: [jnp.zeros((1, size), jnp.float32) for size in sizes])
-    return find_groups(outputs, params, *inputs)
-
-
-def prunable_groups(params: Params, config: Config) -> NeuronGroups:
-    """The groups that may lose neurons: the actor's, and the critics' when asked."""
-    names = NETWORKS if config.prune.critic else ("actor",)
-    return all_groups(params, config).select(lambda group: group.name.split("/")[0] in names)
-
-
-def learning_rate(config: Config) -> optax.Schedule:
-    """Linear from ``learning_rate`` to ``learning_rate_end`` over all gradient steps."""
-    steps = (config.total_updates - config.warmup_updates) * config.gradient_steps
-    return optax.linear_schedule(config.learning_rate, config.learning_rate_end, steps)
-
-
-def optimizer(network: str, groups: NeuronGroups, config: Config) -> optax.GradientTransformationExtraArgs:
-    """Adam for {network: params}, with the group-sparse proximal step on the actor's neurons."""
-    mine = _of(network, groups)
-    proximal = config.prune.enabled and network == "actor"
-    inner = _adam(config)
-    if config.prune.enabled and config.prune.width_exponent > 0:
-        inner = optax.chain(inner, scale_by_width(mine, config.prune.width_exponent))
-    return group_sparse(
-        inner,
-        mine,
-        strength=config.prune.strength if proximal else 0.0,
-        learning_rate=learning_rate(config),
-        metric=config.prune.metric,
-        importance="fisher" if config.prune.score == "fisher" else "taylor",
-        decay=config.prune.importance_decay,
-    )
 
 
 def gradient_step(
@@ -233,7 +64,7 @@ def gradient_step(
     activation, discrete = config.activation, jnp.issubdtype(batch.action.dtype, jnp.integer)
     alpha = jnp.exp(networks.log_alpha)
     size = params["actor"]["head"]["bias"].shape[0] // 2
-    noise, next_noise = jax.random.normal(key, (2, config.batch_size, size), jnp.float32)
+    noise, next_noise = jax.random.normal(key, (2, batch.reward.shape[0], size), jnp.float32)
 
     next_value, _ = soft_value(
         params["actor"], target, alpha, batch.next_obs, next_noise, activation, discrete
@@ -252,7 +83,7 @@ def gradient_step(
     log_alpha, alpha_opt = networks.log_alpha, opt_state.alpha
     if config.alpha is None:
         goal = target_entropy(params, discrete, config)
-        change, alpha_opt = _adam(config).update(
+        change, alpha_opt = adam(config).update(
             jax.grad(alpha_loss)(log_alpha, entropy, goal), alpha_opt, log_alpha
         )
         log_alpha = jnp.asarray(optax.apply_updates(log_alpha, change))
@@ -338,7 +169,7 @@ def _prune(
     critic_input = batch.obs if is_discrete(state) else jnp.concatenate([batch.obs, batch.action], -1)
     parts = {}
     for name, chosen, inputs in (("actor", options, batch.obs), ("critic", gentle, critic_input)):
-        mine = _of(name, groups)
+        mine = groups_of(name, groups)
         if not mine:
             continue
 
@@ -348,7 +179,7 @@ def _prune(
 
         parts[name] = prune(
             mine,
-            _only(name, networks.params),
+            only(name, networks.params),
             getattr(networks.opt_state, name),
             {group: state.masks[group] for group in mine},
             state.gate,
@@ -364,7 +195,7 @@ def _prune(
     params = {name: parts[name].params[name] if name in parts else networks.params[name] for name in NETWORKS}
     target = networks.target_critic
     if "critic" in parts:
-        target = apply_masks(_of("critic", groups), {"critic": target}, parts["critic"].masks)["critic"]
+        target = apply_masks(groups_of("critic", groups), {"critic": target}, parts["critic"].masks)["critic"]
     opt_state = dataclasses.replace(
         networks.opt_state, **{name: part.opt_state for name, part in parts.items()}
     )
@@ -383,37 +214,13 @@ def _apply(
     config: Config,
 ) -> tuple[Params, GroupSparseState]:
     """One optimiser step of one network; masked slices stay 0."""
-    mine = _of(network, groups)
-    old = _only(network, params)
+    mine = groups_of(network, groups)
+    old = only(network, params)
     changes, new_state = optimizer(network, groups, config).update(
         {network: gradient}, opt_state, old, masks={group: masks[group] for group in mine}
     )
     new: Any = optax.apply_updates(old, changes)
     return new[network], new_state
-
-
-def _adam(config: Config) -> optax.GradientTransformation:
-    return optax.adam(learning_rate(config))
-
-
-def _of(network: str, groups: NeuronGroups) -> NeuronGroups:
-    return groups.select(lambda group: group.name.split("/")[0] == network)
-
-
-def _only(network: str, params: Params) -> Params:
-    return {network: params[network]}
-
-
-def _bounds(spec: Spec) -> jax.Array:
-    action = spec.action
-    if not isinstance(action, Box):
-        return jnp.zeros((2, 0), jnp.float32)
-    if not all(math.isfinite(bound) for bound in (*action.low, *action.high)):
-        raise ValueError(
-            f"SAC squashes its actions into their bounds, which must be finite, got low {action.low} and "
-            f"high {action.high}; use PPO, or bound the environment's actions"
-        )
-    return jnp.array([action.low, action.high], jnp.float32)
 
 
 def _to_unit(state: State, action: jax.Array) -> jax.Array:
