@@ -220,9 +220,11 @@ def _schedule(config: Config) -> str:
         parts.append(f"threshold rising from {prune['begin']:.0%} to {prune['end']:.0%} of the steps")
     parts += [
         f"{name} {prune[name]}"
-        for name in ("score", "min_width", "gate", "energy", "strength")
+        for name in ("score", "min_width", "gate", "energy", "strength", "width_exponent")
         if prune.get(name)
     ]
+    if prune.get("refit"):
+        parts.append("refit")
     return ", ".join(parts)
 
 
