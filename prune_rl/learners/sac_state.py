@@ -78,7 +78,7 @@ class State:
 
     @property
     def importance(self) -> dict[str, jax.Array]:
-        """Running importance of the neurons that may be pruned, {group name: float32[size]}."""
+        """Running importance of the neurons that may be pruned, {group name: float32[size]}; {} if nothing is pruned."""
         return {**self.networks.opt_state.actor.importance, **self.networks.opt_state.critic.importance}
 
 
@@ -188,7 +188,8 @@ def learning_rate(config: Config) -> optax.Schedule:
 
 def optimizer(network: str, groups: NeuronGroups, config: Config) -> optax.GradientTransformationExtraArgs:
     """Adam for {network: params}, with the group-sparse proximal step on the actor's neurons."""
-    mine = groups_of(network, groups)
+    # A dense run neither masks nor scores.
+    mine = groups_of(network, groups) if config.prune.enabled else NeuronGroups(())
     proximal = config.prune.enabled and network == "actor"
     inner = adam(config)
     if config.prune.enabled and config.prune.width_exponent > 0:
