@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "find_groups": "prune_rl.pruning.groups",
+    "find_groups": "prune_rl.pruning.finding",
     "NeuronGroup": "prune_rl.pruning.groups",
     "NeuronGroups": "prune_rl.pruning.groups",
+    "explain": "prune_rl.pruning.explanation",
+    "layer_norm": "prune_rl.pruning.normalization",
     "init_masks": "prune_rl.pruning.masks",
     "apply_masks": "prune_rl.pruning.masks",
     "count": "prune_rl.pruning.masks",
@@ -56,9 +58,10 @@ if TYPE_CHECKING:
     from prune_rl.pruning.compaction import expand as expand
     from prune_rl.pruning.dynamic import dynamic_pruning as dynamic_pruning
     from prune_rl.pruning.dynamic import masks_of as masks_of
+    from prune_rl.pruning.explanation import explain as explain
+    from prune_rl.pruning.finding import find_groups as find_groups
     from prune_rl.pruning.groups import NeuronGroup as NeuronGroup
     from prune_rl.pruning.groups import NeuronGroups as NeuronGroups
-    from prune_rl.pruning.groups import find_groups as find_groups
     from prune_rl.pruning.importance import fisher_importance as fisher_importance
     from prune_rl.pruning.importance import magnitude_importance as magnitude_importance
     from prune_rl.pruning.importance import output_importance as output_importance
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
     from prune_rl.pruning.masks import apply_masks as apply_masks
     from prune_rl.pruning.masks import count as count
     from prune_rl.pruning.masks import init_masks as init_masks
+    from prune_rl.pruning.normalization import layer_norm as layer_norm
     from prune_rl.pruning.proximal import group_sparse as group_sparse
     from prune_rl.pruning.surgeon import refit as refit
     from prune_rl.pruning.surgeon import surgeon_importance as surgeon_importance

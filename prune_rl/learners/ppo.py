@@ -25,7 +25,8 @@ from prune_rl.learners.ppo_config import Config as Config
 from prune_rl.learners.pruning_step import prune
 from prune_rl.learners.rollout import Rollout as Rollout
 from prune_rl.learners.rollout import track_returns
-from prune_rl.pruning.groups import NeuronGroups, find_groups
+from prune_rl.pruning.finding import find_groups
+from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.masks import init_masks
 from prune_rl.pruning.proximal import GroupSparseState, group_sparse
 from prune_rl.pruning.thresholds import Gate

@@ -17,7 +17,8 @@ from prune_rl.learners.normalization import RunningStatistics
 from prune_rl.learners.replay import Replay
 from prune_rl.learners.sac_config import Config
 from prune_rl.learners.sac_losses import policy
-from prune_rl.pruning.groups import NeuronGroups, find_groups
+from prune_rl.pruning.finding import find_groups
+from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.masks import init_masks
 from prune_rl.pruning.proximal import GroupSparseState, group_sparse
 from prune_rl.pruning.thresholds import Gate
@@ -78,7 +79,7 @@ class State:
 
     @property
     def importance(self) -> dict[str, jax.Array]:
-        """Running importance of the neurons that may be pruned, {group name: float32[size]}; {} if nothing is pruned."""
+        """Running importance of the neurons that may be pruned, {group name: float32[size]}; {} in a dense run."""
         return {**self.networks.opt_state.actor.importance, **self.networks.opt_state.critic.importance}
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from prune_rl.pruning.axes import link
 from prune_rl.pruning.groups import NeuronGroups
-from prune_rl.pruning.masks import axis_groups
-from prune_rl.pruning.reevaluation import evaluate
-from prune_rl.pruning.tracing import Traced, trace
+from prune_rl.pruning.masks import axis_slices, checked_slices, kept_positions
+from prune_rl.pruning.reevaluation import Kept, evaluate, settle
+from prune_rl.pruning.tracing import Block, Equation, Traced, trace
+
+Reading = tuple[int, int, np.ndarray[Any, Any]]  # value, axis, positions of each neuron along it
 
 
 def activations(
@@ -36,42 +38,87 @@ def activations(
     Raises:
       ValueError: the groups do not fit params, or fn does not read a group.
     """
-    table = axis_groups(groups, params)
+    checked_slices(groups, params)
     traced = trace(fn, params, *inputs)
-    readings = _readings(traced, table, len(traced.paths))
+    readings = _readings(traced, groups)
     missing = [name for name in groups if name not in readings]
     if missing:
         raise ValueError(
-            f"the function reads no activation of the groups {missing}: give the function that they were "
-            "found in, or .select the groups that it uses"
+            f"the function reads no activation of the groups {missing} outside of loops and branches: give the "
+            "function that they were found in, or .select the groups that it uses"
         )
-    watched = {value for found in readings.values() for value, _ in found}
+    watched = {value for found in readings.values() for value, *_ in found}
     values = evaluate(traced.program, jax.tree_util.tree_leaves((params, inputs)), watched=watched)
-    return {
-        name: _joined([jnp.moveaxis(values[v], axis, -1).astype(jnp.float32) for v, axis in readings[name]])
-        for name in groups
-    }
+    return {name: _joined([_along(values[v], i, where) for v, i, where in readings[name]]) for name in groups}
 
 
-def _readings(
-    traced: Traced, table: dict[Any, dict[int, str]], parameters: int
-) -> dict[str, list[tuple[int, int]]]:
-    """{group name: (value, axis) of every operand that an outgoing kernel is contracted with}, each once."""
-    axes = link(traced.program, parameters)
-    name_of = {
-        axes.of(value)[axis]: name
-        for path, value in zip(traced.paths, traced.program.inputs, strict=False)
-        for axis, name in table.get(path, {}).items()
-    }
-    found: dict[str, dict[tuple[int, int], None]] = {}
-    for equation, links in axes.order:
+def _readings(traced: Traced, groups: NeuronGroups) -> dict[str, list[Reading]]:
+    """By group name, what every outgoing kernel is contracted with, each once."""
+    value_of = dict(zip(traced.paths, traced.program.inputs, strict=False))
+
+    def all_gone(kept: Kept) -> None:
+        none = {name: np.zeros(group.size, bool) for name, group in groups.items()}
+        for path, axes in axis_slices(groups).items():
+            for axis, pieces in axes.items():
+                kept.set(value_of[path], axis, kept_positions(pieces, none))
+
+    positions = settle(traced.program, len(traced.paths), all_gone).positions
+    neuron_of: dict[int, tuple[str, int]] = {}
+    for group in groups.values():
+        piece = group.slices[0]
+        roots = positions.of(value_of[piece.path], piece.axis)[piece.indices(group.size)[:, 0]]
+        neuron_of.update({root: (group.name, j) for j, root in enumerate(roots.tolist())})
+    inside = {v for block in _blocks(traced.program.equations) for v in _made(block)}
+    found: dict[str, dict[tuple[int, int], Reading]] = {}
+    for equation, links in positions.order:
         for pair in links.contracted:
-            root = axes.of(equation.ins[pair[0][0]])[pair[0][1]]
             for k, axis in pair:
                 value = equation.ins[k]
-                if root in name_of and axes.sources[value] is None:
-                    found.setdefault(name_of[root], {})[value, axis] = None
-    return {name: list(entries) for name, entries in found.items()}
+                if positions.sources[value] is not None or value in inside:
+                    continue
+                for name, where in _read(positions.of(value, axis).tolist(), neuron_of, groups).items():
+                    found.setdefault(name, {})[value, axis] = (value, axis, where)
+    return {name: list(entries.values()) for name, entries in found.items()}
+
+
+def _read(
+    roots: list[int], neuron_of: dict[int, tuple[str, int]], groups: NeuronGroups
+) -> dict[str, np.ndarray[Any, Any]]:
+    """By group, the positions of its neurons along an axis, int64[size, positions per neuron]."""
+    rows: dict[str, list[list[int]]] = {}
+    for position, root in enumerate(roots):
+        if root in neuron_of:
+            name, j = neuron_of[root]
+            rows.setdefault(name, [[] for _ in range(groups[name].size)])[j].append(position)
+    return {name: np.array(row) for name, row in rows.items() if len({len(r) for r in row}) == 1}
+
+
+def _blocks(equations: Iterable[Equation]) -> list[Block]:
+    """What loops and branches run: their values are not those of one call."""
+    found = []
+    for equation in equations:
+        found += [*equation.blocks, *_blocks(equation.body or ())]
+        for block in equation.blocks:
+            found += _blocks(block.equations)
+    return found
+
+
+def _made(block: Block) -> set[int]:
+    """The values that exist only while a loop or a branch runs."""
+    return {*block.ins, *(v for e in _flat(block.equations) for v in e.outs)}
+
+
+def _flat(equations: Iterable[Equation]) -> list[Equation]:
+    return [each for e in equations for each in (e, *_flat(e.body or ()))]
+
+
+def _along(value: jax.Array, axis: int, where: np.ndarray[Any, Any]) -> jax.Array:
+    """The neurons last; several positions of a neuron count as further examples."""
+    moved = jnp.moveaxis(value, axis, -1).astype(jnp.float32)
+    if where.shape == (moved.shape[-1], 1) and bool((where[:, 0] == np.arange(len(where))).all()):
+        return moved
+    taken = moved[..., where]
+    return taken[..., 0] if where.shape[1] == 1 else jnp.moveaxis(taken, -1, 0)
 
 
 def _joined(arrays: list[jax.Array]) -> jax.Array:

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.pruning.axes import link
-from prune_rl.pruning.groups import NeuronGroups, path_string
+from prune_rl.pruning.groups import NeuronGroup, NeuronGroups, Slice, path_string
 from prune_rl.pruning.leaves import KeyPath, leaves_by_path
-from prune_rl.pruning.masks import Masks, axis_groups, axis_names, concrete_masks
-from prune_rl.pruning.reevaluation import Lengths, evaluate
+from prune_rl.pruning.masks import Masks, axis_slices, checked_slices, concrete_masks, kept_positions
+from prune_rl.pruning.reevaluation import Kept, evaluate, settle
 from prune_rl.pruning.tracing import make_struct, shape_struct, shape_structs, trace
 
-Survivors = Mapping[str, np.ndarray[Any, Any]]  # indices of the kept neurons, by group
+Flags = np.ndarray[Any, Any]
+Table = Mapping[KeyPath, Mapping[int, list[tuple[NeuronGroup, Slice]]]]
 
 
 def compact(groups: NeuronGroups, params: Any, masks: Masks) -> Any:
@@ -30,13 +30,11 @@ def compact(groups: NeuronGroups, params: Any, masks: Masks) -> Any:
     Raises:
       ValueError: a mask is traced (shapes depend on it) or not bool[size], or the groups do not fit the tree.
     """
-    survivors = _survivors(groups, masks)
-    table = axis_groups(groups, params)
+    kept = _kept(checked_slices(groups, params), concrete_masks(groups, masks))
 
     def gather(path: KeyPath, leaf: Any) -> Any:
-        for axis, name in table.get(path, {}).items():
-            if name in survivors:
-                leaf = leaf.take(survivors[name], axis)
+        for axis, keep in kept.get(path, {}).items():
+            leaf = leaf.take(np.flatnonzero(keep), axis)
         return leaf
 
     return jax.tree_util.tree_map_with_path(gather, params)
@@ -49,19 +47,19 @@ def expand(groups: NeuronGroups, small: Any, masks: Masks) -> Any:
     Raises:
       ValueError: a mask is traced or not bool[size], or `small` is not a tree compacted with these masks.
     """
-    survivors = _survivors(groups, masks)
-    shapes, table = _full_shapes(groups, small, survivors), axis_names(groups)
+    kept = _kept(axis_slices(groups), concrete_masks(groups, masks))
+    shapes = _full_shapes(groups, small, kept)
 
     def spread(path: KeyPath, leaf: Any) -> Any:
-        if path not in table:
+        if path not in kept:
             return leaf
         full = shapes[path]
-        kept = [survivors.get(table[path].get(i, ""), np.arange(size)) for i, size in enumerate(full)]
+        where = np.ix_(*(np.flatnonzero(kept[path].get(i, np.ones(n, bool))) for i, n in enumerate(full)))
         if isinstance(leaf, np.ndarray):
             array = np.zeros(full, leaf.dtype)
-            array[np.ix_(*kept)] = leaf
+            array[where] = leaf
             return array
-        return jnp.zeros(full, leaf.dtype).at[np.ix_(*kept)].set(leaf)
+        return jnp.zeros(full, leaf.dtype).at[where].set(leaf)
 
     return jax.tree_util.tree_map_with_path(spread, small)
 
@@ -86,21 +84,20 @@ def compact_function(
       ValueError: a mask is traced or not bool[size], the groups do not fit the tree, or a masked axis goes
         through a primitive that cannot be adapted.
     """
-    survivors = _survivors(groups, masks)
-    axis_groups(groups, params)
+    kept_axes = _kept(checked_slices(groups, params), concrete_masks(groups, masks))
 
     def small_fn(small: Any, *inputs: Any) -> Any:
-        shapes = _full_shapes(groups, small, survivors)
+        shapes = _full_shapes(groups, small, kept_axes)
         full = jax.tree_util.tree_map_with_path(lambda path, leaf: _struct(leaf, shapes[path]), small)
         traced = trace(fn, full, *inputs)
-        lengths = Lengths(link(traced.program, len(traced.paths)))
-        table = axis_names(groups)
-        for path, value in zip(traced.paths, traced.program.inputs, strict=False):
-            for axis, name in table.get(path, {}).items():
-                if name in survivors:
-                    lengths.set(value, axis, len(survivors[name]))
-        lengths.check()
-        values = evaluate(traced.program, jax.tree_util.tree_leaves((small, inputs)), lengths)
+
+        def assign(kept: Kept) -> None:
+            for path, value in zip(traced.paths, traced.program.inputs, strict=False):
+                for axis, keep in kept_axes.get(path, {}).items():
+                    kept.set(value, axis, keep)
+
+        kept = settle(traced.program, len(traced.paths), assign, exact=True)
+        values = evaluate(traced.program, jax.tree_util.tree_leaves((small, inputs)), kept)
         return jax.tree_util.tree_unflatten(traced.out_tree, [values[v] for v in traced.program.outputs])
 
     if inputs:
@@ -109,27 +106,37 @@ def compact_function(
     return small_fn
 
 
-def _survivors(groups: NeuronGroups, masks: Masks) -> Survivors:
-    return {name: np.flatnonzero(mask) for name, mask in concrete_masks(groups, masks).items()}
+def _kept(table: Table, masks: Masks) -> dict[KeyPath, dict[int, Flags]]:
+    """{leaf path: {axis: bool[full length]}}, the kept positions of every axis that the groups touch."""
+    kept: dict[KeyPath, dict[int, Flags]] = {}
+    for path, axes in table.items():
+        for axis, pieces in axes.items():
+            group, piece = pieces[0]
+            length = group.size if piece.length is None else piece.length
+            keep = kept_positions(pieces, masks)
+            kept.setdefault(path, {})[axis] = np.ones(length, bool) if keep is None else keep
+    return kept
 
 
-def _full_shapes(groups: NeuronGroups, small: Any, survivors: Survivors) -> dict[KeyPath, tuple[int, ...]]:
+def _full_shapes(
+    groups: NeuronGroups, small: Any, kept: Mapping[KeyPath, Mapping[int, Flags]]
+) -> dict[KeyPath, tuple[int, ...]]:
     """The full-size shape of every leaf of a compacted tree, which is checked on the way."""
     shapes = {path: list(np.shape(leaf)) for path, leaf in leaves_by_path(small).items()}
-    for path, axes in axis_names(groups).items():
-        for axis, name in axes.items():
-            width = len(survivors[name]) if name in survivors else groups[name].size
-            shape = shapes.get(path, [])
-            if axis >= len(shape) or shape[axis] != width:
-                got = f"shape {tuple(shape)}" if path in shapes else "no such leaf"
+    for group in groups.values():
+        for piece in group.slices:
+            width = int(kept[piece.path][piece.axis].sum())
+            shape = shapes.get(piece.path, [])
+            if piece.axis >= len(shape) or shape[piece.axis] != width:
+                got = f"shape {tuple(shape)}" if piece.path in shapes else "no such leaf"
+                what = "neurons" if piece.positions is None else "positions"
                 raise ValueError(
-                    f"the compacted tree should hold {width} neurons of group {name!r} along axis {axis} of "
-                    f"{path_string(path)!r}, got {got}: "
-                    "use the tree that compact gives for the same masks"
+                    f"the compacted tree should hold {width} {what} of group {group.name!r} along axis {piece.axis} "
+                    f"of {path_string(piece.path)!r}, got {got}: use the tree that compact gives for the same masks"
                 )
-    for path, axes in axis_names(groups).items():
-        for axis, name in axes.items():
-            shapes[path][axis] = groups[name].size
+    for path, axes in kept.items():
+        for axis, keep in axes.items():
+            shapes[path][axis] = len(keep)
     return {path: tuple(shape) for path, shape in shapes.items()}
 
 

@@ -149,7 +149,7 @@ def gate_gradients(groups: NeuronGroups, params: Params, grads: Params | None, w
     for name, group in groups.items():
         gate = jnp.zeros(group.size, jnp.float32)
         for part in group.outgoing:
-            gate += sum_to_axis(leaves[part.path] * slopes[part.path], part.axis)
+            gate += part.collect(sum_to_axis(leaves[part.path] * slopes[part.path], part.axis), group.size)
         gates[name] = gate
     return gates
 
@@ -158,7 +158,7 @@ def sum_of_squares(slices: tuple[Slice, ...], leaves: Leaves, group: NeuronGroup
     """Squared Euclidean norm of each neuron's entries in ``slices``: float32[size]."""
     total = jnp.zeros(group.size, jnp.float32)
     for part in slices:
-        total += sum_to_axis(jnp.square(leaves[part.path]), part.axis)
+        total += part.collect(sum_to_axis(jnp.square(leaves[part.path]), part.axis), group.size)
     return total
 
 

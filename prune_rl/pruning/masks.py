@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.pruning.groups import NeuronGroups, path_string
+from prune_rl.pruning.groups import NeuronGroup, NeuronGroups, Slice, path_string
 from prune_rl.pruning.leaves import KeyPath, leaves_by_path
 
 Masks = Mapping[str, Any]
@@ -38,20 +38,24 @@ def init_masks(groups: NeuronGroups) -> dict[str, jax.Array]:
     return {name: jnp.ones((group.size,), bool) for name, group in groups.items()}
 
 
-def axis_names(groups: NeuronGroups) -> dict[KeyPath, dict[int, str]]:
-    """{leaf path: {axis: group name}} of every leaf that a group touches."""
-    table: dict[KeyPath, dict[int, str]] = {}
+def axis_slices(groups: NeuronGroups) -> dict[KeyPath, dict[int, list[tuple[NeuronGroup, Slice]]]]:
+    """{leaf path: {axis: what the groups have there}}; a slice that has two roles is named once."""
+    table: dict[KeyPath, dict[int, list[tuple[NeuronGroup, Slice]]]] = {}
     for group in groups.values():
         for piece in group.slices:
-            table.setdefault(piece.path, {})[piece.axis] = group.name
+            mine = table.setdefault(piece.path, {}).setdefault(piece.axis, [])
+            if not any(group is other and piece.positions == slice_.positions for other, slice_ in mine):
+                mine.append((group, piece))
     return table
 
 
-def axis_groups(groups: NeuronGroups, params: Any) -> dict[KeyPath, dict[int, str]]:
-    """`axis_names`, checked against the tree that the groups are to be used on.
+def checked_slices(
+    groups: NeuronGroups, params: Any
+) -> dict[KeyPath, dict[int, list[tuple[NeuronGroup, Slice]]]]:
+    """`axis_slices`, checked against the tree that the groups are to be used on.
 
     Raises:
-      ValueError: a leaf is missing in params, or its length along the axis is not the group's size.
+      ValueError: a leaf is missing in params, or its length along the axis is not the one the groups were found with.
     """
     leaves = leaves_by_path(params)
     for group in groups.values():
@@ -61,13 +65,14 @@ def axis_groups(groups: NeuronGroups, params: Any) -> dict[KeyPath, dict[int, st
             if leaf is None:
                 known = ", ".join(path_string(path) for path in leaves) or "none"
                 raise ValueError(f"{what}, which is not a leaf of the given tree (its leaves: {known})")
-            shape = np.shape(leaf)
-            if piece.axis >= len(shape) or shape[piece.axis] != group.size:
+            shape, length = np.shape(leaf), group.size if piece.length is None else piece.length
+            if piece.axis >= len(shape) or shape[piece.axis] != length:
+                among = "" if piece.length is None else f" among {length} positions"
                 raise ValueError(
-                    f"{what} with {group.size} neurons along axis {piece.axis}, but the given leaf has shape "
+                    f"{what} with {group.size} neurons{among} along axis {piece.axis}, but the given leaf has shape "
                     f"{shape}: find the groups of this tree, or give the tree before compaction"
                 )
-    return axis_names(groups)
+    return axis_slices(groups)
 
 
 def check_masks(groups: NeuronGroups, masks: Masks) -> dict[str, Any]:
@@ -103,12 +108,27 @@ def concrete_masks(groups: NeuronGroups, masks: Masks) -> dict[str, np.ndarray[A
     return {name: np.asarray(mask) for name, mask in chosen.items()}
 
 
-def _keep(shape: tuple[int, ...], axes: Mapping[int, str], masks: Masks) -> Any:
-    """Kept entries of one leaf, as a bool array that broadcasts against it; None where all are kept."""
+def kept_positions(pieces: list[tuple[NeuronGroup, Slice]], masks: Masks) -> Any:
+    """Kept positions along one axis, bool[length]; None where all are kept. NumPy for NumPy masks, else traced."""
     keep = None
-    for axis, name in axes.items():
-        if name in masks:
-            along = jnp.reshape(masks[name], [-1 if i == axis else 1 for i in range(len(shape))])
+    for group, piece in pieces:
+        if group.name not in masks:
+            continue
+        mask = masks[group.name]
+        mine = mask if piece.positions is None else piece.spread(mask, True)
+        keep = mine if keep is None else keep & mine
+    return keep
+
+
+def _keep(
+    shape: tuple[int, ...], axes: Mapping[int, list[tuple[NeuronGroup, Slice]]], masks: Masks
+) -> jax.Array | None:
+    """Kept entries of one leaf, as a bool array that broadcasts against it; None where all are kept."""
+    keep: jax.Array | None = None
+    for axis, pieces in axes.items():
+        positions = kept_positions(pieces, masks)
+        if positions is not None:
+            along = jnp.reshape(positions, [-1 if i == axis else 1 for i in range(len(shape))])
             keep = along if keep is None else jnp.logical_and(keep, along)
     return keep
 
@@ -119,7 +139,7 @@ def mask_like(groups: NeuronGroups, params: Any, masks: Masks) -> Any:
     Raises:
       ValueError: as `apply_masks`.
     """
-    table, masks = axis_groups(groups, params), check_masks(groups, masks)
+    table, masks = checked_slices(groups, params), check_masks(groups, masks)
 
     def like(path: KeyPath, leaf: Any) -> jax.Array:
         keep = _keep(np.shape(leaf), table.get(path, {}), masks)
@@ -143,7 +163,7 @@ def apply_masks(groups: NeuronGroups, params: Any, masks: Masks) -> Any:
     Raises:
       ValueError: a mask is not bool[size], or the groups do not fit the tree.
     """
-    table, masks = axis_groups(groups, params), check_masks(groups, masks)
+    table, masks = checked_slices(groups, params), check_masks(groups, masks)
 
     def masked(path: KeyPath, leaf: Any) -> Any:
         keep = _keep(np.shape(leaf), table.get(path, {}), masks)
@@ -163,14 +183,15 @@ def count(groups: NeuronGroups, params: Any, masks: Masks) -> Count:
     Raises:
       ValueError: a mask is traced or not bool[size], or the groups do not fit the tree.
     """
-    table, masks = axis_groups(groups, params), concrete_masks(groups, masks)
+    table, masks = checked_slices(groups, params), concrete_masks(groups, masks)
     widths = {name: int(masks[name].sum()) if name in masks else group.size for name, group in groups.items()}
     kept = total = 0
     for path, leaf in leaves_by_path(params).items():
         shape = list(np.shape(leaf))
         total += math.prod(shape)
-        for axis, name in table.get(path, {}).items():
-            shape[axis] = widths[name]
+        for axis, pieces in table.get(path, {}).items():
+            keep = kept_positions(pieces, masks)
+            shape[axis] = shape[axis] if keep is None else int(keep.sum())
         kept += math.prod(shape)
     neurons = Kept(sum(widths.values()), sum(group.size for group in groups.values()))
     return Count(neurons, Kept(kept, total), widths)

@@ -11,6 +11,7 @@ overlapping groups is not the block prox.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, cast
 
@@ -181,7 +182,8 @@ def euclidean_prox(groups: NeuronGroups, params: Params, thresholds: Mapping[str
         shrink = jnp.where(threshold > 0, shrink, 1.0)
         for part in group.incoming:
             leaf = leaves[part.path]
-            leaves[part.path] = leaf * along_axis(shrink, part.axis, leaf.ndim).astype(leaf.dtype)
+            factor = along_axis(part.spread(shrink, 1.0), part.axis, leaf.ndim)
+            leaves[part.path] = leaf * factor.astype(leaf.dtype)
     return replace_leaves(params, leaves)
 
 
@@ -268,7 +270,10 @@ def mask_state(groups: NeuronGroups, state: Any, params: Params, masks: Masks) -
 def entries(group: NeuronGroup, params: Params) -> int:
     """n_ℓ: the number of incoming entries of one neuron of the group, bias included."""
     leaves = leaves_by_path(params)
-    return sum(leaves[part.path].size for part in group.incoming) // group.size
+    return sum(
+        leaves[part.path].size // leaves[part.path].shape[part.axis] * part.indices(group.size).shape[1]
+        for part in group.incoming
+    )
 
 
 def along_axis(x: jax.Array, axis: int, ndim: int) -> jax.Array:
@@ -278,7 +283,12 @@ def along_axis(x: jax.Array, axis: int, ndim: int) -> jax.Array:
 
 def _columns(group: NeuronGroup, leaves: Mapping[Any, jax.Array]) -> jax.Array:
     """All incoming entries, one column per neuron: float32[n_ℓ, size]."""
-    columns = [jnp.moveaxis(leaves[p.path], p.axis, -1).reshape(-1, group.size) for p in group.incoming]
+    columns = []
+    for part in group.incoming:
+        moved = jnp.moveaxis(leaves[part.path], part.axis, -1)
+        if part.positions is not None:
+            moved = jnp.moveaxis(moved[..., part.indices(group.size)], -1, 0)
+        columns.append(moved.reshape(-1, group.size))
     return jnp.concatenate(columns).astype(jnp.float32)
 
 
@@ -286,12 +296,13 @@ def _replace_columns(group: NeuronGroup, leaves: dict[Any, jax.Array], columns: 
     """The inverse of ``_columns``, into ``leaves``."""
     start = 0
     for part in group.incoming:
-        leaf = leaves[part.path]
+        where, leaf = part.indices(group.size), leaves[part.path]
         moved = jnp.moveaxis(leaf, part.axis, -1)
-        stop = start + moved.size // group.size
-        leaves[part.path] = jnp.moveaxis(columns[start:stop].reshape(moved.shape), -1, part.axis).astype(
-            leaf.dtype
-        )
+        shape = (where.shape[1], *moved.shape[:-1], group.size)
+        stop = start + math.prod(shape[:-1])
+        new = jnp.moveaxis(columns[start:stop].reshape(shape), 0, -1).astype(leaf.dtype)
+        moved = new[..., 0] if part.positions is None else moved.at[..., where].set(new)
+        leaves[part.path] = jnp.moveaxis(moved, -1, part.axis)
         start = stop
 
 

@@ -2,79 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.pruning.axes import Axes, link
-from prune_rl.pruning.tracing import Equation, Program, flatten_jaxpr, shape_struct
+from prune_rl.pruning.links import Indices
+from prune_rl.pruning.positions import Choices, Positions, link, next_choices
+from prune_rl.pruning.removal import check_removable
+from prune_rl.pruning.tracing import Block, Equation, Program
+
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-class Lengths:
-    """The present length of every axis of a program: the traced one unless its class was given another."""
+class Kept:
+    """Which positions of a program's values are kept: all but those of the classes that were taken out."""
 
-    def __init__(self, axes: Axes) -> None:
-        self.axes = axes
-        self._changed: dict[int, int] = {}
+    def __init__(self, positions: Positions) -> None:
+        self.positions = positions
+        self._removed = np.zeros(positions.size, bool)
+        self._claims: list[tuple[Indices, Flags]] = []
 
-    def set(self, value: int, axis: int, length: int) -> None:
-        if length != self.axes.program.shape(value)[axis]:
-            self._changed[self.axes.of(value)[axis]] = length
+    def set(self, value: int, axis: int, keep: Flags) -> None:
+        """Keep these positions along an axis of a value, bool[length], and all that are the same neurons."""
+        roots = self.positions.of(value, axis)
+        self._claims.append((roots, keep))
+        self._removed[roots[~keep]] = True
+
+    @property
+    def removed(self) -> Indices:
+        """The classes that were taken out."""
+        return np.flatnonzero(self._removed)
+
+    def along(self, value: int, axis: int) -> Flags:
+        """Which positions along an axis are kept, bool[traced length]."""
+        flags: Flags = ~self._removed[self.positions.of(value, axis)]
+        return flags
 
     def shape(self, value: int) -> tuple[int, ...]:
-        roots, traced = self.axes.of(value), self.axes.program.shape(value)
-        return tuple(self._changed.get(root, n) for root, n in zip(roots, traced, strict=True))
+        """The present shape of a value."""
+        rank = len(self.positions.program.shape(value))
+        return tuple(int(self.along(value, i).sum()) for i in range(rank))
 
     def changed(self, value: int) -> bool:
-        return self.shape(value) != self.axes.program.shape(value)
+        return any(self._removed[self.positions.of(value, i)].any() for i in range(len(self.shape(value))))
+
+    def refused(self) -> Indices:
+        """Classes that were taken out in one place and kept in another, or that `find_groups` would have refused."""
+        torn = [roots[keep & self._removed[roots]] for roots, keep in self._claims]
+        gone = self.removed
+        return np.concatenate([*torn, gone[self.positions.is_blocked(gone)]]).astype(np.int64)
 
     def check(self) -> None:
-        """Raise ValueError where `find_groups` would have refused the axis."""
-        for root in self._changed:
-            if self.axes.reasons(root):
-                raise ValueError(
-                    f"this function cannot run on fewer neurons, because their axis "
-                    f"{'; '.join(self.axes.reasons(root))}. Find the groups in this same function."
-                )
+        """Raise ValueError where `find_groups` would have refused."""
+        refused, reasons = self.refused(), self.positions.reasons()
+        for root in refused.tolist():
+            why = reasons.get(root, ("belongs to neurons that are kept and to others that are not",))
+            raise ValueError(
+                f"this function cannot run on fewer neurons, because their axis {'; '.join(why)}. "
+                "Find the groups in this same function."
+            )
+
+
+def settle(program: Program, parameters: int, assign: Callable[[Kept], None], exact: bool = False) -> Kept:
+    """What is kept of a program, where `assign` says what is of some of its values.
+
+    With `exact`, what was taken out must have been removable: the masked function is then the smaller one.
+
+    Raises:
+      ValueError: the program cannot run on that.
+    """
+    choices: Choices = {}
+    while True:
+        kept = Kept(link(program, parameters, choices))
+        assign(kept)
+        if exact:
+            check_removable(kept.positions, kept.removed)
+        refused = kept.refused()
+        following = next_choices(kept.positions, choices, refused) if len(refused) else None
+        if following is None:
+            kept.check()
+            return kept
+        choices = following
 
 
 def evaluate(
-    program: Program, leaves: Sequence[Any], lengths: Lengths | None = None, watched: Iterable[int] = ()
+    program: Program, leaves: Sequence[Any], kept: Kept | None = None, watched: Iterable[int] = ()
 ) -> dict[int, Any]:
-    """Run a program; with `lengths`, on arrays of those shapes instead of the traced ones.
+    """Run a program; with `kept`, on arrays of which only those positions are there.
 
     Returns the values of the program's outputs and of `watched`, by number. Calls with a custom derivative
     rule keep it, except those that compute a watched value inside.
     """
     arrays = [jnp.asarray(leaf) for leaf in leaves]
-    values = {**program.constants, **dict(zip(program.inputs, arrays, strict=True))}
+    values = {**constants(program, kept), **dict(zip(program.inputs, arrays, strict=True))}
     watched = frozenset(watched)
-    _run(program, program.equations, values, lengths, watched)
+    run(program, program.equations, values, kept, watched)
     return {v: values[v] for v in {*program.outputs, *watched}}
 
 
-def _run(
+def constants(program: Program, kept: Kept | None) -> dict[int, Any]:
+    """The program's constants, of the present shapes."""
+    if kept is None:
+        return dict(program.constants)
+    resized = {}
+    for value, array in program.constants.items():
+        if kept.changed(value):
+            for axis in range(np.ndim(array)):
+                array = np.compress(kept.along(value, axis), array, axis)
+        resized[value] = array
+    return resized
+
+
+def run(
     program: Program,
     equations: Sequence[Equation],
     values: dict[int, Any],
-    lengths: Lengths | None,
+    kept: Kept | None,
     watched: frozenset[int] = frozenset(),
 ) -> None:
+    """Compute the outputs of `equations` into `values`."""
     for equation in equations:
         if equation.body is not None and _computes(equation.body, watched.difference(equation.outs)):
-            _run(program, equation.body, values, lengths, watched)
+            run(program, equation.body, values, kept, watched)
             continue
         arguments = [values[v] for v in equation.ins]
         with equation.source.ctx.manager:
-            if lengths is None or not any(map(lengths.changed, (*equation.ins, *equation.outs))):
-                results = _bind(equation, arguments, equation.params)
+            if kept is None or not any(map(kept.changed, (*equation.ins, *equation.outs))):
+                results = equation.bind(arguments)
             elif equation.body is not None:
-                results = _resized_call(program, equation, values, lengths)
+                from prune_rl.pruning.derivatives import resized_call
+
+                results = resized_call(program, equation, values, kept)
+            elif equation.blocks:
+                results = _control(program, equation, values, arguments, kept)
             else:
-                results = _bind(equation, arguments, _resized_params(equation, lengths))
+                results = _resized(equation, arguments, kept)
         values.update(zip(equation.outs, results, strict=True))
 
 
@@ -82,147 +147,103 @@ def _computes(equations: Sequence[Equation], watched: frozenset[int]) -> bool:
     return any(not watched.isdisjoint(e.outs) or _computes(e.body or (), watched) for e in equations)
 
 
-def _bind(equation: Equation, arguments: Sequence[Any], params: Mapping[str, Any]) -> list[Any]:
-    primitive = equation.source.primitive
-    bound = primitive.get_bind_params(params)
-    # Some versions of jax give (functions, params), others params alone.
-    functions, bound = bound if isinstance(bound, tuple) else ((), bound)
-    results = primitive.bind(*functions, *arguments, **bound)
-    return list(results) if primitive.multiple_results else [results]
+def _resized(equation: Equation, arguments: list[Any], kept: Kept) -> list[Any]:
+    """One primitive on arrays of the present shapes."""
+    name, params, ins = equation.name, dict(equation.params), equation.ins
+    shape = kept.shape(equation.outs[0])
+    shape_of = {"broadcast_in_dim": "shape", "iota": "shape", "reshape": "new_sizes"}
+    if name in shape_of:
+        params[shape_of[name]] = shape
+    elif name == "slice":
+        return [_sliced(equation, arguments[0], kept)]
+    elif name == "split":
+        params["sizes"] = tuple(kept.shape(v)[params["axis"]] for v in equation.outs)
+    elif name in ("dynamic_slice", "gather"):
+        axis = _picked(equation, kept)
+        if axis is not None:
+            return [_regathered(equation, arguments, axis, kept)]
+        full, now = kept.positions.program.shape(ins[0]), kept.shape(ins[0])
+        params["slice_sizes"] = tuple(
+            new if size == old else size
+            for size, old, new in zip(params["slice_sizes"], full, now, strict=True)
+        )
+    elif name == "conv_general_dilated" and params["feature_group_count"] > 1:
+        params["feature_group_count"] = kept.shape(ins[0])[params["dimension_numbers"].lhs_spec[1]]
+    return equation.bind(arguments, params)
 
 
-def _resized_params(equation: Equation, lengths: Lengths) -> dict[str, Any]:
-    """The parameters that name an output shape, with the present one."""
-    shape_of = {"broadcast_in_dim": "shape", "reshape": "new_sizes"}
-    params = dict(equation.params)
-    if equation.name in shape_of:
-        params[shape_of[equation.name]] = lengths.shape(equation.outs[0])
-    return params
+def _sliced(equation: Equation, array: Any, kept: Kept) -> Any:
+    params, (value,) = equation.params, equation.ins
+    strides = params["strides"] or (1,) * np.ndim(array)
+    for axis, (start, stop, step) in enumerate(
+        zip(params["start_indices"], params["limit_indices"], strides, strict=True)
+    ):
+        array = _take(array, np.arange(start, stop, step), axis, kept.along(value, axis))
+    return array
 
 
-# --- calls with a derivative rule or a rematerialisation policy of their own ---
+def _take(array: Any, indices: Indices, axis: int, keep: Flags) -> Any:
+    """The kept ones of the positions `indices`, numbered as before removal, along an axis of a resized array."""
+    now = (np.cumsum(keep) - 1)[indices[keep[indices]]]
+    if len(now) == 0 or bool((np.diff(now) == 1).all()):
+        start = int(now[0]) if len(now) else 0
+        return jax.lax.slice_in_dim(array, start, start + len(now), axis=axis)
+    return jnp.take(array, now, axis, mode="clip")
 
 
-def _resized_call(
-    program: Program, equation: Equation, values: dict[int, Any], lengths: Lengths
+def _picked(equation: Equation, kept: Kept) -> int | None:
+    """The axis that a gather takes constant positions of, if it is one that was resized."""
+    if equation.name != "gather" or equation.ins[1] not in kept.positions.integers:
+        return None
+    (axis, *others) = equation.params["dimension_numbers"].start_index_map
+    return None if others or kept.along(equation.ins[0], axis).all() else int(axis)
+
+
+def _regathered(equation: Equation, arguments: list[Any], axis: int, kept: Kept) -> Any:
+    indices = kept.positions.integers[equation.ins[1]][:, 0].astype(np.int64)
+    taken = _take(arguments[0], indices, axis, kept.along(equation.ins[0], axis))
+    offset = equation.params["dimension_numbers"].offset_dims
+    (out,) = (o for o in range(np.ndim(taken)) if o not in offset)
+    return jnp.moveaxis(taken, axis, out)
+
+
+def _control(
+    program: Program, equation: Equation, values: dict[int, Any], arguments: list[Any], kept: Kept
 ) -> list[Any]:
-    """Run a kept call on resized arrays. Its derivative rule is traced at full size and resized in turn."""
-    # Each value once: a repeated one would get a share of its gradient.
-    ins = tuple(dict.fromkeys(equation.ins))
+    """A loop or a branch on resized arrays."""
 
-    def primal(*arguments: Any) -> list[Any]:
-        inner = {**program.constants, **dict(zip(ins, arguments, strict=True))}
-        _run(program, equation.body or (), inner, lengths)
-        return [inner[v] for v in equation.outs]
+    def call(block: Block, *inner: Any) -> list[Any]:
+        mine = {**constants(program, kept), **dict(zip(block.ins, inner, strict=True))}
+        run(program, block.equations, mine, kept)
+        # A loop must carry exactly what it was given, weak types included.
+        return [jax.lax.convert_element_type(mine[v], program.avals[v].dtype) for v in block.outs]
 
-    arguments = [jnp.asarray(values[v]) for v in ins]
-    if equation.name == "custom_jvp_call":
-        return list(_with_jvp(program, equation, ins, primal, lengths)(*arguments))
-    if equation.name == "custom_vjp_call":
-        return list(_with_vjp(program, equation, ins, primal, lengths)(*arguments))
-    policy, prevent_cse = equation.params.get("policy"), equation.params.get("prevent_cse", True)
-    return list(jax.checkpoint(primal, policy=policy, prevent_cse=prevent_cse)(*arguments))
+    params = equation.params
+    if equation.name == "cond":
+        branches = [lambda *inner, block=block: call(block, *inner) for block in equation.blocks]
+        return list(jax.lax.switch(arguments[0], branches, *arguments[1:]))
+    if equation.name == "scan":
+        (block,), consts, carry = equation.blocks, params["num_consts"], params["num_carry"]
 
+        def step(carried: list[Any], x: list[Any]) -> tuple[list[Any], list[Any]]:
+            out = call(block, *arguments[:consts], *carried, *x)
+            return out[:carry], out[carry:]
 
-def _with_jvp(
-    program: Program,
-    equation: Equation,
-    ins: tuple[int, ...],
-    primal: Callable[..., list[Any]],
-    lengths: Lengths,
-) -> Callable[..., Any]:
-    real_ins, real_outs = _real(program, ins), _real(program, equation.outs)
-    full = _differentiable(equation, ins, real_ins, real_outs)
-
-    def full_rule(primals: list[Any], tangents: list[Any]) -> list[Any]:
-        moving = [primals[i] for i in real_ins]
-        out, out_tangents = jax.jvp(lambda *xs: full(primals, xs), tuple(moving), tuple(tangents))
-        return [*out, *out_tangents]
-
-    def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
-        numbers = (*ins, *(ins[i] for i in real_ins))
-        outs = tuple(equation.outs[i] for i in real_outs)
-        given = [list(primals), [tangents[i] for i in real_ins]]
-        results = _resized_rule(program, full_rule, numbers, given, (*outs, *outs), lengths)
-        out: list[Any] = primal(*primals)
-        out_tangents: list[Any] = [np.zeros(lengths.shape(v), jax.dtypes.float0) for v in equation.outs]
-        for k, i in enumerate(real_outs):
-            out[i], out_tangents[i] = results[k], results[len(outs) + k]
-        return out, out_tangents
-
-    function = jax.custom_jvp(primal)
-    function.defjvp(rule)
-    return function
-
-
-def _with_vjp(
-    program: Program,
-    equation: Equation,
-    ins: tuple[int, ...],
-    primal: Callable[..., list[Any]],
-    lengths: Lengths,
-) -> Callable[..., Any]:
-    real_ins, real_outs = _real(program, ins), _real(program, equation.outs)
-    full = _differentiable(equation, ins, real_ins, real_outs)
-
-    def full_rule(primals: list[Any], cotangents: list[Any]) -> list[Any]:
-        _, pull = jax.vjp(lambda *xs: full(primals, xs), *(primals[i] for i in real_ins))
-        return list(pull(cotangents))
-
-    def forward(*primals: Any) -> tuple[list[Any], tuple[Any, ...]]:
-        return primal(*primals), primals
-
-    def backward(primals: tuple[Any, ...], cotangents: list[Any]) -> tuple[Any, ...]:
-        numbers = (*ins, *(equation.outs[i] for i in real_outs))
-        given = [list(primals), [cotangents[i] for i in real_outs]]
-        made = _resized_rule(program, full_rule, numbers, given, tuple(ins[i] for i in real_ins), lengths)
-        by_position = dict(zip(real_ins, made, strict=True))
-        return tuple(by_position.get(i) for i in range(len(ins)))
-
-    function = jax.custom_vjp(primal)
-    function.defvjp(forward, backward)
-    return function
-
-
-def _real(program: Program, values: Sequence[int]) -> list[int]:
-    """Positions of the values that have derivatives."""
-    return [i for i, v in enumerate(values) if jnp.issubdtype(program.avals[v].dtype, jnp.inexact)]
-
-
-def _differentiable(
-    equation: Equation, ins: tuple[int, ...], real_ins: list[int], real_outs: list[int]
-) -> Callable[[list[Any], Sequence[Any]], list[Any]]:
-    """The call, at full size and with its own rule, as a function of its real-valued arguments."""
-
-    def call(primals: list[Any], moving: Sequence[Any]) -> list[Any]:
-        values = dict(zip(ins, primals, strict=True)) | {
-            ins[i]: x for i, x in zip(real_ins, moving, strict=True)
-        }
-        out = _bind(equation, [values[v] for v in equation.ins], equation.params)
-        return [out[i] for i in real_outs]
-
-    return call
-
-
-def _resized_rule(
-    program: Program,
-    full_rule: Callable[..., list[Any]],
-    numbers: tuple[int, ...],
-    arguments: list[list[Any]],
-    outs: tuple[int, ...],
-    lengths: Lengths,
-) -> list[Any]:
-    """Run a derivative rule, traced at full size, on arrays shaped like the values `numbers`.
-
-    Its results are shaped like the values `outs`.
-    """
-    structs = iter([shape_struct(program.avals[v], "value") for v in numbers])
-    closed = jax.make_jaxpr(full_rule)(*[[next(structs) for _ in part] for part in arguments])
-    rule = flatten_jaxpr(closed)
-    inner = Lengths(link(rule))
-    for mine, theirs in zip((*rule.inputs, *rule.outputs), (*numbers, *outs), strict=True):
-        for axis, length in enumerate(lengths.shape(theirs)):
-            inner.set(mine, axis, length)
-    inner.check()
-    results = evaluate(rule, jax.tree_util.tree_leaves(arguments), inner)
-    return [results[v] for v in rule.outputs]
+        carried, stacked = jax.lax.scan(
+            step,
+            arguments[consts : consts + carry],
+            arguments[consts + carry :],
+            params["length"],
+            reverse=params["reverse"],
+            unroll=params["unroll"],
+        )
+        return [*carried, *stacked]
+    first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+    condition, body = equation.blocks
+    return list(
+        jax.lax.while_loop(
+            lambda carried: call(condition, *arguments[:first], *carried)[0],
+            lambda carried: call(body, *arguments[first:second], *carried),
+            arguments[second:],
+        )
+    )

@@ -2,112 +2,378 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.pruning.axes import Axes
-from prune_rl.pruning.primitives import MOVES, REDUCTIONS, Links
+from prune_rl.pruning.links import Indices, Links
+from prune_rl.pruning.positions import Positions
+from prune_rl.pruning.primitives import CUMULATIVE, ELEMENTWISE, MOVES, REDUCTIONS, WINDOWS
 from prune_rl.pruning.tracing import Equation
 
+Codes = np.ndarray[Any, np.dtype[np.int64]]  # by position: a number of the table, 0 for one that is not known
+UNKNOWN = 0
+# What a reduction may meet at a removed neuron without noticing.
+NEUTRAL = {
+    "reduce_sum": 0.0,
+    "reduce_prod": 1.0,
+    "reduce_max": -np.inf,
+    "reduce_min": np.inf,
+    "reduce_and": True,
+    "reduce_or": False,
+}
+MEAN = (
+    "goes through 'reduce_sum', whose result meets a constant in {name!r}, as in a mean, which would change with the "
+    "number of neurons: normalise with prune_rl.layer_norm, which counts those that are left"
+)
 
-def check_removable(axes: Axes, candidates: set[int]) -> None:
-    """Block every candidate class of axes whose removal would not be exact.
+
+def check_removable(positions: Positions, candidates: Indices) -> None:
+    """Block every candidate class of positions whose removal would not be exact.
 
     Follows what each value holds at a removed neuron: parameter leaves hold 0 there, elementwise primitives
     map known numbers to known numbers, anything else is an unknown, finite number. A contraction over the
-    axis is exact when one side is a parameter and the product at a removed neuron is 0.
+    axis is exact when one side is a parameter and the product at a removed neuron is 0, a reduction when what
+    it meets there is its neutral element, and the result is not divided by a constant, which may be a count.
     """
-    state = _Removed(axes, candidates)
-    for equation, links in axes.order:
-        for (_, a), _ in links.contracted:
-            root = axes.of(equation.ins[0])[a]
-            if root in candidates:
-                reason = state.obstacle(equation, root)
-                if reason is not None:
-                    axes.block_class(root, reason)
-        if not links.opaque:
-            state.step(equation, links)
+    _Removed(positions, candidates).run()
 
 
 class _Removed:
     """The number that each value holds at a removed neuron.
 
-    at[v][root]: along a class of axes; everywhere[v]: for a value that is one known number throughout.
-    Absent: not known.
+    codes[v][i]: by position along axis i, as an index of `numbers`; everywhere[v]: for a value that is one known
+    number throughout; sums[v]: the classes whose sum over the neurons it is. Absent: not known.
     """
 
-    def __init__(self, axes: Axes, candidates: set[int]) -> None:
-        self.axes = axes
+    def __init__(self, positions: Positions, candidates: Indices) -> None:
+        self.positions = positions
         self.candidates = candidates
-        self.everywhere: dict[int, Any] = {}
-        self.at: dict[int, dict[int, Any]] = {}
-        for value, array in axes.program.constants.items():
-            numeric = not jnp.issubdtype(axes.program.avals[value].dtype, jax.dtypes.extended)
-            if np.ndim(array) == 0 and numeric and not isinstance(array, jax.core.Tracer):
-                self.everywhere[value] = np.asarray(array)
-        for value in axes.program.inputs:
-            if axes.sources[value] is not None and self.roots(value):
-                zero = np.zeros((), axes.program.avals[value].dtype)
-                self.at[value] = dict.fromkeys(self.roots(value), zero)
+        self.numbers: list[Any] = [None]
+        self.everywhere: dict[int, int] = {}
+        self.codes: dict[int, dict[int, Codes]] = {}
+        self.sums: dict[int, Indices] = {}
+        self.emit = True
+        self._code_of: dict[tuple[str, bytes], int] = {}
+        self._folded: dict[tuple[int, tuple[int, ...]], int] = {}
+        for value, number in positions.uniform.items():
+            self.everywhere[value] = self.code(number)
+        for value in positions.program.inputs:
+            real = not jnp.issubdtype(positions.program.avals[value].dtype, jax.dtypes.extended)
+            if real and positions.sources[value] is not None:
+                zero = self.code(np.zeros((), positions.program.avals[value].dtype))
+                for axis in range(len(positions.program.shape(value))):
+                    mine = self.removable(value, axis)
+                    if mine.any():
+                        self.codes.setdefault(value, {})[axis] = np.where(mine, zero, UNKNOWN)
 
-    def roots(self, value: int) -> list[int]:
-        return [root for root in dict.fromkeys(self.axes.of(value)) if root in self.candidates]
+    def run(self) -> None:
+        self._walk(self.positions.program.equations)
 
-    def get(self, value: int, root: int | None) -> Any:
-        known = self.everywhere.get(value)
-        return known if root is None else self.at.get(value, {}).get(root, known)
+    # --- numbers and their codes ---
 
-    def obstacle(self, equation: Equation, root: int) -> str | None:
-        """Why contracting this class of axes is not exact, or None."""
-        sources = [self.axes.sources[v] for v in equation.ins]
-        parameters = [s is not None and any(s) for s in sources]
+    def code(self, number: Any) -> int:
+        if number is None:
+            return UNKNOWN
+        key = (str(number.dtype), number.tobytes())
+        if key not in self._code_of:
+            self._code_of[key] = len(self.numbers)
+            self.numbers.append(number)
+        return self._code_of[key]
+
+    def removable(self, value: int, axis: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which positions along an axis are candidates."""
+        return np.isin(self.positions.of(value, axis), self.candidates)
+
+    def at(self, value: int, axis: int) -> Codes | int:
+        """Codes along an axis; a single one where all are the same."""
+        everywhere = self.everywhere.get(value, UNKNOWN)
+        return everywhere if everywhere else self.codes.get(value, {}).get(axis, UNKNOWN)
+
+    def _set(self, value: int, axis: int, codes: Codes | int) -> None:
+        if np.any(codes):
+            n = self.positions.program.shape(value)[axis]
+            self.codes.setdefault(value, {})[axis] = np.broadcast_to(codes, (n,))
+
+    def _clear(self, values: Sequence[int]) -> None:
+        for value in values:
+            for table in (self.everywhere, self.codes, self.sums):
+                table.pop(value, None)
+
+    def _map(self, codes: Sequence[Codes | int], function: Callable[[tuple[int, ...]], int]) -> Codes | int:
+        """`function` of the operands' codes, position by position."""
+        if all(isinstance(c, int) for c in codes):
+            return function(tuple(int(c) for c in codes))
+        rows = np.stack(np.broadcast_arrays(*codes), axis=-1)
+        unique, inverse = np.unique(rows, axis=0, return_inverse=True)
+        results = np.array([function(tuple(row)) for row in unique.tolist()], np.int64)
+        return results[inverse.reshape(-1)]
+
+    # --- the walk ---
+
+    def _walk(self, equations: Sequence[Equation]) -> None:
+        for equation in equations:
+            if equation.body is not None:
+                self._walk(equation.body)
+            elif equation.blocks:
+                self._control(equation)
+            else:
+                self._clear(equation.outs)
+                links = self.positions.links[id(equation)]
+                self._check(equation, links)
+                if not links.opaque:
+                    self._step(equation, links)
+
+    def _block(self, value: int, axis: int, where: Any, reason: str) -> None:
+        """Block the candidates among the positions `where` along an axis."""
+        mine = self.removable(value, axis) & where
+        if self.emit and mine.any():
+            self.positions.block(self.positions.labels[value][axis][mine], reason)
+
+    def _check(self, equation: Equation, links: Links) -> None:
+        ins = equation.ins
+        for (_, a), (_, b) in links.contracted:
+            self._check_contraction(equation, a, b)
+        for k, axis in links.summed:
+            codes, neutral = self.at(ins[k], axis), NEUTRAL[equation.name]
+            exact = self._map([codes], lambda row, neutral=neutral: self._equals(row[0], neutral))  # type: ignore[misc]
+            self._block(ins[k], axis, np.logical_not(exact), f"goes through {equation.name!r}")
+        scaled = equation.name in ("mul", "div") and any(v in self.everywhere for v in ins)
+        for value in ins if scaled and self.emit else ():
+            if value in self.sums:
+                self.positions.block(self.sums[value], MEAN.format(name=equation.name))
+
+    def _check_contraction(self, equation: Equation, a: int, b: int) -> None:
+        left, right = equation.ins[:2]
+        if not self.removable(left, a).any():
+            return
+        parameters = [
+            s is not None and any(s) for s in map(self.positions.sources.__getitem__, (left, right))
+        ]
         if all(parameters):
-            return "is contracted between two parameters"
-        if not any(parameters):
-            return "is contracted by 'dot_general' with a value that is not a parameter"
-        numbers = [self.get(v, root) for v in equation.ins]
+            self._block(left, a, True, "is contracted between two parameters")
+        elif not any(parameters):
+            reason = f"is contracted by {equation.name!r} with a value that is not a parameter"
+            self._block(left, a, True, reason)
+        else:
+            reasons = [""]
+
+            def reason_of(row: tuple[int, ...]) -> int:
+                reasons.append(self._obstacle(row))
+                return len(reasons) - 1
+
+            which = self._map([self.at(left, a), self.at(right, b)], reason_of)
+            for k, reason in enumerate(reasons):
+                if reason:
+                    self._block(left, a, np.equal(which, k), reason)
+
+    def _obstacle(self, row: tuple[int, ...]) -> str:
+        """Why a contraction of these numbers at a removed neuron is not exact, or nothing."""
+        numbers = [self.numbers[code] for code in row]
         for number in numbers:
             if _is_bad(number):
                 return f"a removed neuron's activation would be {number}"
         if not any(map(_is_zero, numbers)):
             return "is contracted with a kernel that does not become 0 with its parameters"
-        return None
+        return ""
 
-    def step(self, equation: Equation, links: Links) -> None:
+    def _equals(self, code: int, number: Any) -> int:
+        known = self.numbers[code]
+        return int(known is not None and bool(known == number))
+
+    def _step(self, equation: Equation, links: Links) -> None:
         """Derive what the outputs of one equation hold."""
-        for value in equation.outs:
-            known = self._result(equation, links, None)
-            if known is not None:
-                self.everywhere[value] = known
-            for root in self.roots(value):
-                number = self._result(equation, links, root)
-                if number is not None:
-                    self.at.setdefault(value, {})[root] = number
+        ins = equation.ins
+        for k, value in enumerate(equation.outs):
+            function = self._function(equation, k, moved=False)
+            if function is not None:
+                everywhere = function(tuple(self.everywhere.get(v, UNKNOWN) for v in ins))
+                if everywhere and equation.name not in ("dot_general", "conv_general_dilated"):
+                    self.everywhere[value] = everywhere
+            for axis in range(len(links.outs[k])):
+                if self.removable(value, axis).any():
+                    self._set(value, axis, self._along(equation, links, k, axis))
+        if equation.name == "reduce_sum":
+            over = [self.positions.of(ins[k], i) for k, i in links.summed]
+            classes = [roots[np.isin(roots, self.candidates)] for roots in over]
+            self._mark_sum(equation.outs[0], classes)
+        elif equation.name in MOVES | {
+            "convert_element_type",
+            "copy",
+            "neg",
+            "sqrt",
+            "square",
+            "integer_pow",
+        }:
+            for value in equation.outs:
+                self._mark_sum(value, [self.sums[v] for v in ins if v in self.sums])
 
-    def _result(self, equation: Equation, links: Links, root: int | None) -> Any:
-        numbers = [self.get(v, root) for v in equation.ins]
-        if equation.name in MOVES:
-            return numbers[0]
-        if equation.name in REDUCTIONS:
-            exact = equation.name not in ("reduce_sum", "reduce_prod") or _is_zero(numbers[0])
-            return numbers[0] if exact or _is_bad(numbers[0]) else None
-        if equation.name == "dot_general":
-            return self._product(equation, links, numbers, root)
-        return _fold(equation, numbers)
+    def _mark_sum(self, value: int, classes: list[Indices]) -> None:
+        if any(map(len, classes)):
+            self.sums[value] = np.concatenate(classes)
 
-    def _product(self, equation: Equation, links: Links, numbers: list[Any], root: int | None) -> Any:
-        """0 where every operand axis that carries the neuron on to the output is 0 there, else unknown."""
-        if root is None:
-            return None
-        carriers = {k for tied in links.outs[0] for k, i in tied if self.axes.of(equation.ins[k])[i] == root}
-        if any(_is_bad(numbers[k]) for k in carriers):
-            return np.asarray(np.nan)
-        if all(_is_zero(numbers[k]) for k in carriers):
-            return np.zeros((), self.axes.program.avals[equation.outs[0]].dtype)
+    def _along(self, equation: Equation, links: Links, k: int, axis: int) -> Codes | int:
+        """Codes of output k along one of its axes."""
+        name, ins, ties = equation.name, equation.ins, links.outs[k][axis]
+        n = self.positions.program.shape(equation.outs[k])[axis]
+        if name in ("dot_general", "conv_general_dilated"):
+            codes = []
+            for tie in ties:
+                along = self.at(ins[tie.operand], tie.axis)
+                codes.append(along if tie.source is None or isinstance(along, int) else along[tie.source])
+            zero = self.code(np.zeros((), self.positions.program.avals[equation.outs[k]].dtype))
+            return self._map(codes, lambda row: self._product(row, zero)) if codes else UNKNOWN
+        function = self._function(equation, k, moved=True)
+        if function is None:
+            return UNKNOWN
+        whole = [tie for tie in ties if tie.source is None and tie.target is None]
+        if len(whole) == len(ties):
+            mine = {tie.operand: self.at(ins[tie.operand], tie.axis) for tie in ties}
+            codes = [mine.get(j, self.everywhere.get(v, UNKNOWN)) for j, v in enumerate(ins)]
+            if name in MOVES:
+                codes = [mine[j] for j in sorted(mine)]
+                if name == "pad" and any(map(any, equation.params["padding_config"])):
+                    codes.append(self.everywhere.get(ins[1], UNKNOWN))
+            return self._map(codes, function) if codes else UNKNOWN
+        # Pieces of axes: every position holds what it held, if all that come together there hold the same.
+        low, high = np.full(n, np.iinfo(np.int64).max), np.full(n, -1)
+        for tie in ties:
+            size = self.positions.program.shape(ins[tie.operand])[tie.axis]
+            codes_in = np.broadcast_to(self.at(ins[tie.operand], tie.axis), (size,))
+            target = np.arange(n) if tie.target is None else tie.target
+            held = codes_in if tie.source is None else codes_in[tie.source]
+            np.minimum.at(low, target, held)
+            np.maximum.at(high, target, held)
+        return np.where(low == high, low, UNKNOWN)
+
+    def _function(self, equation: Equation, k: int, moved: bool) -> Callable[[tuple[int, ...]], int] | None:
+        """From the operands' codes to output k's, for the primitives that act on whole hyperplanes alike."""
+        name = equation.name
+        if name in ELEMENTWISE:
+            return lambda row: self._elementwise(equation, row)
+        if name in MOVES:
+            if name in ("optimization_barrier", "sort") and not moved:
+                return lambda row: row[k]
+            if name in ("dynamic_slice", "gather") and not moved:
+                return lambda row: row[0]
+            if name == "dynamic_update_slice":
+                return lambda row: row[0] if row[0] == row[1] else UNKNOWN
+            return lambda row: row[0] if all(code == row[0] for code in row) else UNKNOWN
+        if name in REDUCTIONS | CUMULATIVE | WINDOWS:
+            return lambda row: self._reduced(equation, row[0])
         return None
+
+    def _elementwise(self, equation: Equation, row: tuple[int, ...]) -> int:
+        key = (id(equation), row)
+        if key not in self._folded:
+            self._folded[key] = self.code(_fold(equation, [self.numbers[code] for code in row]))
+        return self._folded[key]
+
+    def _reduced(self, equation: Equation, code: int) -> int:
+        number = self.numbers[code]
+        counts = ("sum", "prod", "logsumexp")
+        exact = not equation.name.endswith(counts) or (_is_zero(number) and "log" not in equation.name)
+        if not exact:
+            return code if _is_bad(number) else UNKNOWN
+        return code
+
+    def _product(self, row: tuple[int, ...], zero: int) -> int:
+        """0 where every operand axis that carries the neuron on to the output is 0 there, else unknown."""
+        numbers = [self.numbers[code] for code in row]
+        if any(map(_is_bad, numbers)):
+            return self.code(np.asarray(np.nan))
+        return zero if all(map(_is_zero, numbers)) else UNKNOWN
+
+    # --- loops and branches ---
+
+    def _control(self, equation: Equation) -> None:
+        self._clear(equation.outs)
+        params, ins = equation.params, equation.ins
+        if equation.name == "cond":
+            for n, block in enumerate(equation.blocks):
+                self._clear(block.ins)
+                for inner, outer in zip(block.ins, ins[1:], strict=True):
+                    self._copy(outer, inner)
+                self._walk(block.equations)
+                for inner, outer in zip(block.outs, equation.outs, strict=True):
+                    self._join(inner, outer) if n else self._copy(inner, outer)
+        elif equation.name == "scan":
+            self._scan(equation, params["num_consts"], params["num_carry"])
+        else:
+            first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
+            condition, body = equation.blocks
+            self._loop(body.ins, body.outs, body.equations, ins[first:second], ins[second:], equation.outs)
+            for inner, outer in zip(condition.ins, (*ins[:first], *equation.outs), strict=True):
+                self._clear([inner])
+                self._copy(outer, inner)
+            self._walk(condition.equations)
+
+    def _scan(self, equation: Equation, consts: int, carry: int) -> None:
+        (block,), ins, stepped = equation.blocks, equation.ins, consts + carry
+        for inner, outer in zip(block.ins[stepped:], ins[stepped:], strict=True):
+            self._clear([inner])
+            self._copy(outer, inner, -1)
+        self._loop(
+            block.ins[:stepped], block.outs[:carry], block.equations, ins[:consts], ins[consts:stepped],
+            equation.outs[:carry],
+        )  # fmt: skip
+        for inner, outer in zip(block.outs[carry:], equation.outs[carry:], strict=True):
+            self._copy(inner, outer, 1)
+
+    def _loop(
+        self,
+        inputs: Sequence[int],
+        results: Sequence[int],
+        equations: Sequence[Equation],
+        consts: Sequence[int],
+        start: Sequence[int],
+        outs: Sequence[int],
+    ) -> None:
+        """A loop's body, until what it carries is what it was given."""
+        self._clear(inputs)
+        for inner, outer in zip(inputs, (*consts, *start), strict=True):
+            self._copy(outer, inner)
+        carried = inputs[len(consts) :]
+        emit, self.emit = self.emit, False
+        changed = True
+        while changed:
+            self._walk(equations)
+            # Every one of them is joined, so no generator that stops at the first change.
+            lost = [self._join(new, old) for new, old in zip(results, carried, strict=True)]
+            changed = any(lost)
+        self.emit = emit
+        self._walk(equations)
+        for inner, outer in zip(carried, outs, strict=True):
+            self._copy(inner, outer)
+
+    def _copy(self, source: int, target: int, shift: int = 0) -> None:
+        if source in self.everywhere:
+            self.everywhere[target] = self.everywhere[source]
+        for axis, codes in self.codes.get(source, {}).items():
+            if axis + shift >= 0:
+                self.codes.setdefault(target, {})[axis + shift] = codes
+        if source in self.sums:
+            self.sums[target] = self.sums[source]
+
+    def _join(self, new: int, old: int) -> bool:
+        """Keep of `old` what also holds of `new`; whether anything was lost."""
+        before = (self.everywhere.get(old), dict(self.codes.get(old, {})))
+        codes = {
+            axis: np.where(np.equal(self.at(new, axis), self.at(old, axis)), self.at(old, axis), UNKNOWN)
+            for axis in range(len(self.positions.program.shape(old)))
+        }
+        if self.everywhere.get(old) != self.everywhere.get(new):
+            self.everywhere.pop(old, None)
+        self.codes.pop(old, None)
+        if old not in self.everywhere:
+            for axis, each in codes.items():
+                self._set(old, axis, each)
+        after = (self.everywhere.get(old), self.codes.get(old, {}))
+        same = before[0] == after[0] and before[1].keys() == after[1].keys()
+        return not (same and all(np.array_equal(codes, after[1][i]) for i, codes in before[1].items()))
 
 
 def _is_zero(number: Any) -> bool:

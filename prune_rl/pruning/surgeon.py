@@ -60,7 +60,8 @@ def refit(
     For removed neurons R and kept K, ΔW_K = (C_KK + ridge)⁻¹ C_KR W_R is added to the outgoing rows of K: the least
     squares solution for what the layer feeds. ``bias_of`` maps the path of an outgoing leaf to the bias that is added
     after it, which then takes the difference of the means; without one, means are fitted only as far as the rows can.
-    Apply ``new_masks`` afterwards. Jittable.
+    A neuron that is read at several positions (a flattened image) has one covariance, pooled over them: its refit is
+    then an approximation. Apply ``new_masks`` afterwards. Jittable.
     """
     leaves = leaves_by_path(params)
     for name, group in groups.items():
@@ -72,16 +73,21 @@ def refit(
         cross = jnp.where(kept[:, None] & removed[None, :], covariance, 0.0)
         takes_over = _product(inverse(system), cross)
         for part in group.outgoing:
-            leaf = leaves[part.path]
-            rows = jnp.moveaxis(leaf, part.axis, 0).reshape(group.size, -1)
+            where, leaf = part.indices(group.size), leaves[part.path]
+            moved = jnp.moveaxis(leaf, part.axis, 0)
+            mine = moved if part.positions is None else moved[where]
+            rows = mine.reshape(group.size, -1)
             change = _product(takes_over, rows)
-            leaves[part.path] = leaf + jnp.moveaxis(
-                change.reshape(jnp.moveaxis(leaf, part.axis, 0).shape), 0, part.axis
-            )
+            added = change.reshape(mine.shape)
+            new = moved + added if part.positions is None else moved.at[where].add(added)
+            leaves[part.path] = jnp.moveaxis(new, 0, part.axis)
             bias = bias_of(part.path)
             if bias is not None:
                 gone = _product(jnp.where(removed, mean, 0.0), rows)
-                leaves[bias] = leaves[bias] + (gone - _product(mean, change)).reshape(leaves[bias].shape)
+                shift = (gone - _product(mean, change)).reshape(*mine.shape[1:])
+                if part.positions is not None:
+                    shift = shift.sum(axis=0)
+                leaves[bias] = leaves[bias] + shift.reshape(leaves[bias].shape)
     return replace_leaves(params, leaves)
 
 

@@ -13,8 +13,19 @@ from prune_rl.pruning.leaves import KeyPath
 
 INLINED = {"jit", "pjit", "closed_call", "core_call", "core_closed_call"}
 KEPT_CALLS = {"custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2"}
+# Loops and branches, with the parameters that hold what they run.
+CONTROL = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
 
 make_struct: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct  # which has no types in jax
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+    """What a loop or a branch runs, on numbers of its own."""
+
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    equations: tuple[Equation, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,13 +33,24 @@ class Equation:
     """One primitive applied to numbered values.
 
     `body` holds the equations inside a function with a custom derivative or a rematerialised block, over the
-    same numbers, so that the call can be taken apart or kept whole.
+    same numbers, so that the call can be taken apart or kept whole. `blocks` holds what a loop or a branch runs:
+    of scan the body, of while the condition and the body, of cond every branch.
     """
 
     source: Any  # the JaxprEqn: primitive, params and context to bind it again
     ins: tuple[int, ...]
     outs: tuple[int, ...]
     body: tuple[Equation, ...] | None = None
+    blocks: tuple[Block, ...] = ()
+
+    def bind(self, arguments: Sequence[Any], params: Mapping[str, Any] | None = None) -> list[Any]:
+        """The outputs for these arguments, with other parameters of the primitive where they are given."""
+        primitive = self.source.primitive
+        bound = primitive.get_bind_params(self.params if params is None else params)
+        # Some versions of jax give (functions, params), others params alone.
+        functions, bound = bound if isinstance(bound, tuple) else ((), bound)
+        results = primitive.bind(*functions, *arguments, **bound)
+        return list(results) if primitive.multiple_results else [results]
 
     @property
     def name(self) -> str:
@@ -87,7 +109,11 @@ def _inline(
     for eqn in jaxpr.eqns:
         args = tuple(read(atom) for atom in eqn.invars)
         inner = _inner_jaxpr(eqn)
-        if inner is None:
+        if eqn.primitive.name in CONTROL:
+            outs = [program.new(v.aval) for v in eqn.outvars]
+            blocks = tuple(_block(program, closed) for closed in _controlled(eqn))
+            equations.append(Equation(eqn, args, tuple(outs), blocks=blocks))
+        elif inner is None:
             outs = [program.new(v.aval) for v in eqn.outvars]
             equations.append(Equation(eqn, args, tuple(outs)))
         else:
@@ -98,6 +124,18 @@ def _inline(
                 equations.append(Equation(eqn, args, tuple(outs), tuple(body)))
         number.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in jaxpr.outvars], equations
+
+
+def _controlled(eqn: Any) -> list[Any]:
+    """The closed jaxprs of a loop or a branch."""
+    found = [eqn.params[name] for name in CONTROL[eqn.primitive.name]]
+    return [closed for each in found for closed in (each if isinstance(each, (tuple, list)) else (each,))]
+
+
+def _block(program: Program, closed: Any) -> Block:
+    ins = tuple(program.new(v.aval) for v in closed.jaxpr.invars)
+    outs, equations = _inline(program, closed.jaxpr, closed.consts, ins)
+    return Block(ins, tuple(outs), tuple(equations))
 
 
 def _inner_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any]] | None:

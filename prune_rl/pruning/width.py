@@ -55,7 +55,12 @@ def scale_by_width(groups: NeuronGroups, exponent: float = 0.5) -> optax.Gradien
             kept = jnp.maximum(jnp.sum(masks[name]), 1).astype(jnp.float32)
             factor = (group.size / kept) ** exponent
             for part in group.outgoing:
-                leaves[part.path] = (leaves[part.path] * factor).astype(leaves[part.path].dtype)
+                leaf = leaves[part.path]
+                along: Any = factor
+                if part.positions is not None:  # other positions along the axis are not the group's
+                    each = part.spread(jnp.full(group.size, factor), 1.0)
+                    along = each.reshape([-1 if i == part.axis else 1 for i in range(leaf.ndim)])
+                leaves[part.path] = (leaf * along).astype(leaf.dtype)
         return replace_leaves(updates, leaves), state
 
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from prune_rl.pruning.activations import activations
-from prune_rl.pruning.groups import find_groups
+from prune_rl.pruning.finding import find_groups
 
 X = jax.random.normal(jax.random.key(0), (7, 4))
 

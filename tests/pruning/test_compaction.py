@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prune_rl.pruning.compaction import compact, compact_function, expand
-from prune_rl.pruning.groups import NeuronGroups, find_groups
+from prune_rl.pruning.finding import find_groups
+from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.masks import apply_masks, count, init_masks
 
 TOLERANCE = 1e-5

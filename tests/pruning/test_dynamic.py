@@ -12,7 +12,7 @@ import pytest
 
 from prune_rl.pruning.compaction import compact
 from prune_rl.pruning.dynamic import dynamic_pruning, masks_of
-from prune_rl.pruning.groups import find_groups
+from prune_rl.pruning.finding import find_groups
 
 Array = np.ndarray[Any, Any]
 SIZES = {"first": 20, "second": 10}

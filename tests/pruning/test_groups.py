@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prune_rl.pruning.groups import NeuronGroup, NeuronGroups, Slice, find_groups, path_string
+from prune_rl.pruning.finding import find_groups
+from prune_rl.pruning.groups import NeuronGroup, NeuronGroups, Slice, path_string
 
 X = jax.ShapeDtypeStruct((7, 4), jnp.float32)
 
@@ -261,26 +262,37 @@ def test_any_elementwise_activation(activation: Callable[[jax.Array], jax.Array]
 
 CONSTANT = np.arange(5, dtype=np.float32).reshape(1, 5)
 REFUSED: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
-    "mean": (lambda h: h - h.mean(-1, keepdims=True), "reduce_sum"),
+    "mean": (lambda h: h - h.mean(-1, keepdims=True), "as in a mean"),
+    "scaled sum": (lambda h: h * (0.2 * h.sum(-1, keepdims=True)), "as in a mean"),
+    "sum of what is not 0": (lambda h: h * jnp.cos(h).sum(-1, keepdims=True), "goes through 'reduce_sum'"),
+    "maximum": (lambda h: h * h.max(-1, keepdims=True), "reduce_max"),
+    "argmax": (lambda h: h * h.argmax(-1, keepdims=True), "argmax"),
+    "top": (lambda h: h * jax.lax.top_k(h, 1)[0], "top_k"),
     "softmax": (jax.nn.softmax, "reduce_max"),
-    "layer norm": (lambda h: (h - h.mean(-1, keepdims=True)) / h.std(-1, keepdims=True), "reduce_sum"),
-    "norm": (lambda h: h / jnp.linalg.norm(h, axis=-1, keepdims=True), "reduce_sum"),
-    "concatenation": (lambda h: jnp.concatenate([h, h], -1)[:, :5], "concatenate"),
+    "layer norm": (lambda h: (h - h.mean(-1, keepdims=True)) / h.std(-1, keepdims=True), "layer_norm"),
     "sort": (lambda h: jnp.sort(h, -1), "sort"),
     "cumulative sum": (lambda h: jnp.cumsum(h, -1), "cumsum"),
-    "flip": (lambda h: h[:, ::-1], "rev"),
     "constant": (lambda h: h + CONSTANT, "constant array"),
     "position": (lambda h: h * jnp.arange(5.0)[None], "iota"),
     "dropout": (lambda h: h * jax.random.bernoulli(jax.random.key(0), 0.5, h.shape), "bitcast_convert_type"),
-    "loop": (lambda h: jax.lax.fori_loop(0, 3, lambda _, c: jnp.tanh(c), h), "scan"),
-    "branch": (lambda h: jax.lax.cond(h[0, 0] > 0, jnp.tanh, jnp.sin, h), "cond"),
     "reciprocal": (lambda h: 1 / h, "would be inf"),
     "logarithm": (lambda h: jnp.log(jax.nn.relu(h)), "would be -inf"),
     "quotient": (lambda h: h.sum(0, keepdims=True) * 0 + 1 / (h * h[:1]), "would be inf"),
-    "unknown over zero": (lambda h: jnp.cos(h) * h[:, :1] / h, "would be nan"),
+    "unknown over zero": (lambda h: jnp.cos(h) * h.sum(-1, keepdims=True) / h, "would be nan"),
+    "loop that shifts": (lambda h: jax.lax.fori_loop(0, 3, lambda _, c: c + 1, h) / h, "would be nan"),
+    "loop over the neurons": (
+        lambda h: jax.lax.scan(lambda c, x: (c, x + c), jnp.zeros(7), h.T)[1].T,
+        "scan",
+    ),
+    "branch": (lambda h: 1 / jax.lax.cond(h.sum() > 0, jnp.sin, jnp.tanh, h), "would be inf"),
+    "branches that differ": (
+        lambda h: 1 / jax.lax.cond(h.sum() > 0, jnp.cos, jnp.exp, h) / h,
+        "would be inf",
+    ),
+    "reshape across": (lambda h: jnp.tanh(h.reshape(5, 7)).reshape(7, 5), "reshape"),
+    "scatter": (lambda h: h.at[:, 1].set(0.0), "scatter"),
     "product with itself": (lambda h: (h @ h.T) @ h, "not a parameter"),
     "product with ones": (lambda h: h @ jnp.ones((5, 5)), "not a parameter"),
-    "heads": (lambda h: jnp.tanh(h.reshape(7, 5, 1)).reshape(1, 35).reshape(7, 5), "reshape"),
 }
 
 
@@ -333,10 +345,11 @@ def test_data_reshaped_to_the_hidden_layer_fixes_its_width(width: int) -> None:
     assert dict(groups.rejected)["a axis 1"] == "goes through 'reshape'"
 
 
-def test_a_penalty_on_the_kernel_inside_fn_is_refused() -> None:
-    groups = find_groups(
-        lambda p, x: (mlp(p, x), (p["layer_0"]["kernel"] ** 2).sum()), mlp_params(4, 5, 6, 2), X
-    )
+def test_a_penalty_on_the_kernel_inside_fn_is_removable_unless_it_is_a_mean() -> None:
+    params = mlp_params(4, 5, 6, 2)
+    groups = find_groups(lambda p, x: (mlp(p, x), (p["layer_0"]["kernel"] ** 2).sum()), params, X)
+    assert sizes(groups) == {"layer_0": 5, "layer_1": 6}
+    groups = find_groups(lambda p, x: (mlp(p, x), (p["layer_0"]["kernel"] ** 2).mean()), params, X)
     assert sizes(groups) == {"layer_1": 6}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from prune_rl.pruning.activations import activations
-from prune_rl.pruning.groups import NeuronGroups, find_groups
+from prune_rl.pruning.finding import find_groups
+from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.importance import (
     IMPORTANCES,
     fisher_importance,

@@ -13,7 +13,8 @@ import scipy.optimize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prune_rl.pruning.groups import NeuronGroups, find_groups
+from prune_rl.pruning.finding import find_groups
+from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.importance import magnitude_importance
 from prune_rl.pruning.masks import init_masks
 from prune_rl.pruning.proximal import diagonal_prox, euclidean_prox, group_sparse, penalty_weights

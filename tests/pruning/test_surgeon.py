@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prune_rl.pruning.activations import activations
-from prune_rl.pruning.groups import find_groups
+from prune_rl.pruning.finding import find_groups
 from prune_rl.pruning.masks import apply_masks, init_masks
 from prune_rl.pruning.surgeon import inverse, refit, surgeon_importance
 

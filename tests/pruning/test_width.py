@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from prune_rl.pruning.groups import find_groups
+from prune_rl.pruning.finding import find_groups
 from prune_rl.pruning.masks import init_masks
 from prune_rl.pruning.proximal import group_sparse
 from prune_rl.pruning.width import scale_by_width
