@@ -72,9 +72,9 @@ def dynamic_pruning(
     How it composes:
 
     * Nothing may change its updates: it comes last in ``optax.chain``. With ``optax.scale(0.5)`` after it, cut slices
-      would halve at each update instead of being 0 at once; the masks, and so the compact network, are the same.
+      halve at each update instead of being 0 at once; the masks follow their schedule all the same.
       ``optax.lookahead`` around it brings a part of the cut slices back at each sync, and
-      ``optax.contrib.schedule_free`` around it keeps a part for good: give it the latter as ``inner``.
+      ``optax.contrib.schedule_free`` around it averages them with their past: make the latter ``inner``.
     * What looks at all gradients at once, such as ``optax.clip_by_global_norm``, belongs into ``inner``: before it in a
       chain, it would also see the gradients of neurons that are gone.
     * ``optax.MultiSteps`` and ``optax.apply_if_finite`` around it: updates that they hold back do not count.

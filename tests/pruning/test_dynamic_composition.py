@@ -25,6 +25,7 @@ from flax.training.train_state import TrainState
 from prune_rl.pruning.compaction import compact, compact_function
 from prune_rl.pruning.dynamic import STATIC_ARGS, DynamicPruningState, dynamic_pruning, masks_of
 from prune_rl.pruning.groups import NeuronGroups, find_groups, path_string
+from prune_rl.pruning.importance import magnitude_importance
 from prune_rl.pruning.proximal import group_sparse
 from prune_rl.pruning.width import scale_by_width
 
@@ -216,6 +217,17 @@ def test_in_a_chain(name: str, assert_traces: Any) -> None:
     assert np.all(params["head"]["kernel"][kept] != make_params()["head"]["kernel"][kept])
 
 
+def test_a_cut_neuron_stays_cut_whatever_its_score(assert_traces: Any) -> None:
+    def least_where_large(groups: NeuronGroups, params: Params, grads: Any = None, **_: Any) -> Any:
+        return {n: 1.0 / (1.0 + score) for n, score in magnitude_importance(groups, params).items()}
+
+    tx = prune(optax.adam(1e-2), importance=least_where_large, decay=0.0)
+    _, state = train(tx, assert_traces, Watch())
+    for name, score in pruning_state(state).sparse.importance.items():
+        gone = ~np.asarray(masks_of(state)[name])
+        assert np.min(score[gone]) > np.max(score[~gone])
+
+
 def test_factored_moments_are_left_alone(assert_traces: Any) -> None:
     inner = optax.adafactor(1e-2, min_dim_size_to_factor=2)
     _, state = train(prune(inner), assert_traces, Watch(moments=1, partial=True))
@@ -398,6 +410,21 @@ def test_apply_if_finite(where: str, assert_traces: Any) -> None:
             jax.tree.map(np.testing.assert_array_equal, params, before)
     watch.check_final()
     assert np.all(np.isfinite(np.concatenate(list(pruning_state(state).sparse.importance.values()))))
+
+
+def test_a_score_that_is_not_finite_leaves_the_mean_or_keeps_the_neuron() -> None:
+    def first_gradient(groups: NeuronGroups, params: Params, grads: Any = None, **_: Any) -> Any:
+        return {name: grads[name]["bias"] for name in groups}
+
+    tx = group_sparse(optax.identity(), GROUPS, 0.0, importance=first_gradient, decay=0.5)
+    update, params = quick_jit(tx.update), make_params()
+    state, means = tx.init(params), []
+    for scores in ([4.0, np.nan, 0.0], [np.nan, np.nan, np.inf], [8.0, 2.0, 4.0]):
+        grads = jax.tree.map(jnp.zeros_like, params)
+        grads["first"]["bias"] = grads["first"]["bias"].at[:3].set(jnp.array(scores))
+        _, state = update(grads, state, params)
+        means.append(state.importance["first"][:3])
+    np.testing.assert_array_equal(means, [[2.0, np.nan, 0.0], [2.0, np.nan, np.nan], [5.0, 1.0, 2.0]])
 
 
 # --- a part of the params
