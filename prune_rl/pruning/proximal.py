@@ -11,6 +11,7 @@ overlapping groups is not the block prox.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, cast
@@ -20,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from prune_rl.pruning.groups import NeuronGroup, NeuronGroups
+from prune_rl.pruning.groups import NeuronGroup, NeuronGroups, path_string
 from prune_rl.pruning.importance import Importance, Scores, importance_function, sum_of_squares
-from prune_rl.pruning.leaves import leaves_by_path, replace_leaves
-from prune_rl.pruning.masks import apply_masks, mask_like
+from prune_rl.pruning.leaves import KeyPath, leaves_by_path, replace_leaves
+from prune_rl.pruning.masks import apply_masks, checked_slices, mask_like
 
 Params = Any
 Masks = Mapping[str, jax.Array]
@@ -57,7 +58,7 @@ def group_sparse(
     """Wrap ``inner`` so that unimportant neurons are pulled towards exactly zero.
 
     Each update tracks ``I ← β I + (1 − β) importance(params, raw grads)``, runs ``inner``, and replaces the proposal
-    ``z = params + updates`` by its proximal point with step size η.
+    ``z = params + updates`` by its proximal point with step size η. A score that is not finite leaves I as it was.
 
     Args:
         inner: any optax transformation; its updates must already contain the learning rate and the sign.
@@ -76,10 +77,12 @@ def group_sparse(
     Returns:
         A transformation whose ``update`` takes ``masks={group name: bool[size]}`` as an optional extra argument:
         then masked slices of the params, of the gradients and of every params-shaped part of the inner state are
-        exactly 0 after the update, and ``inner`` gets them too, if it takes extra arguments.
+        exactly 0 after the update, and ``inner`` gets them too, if it takes extra arguments. ``params`` may have more
+        leaves than the gradients: those whose gradient is None take no part.
 
     Raises:
-        ValueError: for options out of range, or ``update`` without ``params``.
+        ValueError: for options out of range, or ``update`` without ``params`` or with params that the groups do not
+            fit.
     """
     if metric not in ("euclidean", "adam"):
         raise ValueError(f"unknown metric {metric!r}; choose 'euclidean' or 'adam'")
@@ -111,36 +114,78 @@ def group_sparse(
     ) -> tuple[Params, GroupSparseState]:
         if params is None:
             raise ValueError("group_sparse needs the params: call update(grads, state, params)")
-        scores = score(groups, params, updates)
-        tracked = {name: decay * state.importance[name] + (1.0 - decay) * scores[name] for name in groups}
+        params = trained_part(updates, params)
+        here = fit_groups(groups, params)
+        scores = score(here, params, updates)
+        tracked = {name: _running_mean(state.importance[name], scores[name], decay) for name in here}
         if masks is not None:
-            updates = apply_masks(groups, updates, masks)
+            updates = apply_masks(here, updates, masks)
             extra = {**extra, "masks": masks}
         updates, inner_state = wrapped.update(updates, state.inner, params, **extra)
         count = optax.safe_increment(state.count)
         if not without_prox:
             proposal = optax.apply_updates(params, updates)
             step_size = jnp.asarray(_at(learning_rate, state.count), jnp.float32)
-            strengths = {name: step_size * _strength_of(strength, name, state.count) for name in groups}
-            weights = penalty_weights(groups, tracked, masks, weight_range)
+            strengths = {name: step_size * _strength_of(strength, name, state.count) for name in here}
+            weights = penalty_weights(here, tracked, masks, weight_range)
             thresholds = {
                 name: strengths[name] * weights[name] * jnp.sqrt(float(entries(group, params)))
-                for name, group in groups.items()
+                for name, group in here.items()
             }
             if metric == "euclidean":
-                proposal = euclidean_prox(groups, proposal, thresholds)
+                proposal = euclidean_prox(here, proposal, thresholds)
             else:
                 correction = 1.0 - jnp.float32(b2) ** count
                 scale = jax.tree.map(lambda nu: jnp.sqrt(nu / correction) + eps, _second_moment(inner_state))
-                proposal = diagonal_prox(groups, proposal, thresholds, scale)
+                proposal = diagonal_prox(here, proposal, thresholds, scale)
             updates = jax.tree.map(lambda new, old: (new - old).astype(old.dtype), proposal, params)
         if masks is not None:
-            updates = mask_updates(groups, updates, params, masks)
-            inner_state = mask_state(groups, inner_state, params, masks)
+            updates = mask_updates(here, updates, params, masks)
+            inner_state = mask_state(here, inner_state, params, masks)
         return updates, GroupSparseState(inner_state, tracked, count)
 
     # optax types update without keyword extras; the extra-args protocol itself allows them.
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))
+
+
+def trained_part(updates: Params, params: Params) -> Params:
+    """``params`` where ``updates`` has a leaf, None elsewhere.
+
+    Equinox trains the arrays of a model that holds integers and functions too, whose gradient is None.
+    """
+    return jax.tree.map(
+        lambda update, param: None if update is None else param,
+        updates,
+        params,
+        is_leaf=lambda node: node is None,
+    )
+
+
+def fit_groups(groups: NeuronGroups, params: Params) -> NeuronGroups:
+    """``groups`` with the key paths of ``params``.
+
+    The leaf of an NNX Variable lies one level deeper ("kernel/value") in the states of ``nnx.state`` than in the arrays
+    that ``nnx.Optimizer`` hands to optax ("kernel"); the groups may have been found in either.
+
+    Raises:
+        ValueError: the groups do not fit the params.
+    """
+    leaves = leaves_by_path(params)
+    named = {path_string(path): path for path in leaves}
+
+    def fit(path: KeyPath) -> KeyPath:
+        if path in leaves:
+            return path
+        name = path_string(path)
+        spellings = (name, f"{name}/value", name.removesuffix("/value"))
+        return next((named[spelling] for spelling in spellings if spelling in named), path)
+
+    fitted = NeuronGroups(
+        dataclasses.replace(g, slices=tuple(dataclasses.replace(s, path=fit(s.path)) for s in g.slices))
+        for g in groups.values()
+    )
+    checked_slices(fitted, params)
+    return fitted
 
 
 def penalty_weights(
@@ -241,9 +286,13 @@ def diagonal_prox(
 
 
 def mask_updates(groups: NeuronGroups, updates: Params, params: Params, masks: Masks) -> Params:
-    """``updates`` that take the masked slices of ``params`` to exactly 0 and are the given ones elsewhere."""
+    """``updates`` that take the masked slices of ``params`` to exactly 0 and are the given ones elsewhere.
+
+    Updates of less precision than the params (from bfloat16 gradients, say) come back in that of the params, since
+    −param could not be exact otherwise.
+    """
     return jax.tree.map(
-        lambda keep, update, old: jnp.where(keep, update, -old).astype(update.dtype),
+        lambda keep, update, old: jnp.where(keep, update, -old),
         mask_like(groups, params, masks),
         updates,
         params,
@@ -304,6 +353,13 @@ def _replace_columns(group: NeuronGroup, leaves: dict[Any, jax.Array], columns: 
         moved = new[..., 0] if part.positions is None else moved.at[..., where].set(new)
         leaves[part.path] = jnp.moveaxis(moved, -1, part.axis)
         start = stop
+
+
+def _running_mean(mean: jax.Array, score: jax.Array, decay: float) -> jax.Array:
+    """Of the finite scores. NaN where there was none yet, which keeps a neuron (``update_masks``), instead of 0."""
+    known = jnp.where(jnp.isfinite(mean), mean, 0.0)
+    without = jnp.where(known > 0, known, jnp.nan)
+    return jnp.where(jnp.isfinite(score), decay * known + (1.0 - decay) * score, without)
 
 
 def _second_moment(state: Any) -> Params:
