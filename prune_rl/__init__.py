@@ -32,7 +32,7 @@ _WHERE = {
     "compact": "prune_rl.pruning.compaction",
     "compact_function": "prune_rl.pruning.compaction",
     "expand": "prune_rl.pruning.compaction",
-    "group_sparse": "prune_rl.pruning.proximal",
+    "group_sparse": "prune_rl.pruning.group_sparse",
     "scale_by_width": "prune_rl.pruning.width",
     "dynamic_pruning": "prune_rl.pruning.dynamic",
     "masks_of": "prune_rl.pruning.dynamic",
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from prune_rl.pruning.dynamic import masks_of as masks_of
     from prune_rl.pruning.explanation import explain as explain
     from prune_rl.pruning.finding import find_groups as find_groups
+    from prune_rl.pruning.group_sparse import group_sparse as group_sparse
     from prune_rl.pruning.groups import NeuronGroup as NeuronGroup
     from prune_rl.pruning.groups import NeuronGroups as NeuronGroups
     from prune_rl.pruning.importance import fisher_importance as fisher_importance
@@ -71,7 +72,6 @@ if TYPE_CHECKING:
     from prune_rl.pruning.masks import count as count
     from prune_rl.pruning.masks import init_masks as init_masks
     from prune_rl.pruning.normalization import layer_norm as layer_norm
-    from prune_rl.pruning.proximal import group_sparse as group_sparse
     from prune_rl.pruning.surgeon import refit as refit
     from prune_rl.pruning.surgeon import surgeon_importance as surgeon_importance
     from prune_rl.pruning.thresholds import cubic_sparsity as cubic_sparsity

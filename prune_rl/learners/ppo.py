@@ -26,9 +26,9 @@ from prune_rl.learners.pruning_step import prune
 from prune_rl.learners.rollout import Rollout as Rollout
 from prune_rl.learners.rollout import track_returns
 from prune_rl.pruning.finding import find_groups
+from prune_rl.pruning.group_sparse import GroupSparseState, group_sparse
 from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.masks import init_masks
-from prune_rl.pruning.proximal import GroupSparseState, group_sparse
 from prune_rl.pruning.thresholds import Gate
 from prune_rl.pruning.width import scale_by_width
 from prune_rl.spaces import Box, Spec

@@ -15,11 +15,11 @@ from flax import struct
 
 from prune_rl.learners.config import Pruning
 from prune_rl.pruning.activations import activations as find_activations
+from prune_rl.pruning.group_sparse import GroupSparseState, mask_state
 from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.importance import IMPORTANCES
 from prune_rl.pruning.leaves import KeyPath
 from prune_rl.pruning.masks import apply_masks
-from prune_rl.pruning.proximal import GroupSparseState, mask_state
 from prune_rl.pruning.surgeon import refit, surgeon_importance
 from prune_rl.pruning.thresholds import Gate, advance_gate, cubic_sparsity, nan_scores, update_masks
 

@@ -45,9 +45,9 @@ from prune_rl.learners.sac_state import all_groups as all_groups
 from prune_rl.learners.sac_state import init as init
 from prune_rl.learners.sac_state import learning_rate as learning_rate
 from prune_rl.learners.sac_state import prunable_groups as prunable_groups
+from prune_rl.pruning.group_sparse import GroupSparseState
 from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.masks import apply_masks
-from prune_rl.pruning.proximal import GroupSparseState
 
 Metrics = dict[str, Any]
 

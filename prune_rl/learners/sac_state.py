@@ -18,9 +18,9 @@ from prune_rl.learners.replay import Replay
 from prune_rl.learners.sac_config import Config
 from prune_rl.learners.sac_losses import policy
 from prune_rl.pruning.finding import find_groups
+from prune_rl.pruning.group_sparse import GroupSparseState, group_sparse
 from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.masks import init_masks
-from prune_rl.pruning.proximal import GroupSparseState, group_sparse
 from prune_rl.pruning.thresholds import Gate
 from prune_rl.pruning.width import scale_by_width
 from prune_rl.spaces import Box, Spec

@@ -9,10 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prune_rl.pruning.groups import NeuronGroups
-from prune_rl.pruning.importance import Importance
-from prune_rl.pruning.masks import init_masks
-from prune_rl.pruning.proximal import (
+from prune_rl.pruning.group_sparse import (
     GroupSparseState,
     Metric,
     Schedule,
@@ -22,6 +19,9 @@ from prune_rl.pruning.proximal import (
     mask_updates,
     trained_part,
 )
+from prune_rl.pruning.groups import NeuronGroups
+from prune_rl.pruning.importance import Importance
+from prune_rl.pruning.masks import init_masks
 from prune_rl.pruning.thresholds import Scope, Share, check_options, cubic_sparsity, update_masks
 
 Params = Any

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_rl.pruning.held import UNKNOWN, Numbers
 from prune_rl.pruning.links import Indices, Links
 from prune_rl.pruning.positions import Positions
 from prune_rl.pruning.primitives import CUMULATIVE, ELEMENTWISE, MOVES, REDUCTIONS, WINDOWS
 from prune_rl.pruning.tracing import Equation
 
 Codes = np.ndarray[Any, np.dtype[np.int64]]  # by position: a number of the table, 0 for one that is not known
-UNKNOWN = 0
 # What a reduction may meet at a removed neuron without noticing.
 NEUTRAL = {
     "reduce_sum": 0.0,
@@ -45,26 +45,24 @@ def check_removable(positions: Positions, candidates: Indices) -> None:
 class _Removed:
     """The number that each value holds at a removed neuron.
 
-    codes[v][i]: by position along axis i, as an index of `numbers`; everywhere[v]: for a value that is one known
+    codes[v][i]: by position along axis i, as codes of `numbers`; everywhere[v]: for a value that is one known
     number throughout; sums[v]: the classes whose sum over the neurons it is. Absent: not known.
     """
 
     def __init__(self, positions: Positions, candidates: Indices) -> None:
         self.positions = positions
         self.candidates = candidates
-        self.numbers: list[Any] = [None]
+        self.numbers = Numbers()
         self.everywhere: dict[int, int] = {}
         self.codes: dict[int, dict[int, Codes]] = {}
         self.sums: dict[int, Indices] = {}
         self.emit = True
-        self._code_of: dict[tuple[str, bytes], int] = {}
-        self._folded: dict[tuple[int, tuple[int, ...]], int] = {}
         for value, number in positions.uniform.items():
-            self.everywhere[value] = self.code(number)
+            self.everywhere[value] = self.numbers.code(number)
         for value in positions.program.inputs:
             real = not jnp.issubdtype(positions.program.avals[value].dtype, jax.dtypes.extended)
             if real and positions.sources[value] is not None:
-                zero = self.code(np.zeros((), positions.program.avals[value].dtype))
+                zero = self.numbers.code(np.zeros((), positions.program.avals[value].dtype))
                 for axis in range(len(positions.program.shape(value))):
                     mine = self.removable(value, axis)
                     if mine.any():
@@ -74,15 +72,6 @@ class _Removed:
         self._walk(self.positions.program.equations)
 
     # --- numbers and their codes ---
-
-    def code(self, number: Any) -> int:
-        if number is None:
-            return UNKNOWN
-        key = (str(number.dtype), number.tobytes())
-        if key not in self._code_of:
-            self._code_of[key] = len(self.numbers)
-            self.numbers.append(number)
-        return self._code_of[key]
 
     def removable(self, value: int, axis: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Which positions along an axis are candidates."""
@@ -139,7 +128,7 @@ class _Removed:
             self._check_contraction(equation, a, b)
         for k, axis in links.summed:
             codes, neutral = self.at(ins[k], axis), NEUTRAL[equation.name]
-            exact = self._map([codes], lambda row, neutral=neutral: self._equals(row[0], neutral))  # type: ignore[misc]
+            exact = self._map([codes], lambda row, neutral=neutral: self.numbers.equals(row[0], neutral))  # type: ignore[misc]
             self._block(ins[k], axis, np.logical_not(exact), f"goes through {equation.name!r}")
         scaled = equation.name in ("mul", "div") and any(v in self.everywhere for v in ins)
         for value in ins if scaled and self.emit else ():
@@ -162,27 +151,13 @@ class _Removed:
             reasons = [""]
 
             def reason_of(row: tuple[int, ...]) -> int:
-                reasons.append(self._obstacle(row))
+                reasons.append(self.numbers.obstacle(row))
                 return len(reasons) - 1
 
             which = self._map([self.at(left, a), self.at(right, b)], reason_of)
             for k, reason in enumerate(reasons):
                 if reason:
                     self._block(left, a, np.equal(which, k), reason)
-
-    def _obstacle(self, row: tuple[int, ...]) -> str:
-        """Why a contraction of these numbers at a removed neuron is not exact, or nothing."""
-        numbers = [self.numbers[code] for code in row]
-        for number in numbers:
-            if _is_bad(number):
-                return f"a removed neuron's activation would be {number}"
-        if not any(map(_is_zero, numbers)):
-            return "is contracted with a kernel that does not become 0 with its parameters"
-        return ""
-
-    def _equals(self, code: int, number: Any) -> int:
-        known = self.numbers[code]
-        return int(known is not None and bool(known == number))
 
     def _step(self, equation: Equation, links: Links) -> None:
         """Derive what the outputs of one equation hold."""
@@ -224,8 +199,8 @@ class _Removed:
             for tie in ties:
                 along = self.at(ins[tie.operand], tie.axis)
                 codes.append(along if tie.source is None or isinstance(along, int) else along[tie.source])
-            zero = self.code(np.zeros((), self.positions.program.avals[equation.outs[k]].dtype))
-            return self._map(codes, lambda row: self._product(row, zero)) if codes else UNKNOWN
+            zero = self.numbers.code(np.zeros((), self.positions.program.avals[equation.outs[k]].dtype))
+            return self._map(codes, lambda row: self.numbers.product(row, zero)) if codes else UNKNOWN
         function = self._function(equation, k, moved=True)
         if function is None:
             return UNKNOWN
@@ -253,7 +228,7 @@ class _Removed:
         """From the operands' codes to output k's, for the primitives that act on whole hyperplanes alike."""
         name = equation.name
         if name in ELEMENTWISE:
-            return lambda row: self._elementwise(equation, row)
+            return lambda row: self.numbers.elementwise(equation, row)
         if name in MOVES:
             if name in ("optimization_barrier", "sort") and not moved:
                 return lambda row: row[k]
@@ -263,29 +238,8 @@ class _Removed:
                 return lambda row: row[0] if row[0] == row[1] else UNKNOWN
             return lambda row: row[0] if all(code == row[0] for code in row) else UNKNOWN
         if name in REDUCTIONS | CUMULATIVE | WINDOWS:
-            return lambda row: self._reduced(equation, row[0])
+            return lambda row: self.numbers.reduced(equation, row[0])
         return None
-
-    def _elementwise(self, equation: Equation, row: tuple[int, ...]) -> int:
-        key = (id(equation), row)
-        if key not in self._folded:
-            self._folded[key] = self.code(_fold(equation, [self.numbers[code] for code in row]))
-        return self._folded[key]
-
-    def _reduced(self, equation: Equation, code: int) -> int:
-        number = self.numbers[code]
-        counts = ("sum", "prod", "logsumexp")
-        exact = not equation.name.endswith(counts) or (_is_zero(number) and "log" not in equation.name)
-        if not exact:
-            return code if _is_bad(number) else UNKNOWN
-        return code
-
-    def _product(self, row: tuple[int, ...], zero: int) -> int:
-        """0 where every operand axis that carries the neuron on to the output is 0 there, else unknown."""
-        numbers = [self.numbers[code] for code in row]
-        if any(map(_is_bad, numbers)):
-            return self.code(np.asarray(np.nan))
-        return zero if all(map(_is_zero, numbers)) else UNKNOWN
 
     # --- loops and branches ---
 
@@ -374,40 +328,3 @@ class _Removed:
         after = (self.everywhere.get(old), self.codes.get(old, {}))
         same = before[0] == after[0] and before[1].keys() == after[1].keys()
         return not (same and all(np.array_equal(codes, after[1][i]) for i, codes in before[1].items()))
-
-
-def _is_zero(number: Any) -> bool:
-    return number is not None and bool(number == 0)
-
-
-def _is_bad(number: Any) -> bool:
-    return number is not None and not bool(np.isfinite(number))
-
-
-def _fold(equation: Equation, numbers: list[Any]) -> Any:
-    """An elementwise primitive on known (else None) numbers; nan where it may not be finite.
-
-    Unknown numbers are taken to be finite and not 0: where they are not, the surviving neurons of the same
-    layer have the same trouble.
-    """
-    name = equation.name
-    known = [number for number in numbers if number is not None]
-    if len(known) == len(numbers):
-        try:
-            with jax.ensure_compile_time_eval():
-                return np.asarray(equation.source.primitive.bind(*known, **equation.source.params))
-        except FloatingPointError:  # jax_debug_nans
-            return np.asarray(np.nan)
-    if name == "select_n" and numbers[0] is not None:
-        return numbers[1 + int(numbers[0])]
-    real = jnp.issubdtype(equation.source.outvars[0].aval.dtype, jnp.inexact)
-    divided_by_zero = name in ("div", "rem") and _is_zero(numbers[-1])
-    power_of_zero = name == "pow" and _is_zero(numbers[0])
-    bad = any(map(_is_bad, known)) and name not in ("max", "min", "clamp")
-    if real and (bad or divided_by_zero or power_of_zero):
-        return np.asarray(np.nan)
-    if name == "mul" or (name == "div" and _is_zero(numbers[0])):
-        return next((number for number in known if _is_zero(number)), None)
-    if name == "select_n" and len(known) == len(numbers) - 1:
-        return known[0] if all(number == known[0] for number in known) else None
-    return None

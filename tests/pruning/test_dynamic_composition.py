@@ -25,9 +25,9 @@ from flax.training.train_state import TrainState
 from prune_rl.pruning.compaction import compact, compact_function
 from prune_rl.pruning.dynamic import STATIC_ARGS, DynamicPruningState, dynamic_pruning, masks_of
 from prune_rl.pruning.finding import find_groups
+from prune_rl.pruning.group_sparse import group_sparse
 from prune_rl.pruning.groups import NeuronGroups, path_string
 from prune_rl.pruning.importance import magnitude_importance
-from prune_rl.pruning.proximal import group_sparse
 from prune_rl.pruning.width import scale_by_width
 
 Params = Any

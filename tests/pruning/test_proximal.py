@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prune_rl.pruning.finding import find_groups
+from prune_rl.pruning.group_sparse import group_sparse
 from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.importance import magnitude_importance
 from prune_rl.pruning.masks import init_masks
-from prune_rl.pruning.proximal import diagonal_prox, euclidean_prox, group_sparse, penalty_weights
+from prune_rl.pruning.proximal import diagonal_prox, euclidean_prox, penalty_weights
 
 Array = np.ndarray[Any, Any]
 INPUTS, WIDTH, OUTPUTS = 4, 8, 2  # 5 entries per group, bias included

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from prune_rl.pruning.finding import find_groups
+from prune_rl.pruning.group_sparse import group_sparse
 from prune_rl.pruning.masks import init_masks
-from prune_rl.pruning.proximal import group_sparse
 from prune_rl.pruning.width import scale_by_width
 
 
