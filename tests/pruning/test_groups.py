@@ -280,6 +280,12 @@ REFUSED: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
     "quotient": (lambda h: h.sum(0, keepdims=True) * 0 + 1 / (h * h[:1]), "would be inf"),
     "unknown over zero": (lambda h: jnp.cos(h) * h.sum(-1, keepdims=True) / h, "would be nan"),
     "loop that shifts": (lambda h: jax.lax.fori_loop(0, 3, lambda _, c: c + 1, h) / h, "would be nan"),
+    "loop that shifts late": (
+        lambda h: (
+            h * jax.lax.fori_loop(0, 3, lambda _, c: (c[0] + 1, c[0]), (h, h))[1].sum(-1, keepdims=True)
+        ),
+        "goes through 'reduce_sum'",
+    ),
     "loop over the neurons": (
         lambda h: jax.lax.scan(lambda c, x: (c, x + c), jnp.zeros(7), h.T)[1].T,
         "scan",
