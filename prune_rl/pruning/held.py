@@ -25,6 +25,8 @@ class Numbers:
         """The code of a scalar array, `UNKNOWN` of None."""
         if number is None:
             return UNKNOWN
+        if _is_zero(number):
+            number = np.zeros_like(number)  # −0 is no other number
         key = (str(number.dtype), number.tobytes())
         if key not in self._code_of:
             self._code_of[key] = len(self._numbers)

@@ -282,7 +282,10 @@ REFUSED: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
     "loop that shifts": (lambda h: jax.lax.fori_loop(0, 3, lambda _, c: c + 1, h) / h, "would be nan"),
     "loop that shifts late": (
         lambda h: (
-            h * jax.lax.fori_loop(0, 3, lambda _, c: (c[0] + 1, c[0]), (h, h))[1].sum(-1, keepdims=True)
+            h
+            * jax.lax.fori_loop(0, 3, lambda _, c: (c[0] + 1, jnp.abs(c[0])), (h, h))[1].sum(
+                -1, keepdims=True
+            )
         ),
         "goes through 'reduce_sum'",
     ),
