@@ -3,8 +3,6 @@
     python experiments/examples/nnx_network.py
 
 The lines marked "prune" are those that pruning adds. Needs ``pip install 'prune_rl[examples]'``.
-
-With ``nnx.Optimizer`` find the groups in ``nnx.as_pure(params)``: that is the tree it hands to optax.
 ``nnx.merge(graphdef, small)`` is the compact network as a module.
 """
 

@@ -8,14 +8,7 @@ import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
-from flax import nnx
-
-import prune_rl
 
 EXAMPLES = Path(__file__).parents[2] / "experiments" / "examples"
 MARK = "# prune"
@@ -25,7 +18,8 @@ class Expected(NamedTuple):
     """What a result must reach.
 
     ``least`` is what a wrong cut misses. Where all is cut at the last update, with no training after it, the digits
-    end at 0.14 to 0.50, the tumours at 0.87 and the critics below 0; a random policy's return on CartPole is 22.
+    end at 0.14 to 0.25, the tumours at 0.87 and the critics below 0. The PPO's policy survives that; a random one returns
+    22 on CartPole.
     """
 
     least: float
@@ -132,25 +126,3 @@ def test_the_lines_to_read_are_few(name: str) -> None:
 def _span(node: ast.stmt) -> range:
     assert node.end_lineno is not None
     return range(node.lineno, node.end_lineno + 1)
-
-
-def test_nnx_optimizer_takes_the_groups_of_the_pure_tree() -> None:
-    model = importlib.import_module("nnx_network").Network(nnx.Rngs(0))
-    graphdef, params = nnx.split(model)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 64)), jnp.float32)
-    groups = prune_rl.find_groups(lambda params, x: nnx.merge(graphdef, params)(x), nnx.as_pure(params), x)
-    tx = prune_rl.dynamic_pruning(optax.adam(1e-3), groups, total_updates=4, every=1, sparsity=0.9)
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-
-    @nnx.jit
-    def step(model: Any, optimizer: Any) -> None:
-        optimizer.update(model, nnx.grad(lambda model: jnp.mean(jnp.square(model(x))))(model))
-
-    for _ in range(4):
-        step(model, optimizer)
-    masks = prune_rl.masks_of(nnx.as_pure(optimizer.opt_state))
-    small = nnx.merge(graphdef, prune_rl.compact(groups, nnx.as_pure(nnx.state(model)), masks))
-    assert small.first.kernel.shape == (64, 13)
-    assert small.second.kernel.shape == (13, 13)
-    np.testing.assert_allclose(small(x), model(x), atol=1e-5)
-    assert jax.tree.leaves(masks)[0].dtype == bool
