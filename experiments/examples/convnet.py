@@ -34,7 +34,7 @@ def main(sparsity: float = 0.75, steps: int = 600, seed: int = 0) -> dict[str, A
     x, test_x, y, test_y = train_test_split(*load_digits(return_X_y=True), random_state=0)
     x, test_x = (jnp.float32(images / 16).reshape(-1, 8, 8, 1) for images in (x, test_x))
     apply: Any = ConvNet().apply
-    params = ConvNet().init(jax.random.key(seed), x)
+    params = jax.jit(ConvNet().init)(jax.random.key(seed), x)
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(apply(params, x), y))

@@ -64,7 +64,8 @@ def main(sparsity: float = 0.75, steps: int = 1000, seed: int = 0, critics: int 
     train_key, test_key, init_key = jax.random.split(jax.random.key(seed), 3)
     (x, y), (test_x, test_y) = data(train_key), data(test_key)
     apply: Any = jax.vmap(Critic().apply, (0, None))  # outputs [critic, batch]
-    params = jax.vmap(Critic().init, (0, None))(jax.random.split(init_key, critics), x)
+    init = jax.jit(jax.vmap(Critic().init, (0, None)))
+    params = init(jax.random.split(init_key, critics), x)
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.mean(jnp.square(apply(params, x) - y[None]))
