@@ -31,7 +31,7 @@ $(STAMP): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv experiment evaluate report bench test lint format types lock clean FORCE
+.PHONY: help venv experiment evaluate report examples bench test lint format types lock clean FORCE
 
 help: ## list targets and variables
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo; echo "targets"
@@ -62,6 +62,9 @@ evaluate: $(STAMP) ## measure a run's compact policy again: RUN=runs/... ARGS
 
 report: $(STAMP) ## compare runs: RUN="runs/... runs/..." ARGS
 	$(BIN)/prune-rl report $(RUN) $(ARGS)
+
+examples: $(STAMP) ## pruning in other JAX projects: run every script of experiments/examples
+	@set -e; for example in experiments/examples/*.py; do echo "$$example"; $(BIN)/python "$$example"; done
 
 bench: $(STAMP) $(if $(SBX),$(SBX_STAMP)) ## speed of training, cost of pruning; with SBX=1 also SAC beside SBX's
 	$(BIN)/python experiments/bench.py $(ARGS)
