@@ -234,7 +234,7 @@ class _Removed:
                 return lambda row: row[k]
             if name in ("dynamic_slice", "gather") and not moved:
                 return lambda row: row[0]
-            if name == "dynamic_update_slice":
+            if name == "dynamic_update_slice" and not moved:
                 return lambda row: row[0] if row[0] == row[1] else UNKNOWN
             return lambda row: row[0] if all(code == row[0] for code in row) else UNKNOWN
         if name in REDUCTIONS | CUMULATIVE | WINDOWS:

@@ -270,6 +270,39 @@ def test_masked_is_compact_with_equal_gradients(name: str) -> None:
         assert {n: group.size for n, group in groups.items()} == expected
 
 
+def start(x: jax.Array) -> jax.Array:
+    """A position that only the program knows."""
+    return (x.sum() > 0).astype(jnp.int32)
+
+
+def repeated(f: Callable[[jax.Array], jax.Array], h: jax.Array) -> jax.Array:
+    return jax.lax.fori_loop(0, 2, lambda _, c: f(c), h)
+
+
+ROWS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "write": lambda h, x: jax.lax.dynamic_update_slice_in_dim(h, h[:2] * 2, start(x), 0),
+    "read": lambda h, x: jax.lax.dynamic_slice_in_dim(h, start(x), 3, 0),
+    "pick": lambda h, x: h[jnp.array([3, 1])],
+    "sort": lambda h, x: jnp.sort(h, 0),
+    "sum up": lambda h, x: jnp.cumsum(h, 0),
+    "largest": lambda h, x: h * jnp.argmax(h, 0)[None],
+    "number": lambda h, x: h * jax.lax.broadcasted_iota(jnp.float32, h.shape, 0),
+    "associative scan": lambda h, x: jax.lax.associative_scan(jnp.add, h),
+    "map": lambda h, x: jax.lax.map(jnp.sin, h),
+    "switch": lambda h, x: jax.lax.switch(start(x), [jnp.sin, jnp.tanh, lambda h: h], h),
+    "nested loops": lambda h, x: jax.lax.fori_loop(0, 2, lambda _, c: repeated(jnp.sin, c), h),
+    "lower precision": lambda h, x: h.astype(jnp.bfloat16).astype(jnp.float32),
+}
+
+
+@pytest.mark.parametrize("what", ROWS)
+def test_what_happens_along_the_batch_does_not_matter(what: str) -> None:
+    groups = assert_removable(
+        lambda p, x: dense(p["head"], ROWS[what](jnp.tanh(dense(p["a"], x)), x)), MLP, X
+    )
+    assert {name: group.size for name, group in groups.items()} == {"a": 5}
+
+
 @pytest.mark.parametrize("name", ["convolutions", "lstm", "joined", "fused gates"])
 def test_other_batch_sizes_jit_and_vmap(name: str) -> None:
     (fn, params, x), _ = ARCHITECTURES[name]

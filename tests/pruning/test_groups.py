@@ -280,6 +280,20 @@ REFUSED: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
     "quotient": (lambda h: h.sum(0, keepdims=True) * 0 + 1 / (h * h[:1]), "would be inf"),
     "unknown over zero": (lambda h: jnp.cos(h) * h.sum(-1, keepdims=True) / h, "would be nan"),
     "loop that shifts": (lambda h: jax.lax.fori_loop(0, 3, lambda _, c: c + 1, h) / h, "would be nan"),
+    "position that is computed": (
+        lambda h: h * jax.lax.dynamic_slice_in_dim(h, (h.sum() > 0).astype(jnp.int32), 1, 1),
+        "dynamic_slice",
+    ),
+    "position that is written": (
+        lambda h: jax.lax.dynamic_update_slice_in_dim(
+            h, h.sum(1)[:, None], (h.sum() > 0).astype(jnp.int32), 1
+        ),
+        "dynamic_update_slice",
+    ),
+    "positions that a loop changes": (
+        lambda h: jax.lax.fori_loop(0, 3, lambda _, c: ((c[0] + 1) % 5, h[:, c[0]]), (jnp.arange(5), h))[1],
+        "gather",
+    ),
     "loop that shifts late": (
         lambda h: (
             h
