@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from prune_rl.pruning.groups import NeuronGroups
+from prune_rl.pruning.kept import Kept, settle
 from prune_rl.pruning.masks import axis_slices, checked_slices, kept_positions
-from prune_rl.pruning.reevaluation import Kept, evaluate, settle
-from prune_rl.pruning.tracing import Block, Equation, Traced, trace
+from prune_rl.pruning.reevaluation import evaluate
+from prune_rl.pruning.tracing import Equation, Traced, trace
 
 Reading = tuple[int, int, np.ndarray[Any, Any]]  # value, axis, positions of each neuron along it
 
@@ -68,7 +69,7 @@ def _readings(traced: Traced, groups: NeuronGroups) -> dict[str, list[Reading]]:
         piece = group.slices[0]
         roots = positions.of(value_of[piece.path], piece.axis)[piece.indices(group.size)[:, 0]]
         neuron_of.update({root: (group.name, j) for j, root in enumerate(roots.tolist())})
-    inside = {v for block in _blocks(traced.program.equations) for v in _made(block)}
+    inside = _inside(traced.program.equations)
     found: dict[str, dict[tuple[int, int], Reading]] = {}
     for equation, links in positions.order:
         for pair in links.contracted:
@@ -93,23 +94,14 @@ def _read(
     return {name: np.array(row) for name, row in rows.items() if len({len(r) for r in row}) == 1}
 
 
-def _blocks(equations: Iterable[Equation]) -> list[Block]:
-    """What loops and branches run: their values are not those of one call."""
-    found = []
-    for equation in equations:
-        found += [*equation.blocks, *_blocks(equation.body or ())]
-        for block in equation.blocks:
-            found += _blocks(block.equations)
-    return found
-
-
-def _made(block: Block) -> set[int]:
+def _inside(equations: Iterable[Equation], looped: bool = False) -> set[int]:
     """The values that exist only while a loop or a branch runs."""
-    return {*block.ins, *(v for e in _flat(block.equations) for v in e.outs)}
-
-
-def _flat(equations: Iterable[Equation]) -> list[Equation]:
-    return [each for e in equations for each in (e, *_flat(e.body or ()))]
+    found: set[int] = set()
+    for equation in equations:
+        found |= {*(equation.outs if looped else ()), *_inside(equation.body or (), looped)}
+        for block in equation.blocks:
+            found |= {*block.ins, *_inside(block.equations, True)}
+    return found
 
 
 def _along(value: jax.Array, axis: int, where: np.ndarray[Any, Any]) -> jax.Array:

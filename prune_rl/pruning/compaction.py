@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_rl.pruning.classes import Flags
 from prune_rl.pruning.groups import NeuronGroup, NeuronGroups, Slice, path_string
+from prune_rl.pruning.kept import Kept, settle
 from prune_rl.pruning.leaves import KeyPath, leaves_by_path
 from prune_rl.pruning.masks import Masks, axis_slices, checked_slices, concrete_masks, kept_positions
-from prune_rl.pruning.reevaluation import Kept, evaluate, settle
+from prune_rl.pruning.reevaluation import evaluate
 from prune_rl.pruning.tracing import make_struct, shape_struct, shape_structs, trace
 
-Flags = np.ndarray[Any, Any]
 Table = Mapping[KeyPath, Mapping[int, list[tuple[NeuronGroup, Slice]]]]
 
 

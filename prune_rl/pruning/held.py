@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_rl.pruning.links import Tie
 from prune_rl.pruning.tracing import Equation
 
 UNKNOWN = 0
+Codes = np.ndarray[Any, np.dtype[np.int64]]  # by position
 
 
 class Numbers:
@@ -70,6 +73,27 @@ class Numbers:
         if any(map(_is_bad, numbers)):
             return self.code(np.asarray(np.nan))
         return zero if all(map(_is_zero, numbers)) else UNKNOWN
+
+
+def map_codes(codes: Sequence[Codes | int], function: Callable[[tuple[int, ...]], int]) -> Codes | int:
+    """`function` of the operands' codes, position by position; a single code stands for all positions."""
+    if all(isinstance(c, int) for c in codes):
+        return function(tuple(int(c) for c in codes))
+    rows = np.stack(np.broadcast_arrays(*codes), axis=-1)
+    unique, inverse = np.unique(rows, axis=0, return_inverse=True)
+    results = np.array([function(tuple(row)) for row in unique.tolist()], np.int64)
+    return results[inverse.reshape(-1)]
+
+
+def put_together(pieces: Sequence[tuple[Codes, Tie]], length: int) -> Codes:
+    """Codes along an axis that is made of others: what was held there, if all that come together hold the same."""
+    low, high = np.full(length, np.iinfo(np.int64).max), np.full(length, -1)
+    for codes, tie in pieces:
+        target = np.arange(length) if tie.target is None else tie.target
+        held = codes if tie.source is None else codes[tie.source]
+        np.minimum.at(low, target, held)
+        np.maximum.at(high, target, held)
+    return np.where(low == high, low, UNKNOWN)
 
 
 def _is_zero(number: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,25 @@ class Tie:
 class Choice:
     """A reshape that folds several axes into one, or takes one apart: only one of the several can be the neurons'.
 
-    options: (input axis, output axis, tie), one for each way; `ins` and `outs`: all axes that take part.
+    `ins` and `outs`: the input and output axes that take part, one of them a single one; `lengths`: of the several.
     """
 
-    options: tuple[tuple[int, int, Tie], ...]
     ins: tuple[int, ...]
     outs: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def options(self) -> list[tuple[int, int]]:
+        """(input axis, output axis), one for each way; the last of the several first, as features mostly are."""
+        return [(i, o) for i in reversed(self.ins) for o in reversed(self.outs)]
+
+    def tie(self, mine: int, theirs: int) -> Tie:
+        """The tie of one option: every position of the single axis to its coordinate along one of the several."""
+        folds = len(self.outs) == 1
+        which = self.ins.index(mine) if folds else self.outs.index(theirs)
+        along = np.arange(math.prod(self.lengths))
+        coordinate = along // math.prod(self.lengths[which + 1 :]) % self.lengths[which]
+        return Tie(0, mine, coordinate, along) if folds else Tie(0, mine, along, coordinate)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

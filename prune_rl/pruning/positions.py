@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_rl.pruning.classes import Classes
 from prune_rl.pruning.links import AxisOf, Choice, Indices, Links, Tie
 from prune_rl.pruning.primitives import ELEMENTWISE, MOVES, links_of
 from prune_rl.pruning.tracing import Equation, Program
@@ -30,8 +31,8 @@ class Fork:
     taken: Indices
 
 
-class Positions:
-    """A union-find over every position of every axis of a program's values, with the reasons that block some.
+class Positions(Classes):
+    """The classes of every position of every axis of a program's values, with the reasons that block some.
 
     `labels[v][i]` numbers the positions along axis i of value v; `find` gives the class of a position: what must
     go together. `order` lists the equations that did the work, calls and loops taken apart; `links` gives what each
@@ -40,6 +41,7 @@ class Positions:
     """
 
     def __init__(self, program: Program, parameters: int = 0, choices: Choices | None = None) -> None:
+        super().__init__()
         self.program = program
         self.order: list[tuple[Equation, Links]] = []
         self.links: dict[int, Links] = {}
@@ -50,89 +52,24 @@ class Positions:
         self.forks: list[Fork] = []
         self._choices = choices or {}
         self._walked = 0
-        self._parent = np.arange(1024)
-        self._blocked = np.zeros(1024, bool)
-        self._of_params = np.zeros(1024, bool)
-        self._size = 0
-        self._reasons: list[tuple[Indices, str]] = []
         for k, value in enumerate(program.inputs):
             self._define(value)
             if k < parameters:
                 rank = len(program.shape(value))
                 self.sources[value] = tuple(frozenset({(k, i)}) for i in range(rank))
                 for labels in self.labels[value]:
-                    self._of_params[labels] = True
+                    self.mark(labels)
             else:
                 self.sources[value] = None
         for value, array in program.constants.items():
             self._constant(value, array)
 
-    @property
-    def size(self) -> int:
-        """How many positions there are."""
-        return self._size
-
-    # --- the union-find ---
-
-    def find(self, labels: Indices) -> Indices:
-        """The class of every position."""
-        roots = self._parent[labels]
-        while True:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
-                break
-            roots = above
-        self._parent[labels] = roots
-        return roots
-
     def of(self, value: int, axis: int) -> Indices:
         """The class of every position along an axis."""
         return self.find(self.labels[value][axis])
 
-    def union(self, a: Indices, b: Indices) -> None:
-        if a is b:
-            return
-        a, b = self.find(a), self.find(b)
-        different = a != b
-        parent = self._parent
-        for x, y in zip(a[different].tolist(), b[different].tolist(), strict=True):
-            while parent[x] != x:
-                x = int(parent[x])
-            while parent[y] != y:
-                y = int(parent[y])
-            if x != y:
-                parent[y] = x
-                self._blocked[x] |= self._blocked[y]
-                self._of_params[x] |= self._of_params[y]
-
-    def block(self, labels: Indices, reason: str) -> None:
-        """Positions that cannot be taken out."""
-        self._reasons.append((labels, reason))
-        self._blocked[self.find(labels)] = True
-
-    def is_blocked(self, labels: Indices) -> np.ndarray[Any, Any]:
-        return self._blocked[self.find(labels)]
-
-    def reasons(self) -> dict[int, tuple[str, ...]]:
-        """Why the blocked classes are."""
-        found: dict[int, dict[str, None]] = {}
-        for labels, reason in self._reasons:
-            for root in np.unique(self.find(labels)).tolist():
-                found.setdefault(root, {})[reason] = None
-        return {root: tuple(reasons) for root, reasons in found.items()}
-
-    def _new(self, count: int) -> Indices:
-        while self._size + count > len(self._parent):
-            n = len(self._parent)
-            self._parent = np.concatenate([self._parent, np.arange(n, 2 * n)])
-            self._blocked, self._of_params = (
-                np.concatenate([flags, np.zeros(n, bool)]) for flags in (self._blocked, self._of_params)
-            )
-        self._size += count
-        return np.arange(self._size - count, self._size)
-
     def _define(self, value: int) -> list[Indices]:
-        self.labels[value] = [self._new(n) for n in self.program.shape(value)]
+        self.labels[value] = [self.new(n) for n in self.program.shape(value)]
         return self.labels[value]
 
     def _constant(self, value: int, array: Any) -> None:
@@ -175,7 +112,7 @@ class Positions:
             labels = []
             for n, ties in zip(self.program.shape(value), axes, strict=True):
                 whole = next((t for t in ties if t.source is None and t.target is None), None)
-                label = self.labels[ins[whole.operand]][whole.axis] if whole else self._new(n)
+                label = self.labels[ins[whole.operand]][whole.axis] if whole else self.new(n)
                 for tie in ties:
                     mine = self.labels[ins[tie.operand]][tie.axis]
                     self.union(
@@ -213,12 +150,12 @@ class Positions:
         labels = self.labels[equation.ins[0]]
         options = [o for o in choice.options if not self.is_blocked(labels[o[0]]).all()]
         # The axis of a parameter rather than one that was made by broadcasting.
-        options.sort(key=lambda o: not self._of_params[self.find(labels[o[0]])].any())
+        options.sort(key=lambda o: not self.is_marked(labels[o[0]]).any())
         if not options:
             return None
-        taken = options[min(self._choices.get(number, 0), len(options) - 1)]
-        self.forks.append(Fork(number, len(options), labels[taken[0]]))
-        return taken
+        mine, theirs = options[min(self._choices.get(number, 0), len(options) - 1)]
+        self.forks.append(Fork(number, len(options), labels[mine]))
+        return mine, theirs, choice.tie(mine, theirs)
 
     def _picked(self, equation: Equation, links: Links) -> Links:
         """The links of a gather along one axis by constant indices."""
@@ -275,8 +212,7 @@ class Positions:
     def _scan(self, equation: Equation, consts: int, carry: int) -> None:
         (block,), ins, reason = equation.blocks, equation.ins, "is stepped through by 'scan'"
         stepped = consts + carry
-        self._enter(block.ins[:consts], ins[:consts])
-        self._enter(block.ins[consts:stepped], ins[consts:stepped])
+        self._enter(block.ins[:stepped], ins[:stepped])
         self._vary(block.ins[consts:stepped])
         for inner, outer in zip(block.ins[stepped:], ins[stepped:], strict=True):
             self.labels[inner] = self.labels[outer][1:]
@@ -286,7 +222,7 @@ class Positions:
         self.walk(block.equations)
         self._leave(block.outs[:carry], ins[consts:stepped], equation.outs[:carry])
         for inner, outer in zip(block.outs[carry:], equation.outs[carry:], strict=True):
-            steps = self._new(self.program.shape(outer)[0])
+            steps = self.new(self.program.shape(outer)[0])
             self.block(steps, reason)
             self.labels[outer], self.sources[outer] = [steps, *self.labels[inner]], None
 

@@ -41,7 +41,8 @@ def reshape(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> L
         if len(mine) == len(theirs) == 1:
             axes[theirs[0]], kept = ((Tie(0, mine[0]),), kept | {mine[0]})
         elif len(mine) == 1 or len(theirs) == 1:
-            choices.append(_fold(old, new, mine, theirs))
+            lengths = [old[i] for i in mine] if len(theirs) == 1 else [new[i] for i in theirs]
+            choices.append(Choice(tuple(mine), tuple(theirs), tuple(lengths)))
     # Which of several length-1 axes is which is only certain when ones are added or removed in front.
     longer, shorter = (old, new) if len(old) > len(new) else (new, old)
     extra = len(longer) - len(shorter)
@@ -72,21 +73,6 @@ def _factors(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
                 b *= new[theirs[-1]]
         runs.append((mine, theirs))
     return runs
-
-
-def _fold(old: Shape, new: Shape, mine: list[int], theirs: list[int]) -> Choice:
-    """Several axes against one: the coordinate along each of the several, at every position of the one."""
-    several, shape = (mine, old) if len(theirs) == 1 else (theirs, new)
-    coordinates = np.indices([shape[i] for i in several]).reshape(len(several), -1)
-    along = np.arange(coordinates.shape[1])
-    options = []
-    for axis, coordinate in zip(several, coordinates, strict=True):
-        if several is mine:
-            options.append((axis, theirs[0], Tie(0, axis, coordinate, along)))
-        else:
-            options.append((mine[0], axis, Tie(0, mine[0], along, coordinate)))
-    # Features come last in most layouts.
-    return Choice(tuple(reversed(options)), tuple(mine), tuple(theirs))
 
 
 def transpose(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:

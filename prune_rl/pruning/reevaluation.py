@@ -2,90 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_rl.pruning.classes import Flags
+from prune_rl.pruning.kept import Kept, settle
 from prune_rl.pruning.links import Indices
-from prune_rl.pruning.positions import Choices, Positions, link, next_choices
-from prune_rl.pruning.removal import check_removable
-from prune_rl.pruning.tracing import Block, Equation, Program
-
-Flags = np.ndarray[Any, np.dtype[np.bool_]]
-
-
-class Kept:
-    """Which positions of a program's values are kept: all but those of the classes that were taken out."""
-
-    def __init__(self, positions: Positions) -> None:
-        self.positions = positions
-        self._removed = np.zeros(positions.size, bool)
-        self._claims: list[tuple[Indices, Flags]] = []
-
-    def set(self, value: int, axis: int, keep: Flags) -> None:
-        """Keep these positions along an axis of a value, bool[length], and all that are the same neurons."""
-        roots = self.positions.of(value, axis)
-        self._claims.append((roots, keep))
-        self._removed[roots[~keep]] = True
-
-    @property
-    def removed(self) -> Indices:
-        """The classes that were taken out."""
-        return np.flatnonzero(self._removed)
-
-    def along(self, value: int, axis: int) -> Flags:
-        """Which positions along an axis are kept, bool[traced length]."""
-        flags: Flags = ~self._removed[self.positions.of(value, axis)]
-        return flags
-
-    def shape(self, value: int) -> tuple[int, ...]:
-        """The present shape of a value."""
-        rank = len(self.positions.program.shape(value))
-        return tuple(int(self.along(value, i).sum()) for i in range(rank))
-
-    def changed(self, value: int) -> bool:
-        return any(self._removed[self.positions.of(value, i)].any() for i in range(len(self.shape(value))))
-
-    def refused(self) -> Indices:
-        """Classes that were taken out in one place and kept in another, or that `find_groups` would have refused."""
-        torn = [roots[keep & self._removed[roots]] for roots, keep in self._claims]
-        gone = self.removed
-        return np.concatenate([*torn, gone[self.positions.is_blocked(gone)]]).astype(np.int64)
-
-    def check(self) -> None:
-        """Raise ValueError where `find_groups` would have refused."""
-        refused, reasons = self.refused(), self.positions.reasons()
-        for root in refused.tolist():
-            why = reasons.get(root, ("belongs to neurons that are kept and to others that are not",))
-            raise ValueError(
-                f"this function cannot run on fewer neurons, because their axis {'; '.join(why)}. "
-                "Find the groups in this same function."
-            )
-
-
-def settle(program: Program, parameters: int, assign: Callable[[Kept], None], exact: bool = False) -> Kept:
-    """What is kept of a program, where `assign` says what is of some of its values.
-
-    With `exact`, what was taken out must have been removable: the masked function is then the smaller one.
-
-    Raises:
-      ValueError: the program cannot run on that.
-    """
-    choices: Choices = {}
-    while True:
-        kept = Kept(link(program, parameters, choices))
-        assign(kept)
-        if exact:
-            check_removable(kept.positions, kept.removed)
-        refused = kept.refused()
-        following = next_choices(kept.positions, choices, refused) if len(refused) else None
-        if following is None:
-            kept.check()
-            return kept
-        choices = following
+from prune_rl.pruning.tracing import Block, Equation, Program, flatten_jaxpr, shape_struct
 
 
 def evaluate(
@@ -97,13 +24,13 @@ def evaluate(
     rule keep it, except those that compute a watched value inside.
     """
     arrays = [jnp.asarray(leaf) for leaf in leaves]
-    values = {**constants(program, kept), **dict(zip(program.inputs, arrays, strict=True))}
+    values = {**_constants(program, kept), **dict(zip(program.inputs, arrays, strict=True))}
     watched = frozenset(watched)
-    run(program, program.equations, values, kept, watched)
+    _run(program, program.equations, values, kept, watched)
     return {v: values[v] for v in {*program.outputs, *watched}}
 
 
-def constants(program: Program, kept: Kept | None) -> dict[int, Any]:
+def _constants(program: Program, kept: Kept | None) -> dict[int, Any]:
     """The program's constants, of the present shapes."""
     if kept is None:
         return dict(program.constants)
@@ -116,7 +43,14 @@ def constants(program: Program, kept: Kept | None) -> dict[int, Any]:
     return resized
 
 
-def run(
+def _scope(
+    program: Program, values: Mapping[int, Any], ins: Sequence[int], arguments: Sequence[Any]
+) -> dict[int, Any]:
+    """What a call, a loop or a branch sees: its arguments and the constants, which `values` holds."""
+    return {**{v: values[v] for v in program.constants}, **dict(zip(ins, arguments, strict=True))}
+
+
+def _run(
     program: Program,
     equations: Sequence[Equation],
     values: dict[int, Any],
@@ -126,16 +60,14 @@ def run(
     """Compute the outputs of `equations` into `values`."""
     for equation in equations:
         if equation.body is not None and _computes(equation.body, watched.difference(equation.outs)):
-            run(program, equation.body, values, kept, watched)
+            _run(program, equation.body, values, kept, watched)
             continue
         arguments = [values[v] for v in equation.ins]
         with equation.source.ctx.manager:
             if kept is None or not any(map(kept.changed, (*equation.ins, *equation.outs))):
                 results = equation.bind(arguments)
             elif equation.body is not None:
-                from prune_rl.pruning.derivatives import resized_call
-
-                results = resized_call(program, equation, values, kept)
+                results = _resized_call(program, equation, values, kept)
             elif equation.blocks:
                 results = _control(program, equation, values, arguments, kept)
             else:
@@ -213,8 +145,8 @@ def _control(
     """A loop or a branch on resized arrays."""
 
     def call(block: Block, *inner: Any) -> list[Any]:
-        mine = {**constants(program, kept), **dict(zip(block.ins, inner, strict=True))}
-        run(program, block.equations, mine, kept)
+        mine = _scope(program, values, block.ins, inner)
+        _run(program, block.equations, mine, kept)
         # A loop must carry exactly what it was given, weak types included.
         return [jax.lax.convert_element_type(mine[v], program.avals[v].dtype) for v in block.outs]
 
@@ -247,3 +179,131 @@ def _control(
             arguments[second:],
         )
     )
+
+
+# --- calls with a derivative rule or a rematerialisation policy of their own ---
+
+
+def _resized_call(program: Program, equation: Equation, values: dict[int, Any], kept: Kept) -> list[Any]:
+    """Run a kept call on resized arrays. Its derivative rule is traced at full size and resized in turn."""
+    # Each value once: a repeated one would get a share of its gradient.
+    ins = tuple(dict.fromkeys(equation.ins))
+
+    def primal(*arguments: Any) -> list[Any]:
+        inner = _scope(program, values, ins, arguments)
+        _run(program, equation.body or (), inner, kept)
+        return [inner[v] for v in equation.outs]
+
+    arguments = [jnp.asarray(values[v]) for v in ins]
+    if equation.name == "custom_jvp_call":
+        return list(_with_jvp(program, equation, ins, primal, kept)(*arguments))
+    if equation.name == "custom_vjp_call":
+        return list(_with_vjp(program, equation, ins, primal, kept)(*arguments))
+    policy, prevent_cse = equation.params.get("policy"), equation.params.get("prevent_cse", True)
+    return list(jax.checkpoint(primal, policy=policy, prevent_cse=prevent_cse)(*arguments))
+
+
+def _with_jvp(
+    program: Program,
+    equation: Equation,
+    ins: tuple[int, ...],
+    primal: Callable[..., list[Any]],
+    kept: Kept,
+) -> Callable[..., Any]:
+    real_ins, real_outs = _real(program, ins), _real(program, equation.outs)
+    full = _differentiable(equation, ins, real_ins, real_outs)
+
+    def full_rule(primals: list[Any], tangents: list[Any]) -> list[Any]:
+        moving = [primals[i] for i in real_ins]
+        out, out_tangents = jax.jvp(lambda *xs: full(primals, xs), tuple(moving), tuple(tangents))
+        return [*out, *out_tangents]
+
+    def rule(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[list[Any], list[Any]]:
+        numbers = (*ins, *(ins[i] for i in real_ins))
+        outs = tuple(equation.outs[i] for i in real_outs)
+        given = [list(primals), [tangents[i] for i in real_ins]]
+        results = _resized_rule(program, full_rule, numbers, given, (*outs, *outs), kept)
+        out: list[Any] = primal(*primals)
+        out_tangents: list[Any] = [np.zeros(kept.shape(v), jax.dtypes.float0) for v in equation.outs]
+        for k, i in enumerate(real_outs):
+            out[i], out_tangents[i] = results[k], results[len(outs) + k]
+        return out, out_tangents
+
+    function = jax.custom_jvp(primal)
+    function.defjvp(rule)
+    return function
+
+
+def _with_vjp(
+    program: Program,
+    equation: Equation,
+    ins: tuple[int, ...],
+    primal: Callable[..., list[Any]],
+    kept: Kept,
+) -> Callable[..., Any]:
+    real_ins, real_outs = _real(program, ins), _real(program, equation.outs)
+    full = _differentiable(equation, ins, real_ins, real_outs)
+
+    def full_rule(primals: list[Any], cotangents: list[Any]) -> list[Any]:
+        _, pull = jax.vjp(lambda *xs: full(primals, xs), *(primals[i] for i in real_ins))
+        return list(pull(cotangents))
+
+    def forward(*primals: Any) -> tuple[list[Any], tuple[Any, ...]]:
+        return primal(*primals), primals
+
+    def backward(primals: tuple[Any, ...], cotangents: list[Any]) -> tuple[Any, ...]:
+        numbers = (*ins, *(equation.outs[i] for i in real_outs))
+        given = [list(primals), [cotangents[i] for i in real_outs]]
+        made = _resized_rule(program, full_rule, numbers, given, tuple(ins[i] for i in real_ins), kept)
+        by_position = dict(zip(real_ins, made, strict=True))
+        return tuple(by_position.get(i) for i in range(len(ins)))
+
+    function = jax.custom_vjp(primal)
+    function.defvjp(forward, backward)
+    return function
+
+
+def _real(program: Program, values: Sequence[int]) -> list[int]:
+    """Positions of the values that have derivatives."""
+    return [i for i, v in enumerate(values) if jnp.issubdtype(program.avals[v].dtype, jnp.inexact)]
+
+
+def _differentiable(
+    equation: Equation, ins: tuple[int, ...], real_ins: list[int], real_outs: list[int]
+) -> Callable[[list[Any], Sequence[Any]], list[Any]]:
+    """The call, at full size and with its own rule, as a function of its real-valued arguments."""
+
+    def call(primals: list[Any], moving: Sequence[Any]) -> list[Any]:
+        values = dict(zip(ins, primals, strict=True)) | {
+            ins[i]: x for i, x in zip(real_ins, moving, strict=True)
+        }
+        out = equation.bind([values[v] for v in equation.ins])
+        return [out[i] for i in real_outs]
+
+    return call
+
+
+def _resized_rule(
+    program: Program,
+    full_rule: Callable[..., list[Any]],
+    numbers: tuple[int, ...],
+    arguments: list[list[Any]],
+    outs: tuple[int, ...],
+    kept: Kept,
+) -> list[Any]:
+    """Run a derivative rule, traced at full size, on arrays shaped like the values `numbers`.
+
+    Its results are shaped like the values `outs`.
+    """
+    structs = iter([shape_struct(program.avals[v], "value") for v in numbers])
+    closed = jax.make_jaxpr(full_rule)(*[[next(structs) for _ in part] for part in arguments])
+    rule = flatten_jaxpr(closed)
+
+    def assign(inner: Kept) -> None:
+        for mine, theirs in zip((*rule.inputs, *rule.outputs), (*numbers, *outs), strict=True):
+            for axis in range(len(program.shape(theirs))):
+                inner.set(mine, axis, kept.along(theirs, axis))
+
+    inner = settle(rule, 0, assign)
+    results = evaluate(rule, jax.tree_util.tree_leaves(arguments), inner)
+    return [results[v] for v in rule.outputs]

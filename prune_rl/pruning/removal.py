@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.pruning.held import UNKNOWN, Numbers
+from prune_rl.pruning.held import UNKNOWN, Codes, Numbers, map_codes, put_together
 from prune_rl.pruning.links import Indices, Links
 from prune_rl.pruning.positions import Positions
 from prune_rl.pruning.primitives import CUMULATIVE, ELEMENTWISE, MOVES, REDUCTIONS, WINDOWS
 from prune_rl.pruning.tracing import Equation
 
-Codes = np.ndarray[Any, np.dtype[np.int64]]  # by position: a number of the table, 0 for one that is not known
 # What a reduction may meet at a removed neuron without noticing.
 NEUTRAL = {
     "reduce_sum": 0.0,
@@ -92,15 +91,6 @@ class _Removed:
             for table in (self.everywhere, self.codes, self.sums):
                 table.pop(value, None)
 
-    def _map(self, codes: Sequence[Codes | int], function: Callable[[tuple[int, ...]], int]) -> Codes | int:
-        """`function` of the operands' codes, position by position."""
-        if all(isinstance(c, int) for c in codes):
-            return function(tuple(int(c) for c in codes))
-        rows = np.stack(np.broadcast_arrays(*codes), axis=-1)
-        unique, inverse = np.unique(rows, axis=0, return_inverse=True)
-        results = np.array([function(tuple(row)) for row in unique.tolist()], np.int64)
-        return results[inverse.reshape(-1)]
-
     # --- the walk ---
 
     def _walk(self, equations: Sequence[Equation]) -> None:
@@ -128,7 +118,7 @@ class _Removed:
             self._check_contraction(equation, a, b)
         for k, axis in links.summed:
             codes, neutral = self.at(ins[k], axis), NEUTRAL[equation.name]
-            exact = self._map([codes], lambda row, neutral=neutral: self.numbers.equals(row[0], neutral))  # type: ignore[misc]
+            exact = map_codes([codes], lambda row, neutral=neutral: self.numbers.equals(row[0], neutral))  # type: ignore[misc]
             self._block(ins[k], axis, np.logical_not(exact), f"goes through {equation.name!r}")
         scaled = equation.name in ("mul", "div") and any(v in self.everywhere for v in ins)
         for value in ins if scaled and self.emit else ():
@@ -154,7 +144,7 @@ class _Removed:
                 reasons.append(self.numbers.obstacle(row))
                 return len(reasons) - 1
 
-            which = self._map([self.at(left, a), self.at(right, b)], reason_of)
+            which = map_codes([self.at(left, a), self.at(right, b)], reason_of)
             for k, reason in enumerate(reasons):
                 if reason:
                     self._block(left, a, np.equal(which, k), reason)
@@ -166,7 +156,7 @@ class _Removed:
             function = self._function(equation, k, moved=False)
             if function is not None:
                 everywhere = function(tuple(self.everywhere.get(v, UNKNOWN) for v in ins))
-                if everywhere and equation.name not in ("dot_general", "conv_general_dilated"):
+                if everywhere:
                     self.everywhere[value] = everywhere
             for axis in range(len(links.outs[k])):
                 if self.removable(value, axis).any():
@@ -200,7 +190,7 @@ class _Removed:
                 along = self.at(ins[tie.operand], tie.axis)
                 codes.append(along if tie.source is None or isinstance(along, int) else along[tie.source])
             zero = self.numbers.code(np.zeros((), self.positions.program.avals[equation.outs[k]].dtype))
-            return self._map(codes, lambda row: self.numbers.product(row, zero)) if codes else UNKNOWN
+            return map_codes(codes, lambda row: self.numbers.product(row, zero)) if codes else UNKNOWN
         function = self._function(equation, k, moved=True)
         if function is None:
             return UNKNOWN
@@ -212,17 +202,15 @@ class _Removed:
                 codes = [mine[j] for j in sorted(mine)]
                 if name == "pad" and any(map(any, equation.params["padding_config"])):
                     codes.append(self.everywhere.get(ins[1], UNKNOWN))
-            return self._map(codes, function) if codes else UNKNOWN
-        # Pieces of axes: every position holds what it held, if all that come together there hold the same.
-        low, high = np.full(n, np.iinfo(np.int64).max), np.full(n, -1)
+            return map_codes(codes, function) if codes else UNKNOWN
+        pieces = []
         for tie in ties:
-            size = self.positions.program.shape(ins[tie.operand])[tie.axis]
-            codes_in = np.broadcast_to(self.at(ins[tie.operand], tie.axis), (size,))
-            target = np.arange(n) if tie.target is None else tie.target
-            held = codes_in if tie.source is None else codes_in[tie.source]
-            np.minimum.at(low, target, held)
-            np.maximum.at(high, target, held)
-        return np.where(low == high, low, UNKNOWN)
+            held, size = (
+                self.at(ins[tie.operand], tie.axis),
+                self.positions.program.shape(ins[tie.operand])[tie.axis],
+            )
+            pieces.append((np.broadcast_to(held, (size,)), tie))
+        return put_together(pieces, n)
 
     def _function(self, equation: Equation, k: int, moved: bool) -> Callable[[tuple[int, ...]], int] | None:
         """From the operands' codes to output k's, for the primitives that act on whole hyperplanes alike."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -37,12 +37,6 @@ SMALL_SAC = sac.Config(
     total_updates=7,
     prune=Pruning(enabled=False),
 )
-
-
-def quick_jit(fn: Callable[..., Any], **options: Any) -> Any:
-    """``jax.jit`` that compiles in a third of the time, to slower programs: for what is run a few times."""
-    flags = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return jax.jit(fn, compiler_options=flags, **options)
 
 
 def random_params(seed: int, params: Any, scale: float = 0.5) -> Any:

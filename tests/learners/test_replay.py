@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from random_rollouts import quick_jit
+from compilation import quick_jit
 
 from prune_rl.learners import replay
 from prune_rl.learners.rollout import Rollout

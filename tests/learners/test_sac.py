@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import sac_reference as reference
 import scipy.stats
+from compilation import quick_jit
 from random_rollouts import (
     DISCRETE,
     LOPSIDED,
     SMALL_SAC,
-    quick_jit,
     random_rollout,
     random_sac_state,
 )

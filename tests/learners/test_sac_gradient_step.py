@@ -14,7 +14,8 @@ import sac_reference as reference
 import scipy.optimize
 import scipy.special
 import scipy.stats
-from random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, quick_jit, random_batch, random_sac_state
+from compilation import quick_jit
+from random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, random_batch, random_sac_state
 
 from prune_rl.learners import sac
 from prune_rl.spaces import Spec

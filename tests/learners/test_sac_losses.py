@@ -14,7 +14,8 @@ import sac_reference as reference
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, quick_jit, random_batch, random_params
+from compilation import quick_jit
+from random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, random_batch, random_params
 
 from prune_rl.learners import sac, sac_losses
 from prune_rl.learners.distributions import Categorical, SquashedGaussian

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import probe_environments as probes
 import pytest
-from random_rollouts import quick_jit
+from compilation import quick_jit
 
 from prune_rl.envs.autoreset import JaxEnv
 from prune_rl.learners import sac, sac_losses

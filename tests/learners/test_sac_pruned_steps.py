@@ -7,11 +7,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from compilation import quick_jit
 from random_rollouts import (
     CONTINUOUS,
     SMALL_SAC,
     moments_of,
-    quick_jit,
     random_batch,
     random_rollout,
     random_sac_state,

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sac_reference as reference
+from compilation import quick_jit
 from random_rollouts import (
     CONTINUOUS,
     DISCRETE,
     SMALL_SAC,
     moments_of,
-    quick_jit,
     random_rollout,
     random_sac_state,
     slices_of,

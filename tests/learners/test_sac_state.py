@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import quick_jit
 from random_rollouts import (
     DISCRETE,
     LOPSIDED,
     SMALL_SAC,
-    quick_jit,
     random_rollout,
     random_sac_state,
 )

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import quick_jit
+from small_networks import dense, random_masks
 
 from prune_rl.pruning.activations import activations
 from prune_rl.pruning.compaction import compact, compact_function, expand
@@ -38,24 +40,8 @@ def like(tree: Any, seed: int = 0) -> Any:
     return jax.tree.map(lambda a: rng.normal(size=a.shape, scale=0.5).astype(np.float32), tree)
 
 
-def dense(p: Params, x: jax.Array) -> jax.Array:
-    y = x @ p["kernel"]
-    return y + p["bias"].reshape((1,) * (y.ndim - 1) + (-1,))
-
-
 def layer(inputs: int, outputs: int, seed: int = 0) -> Params:
     return {"kernel": normal(inputs, outputs, seed=seed), "bias": normal(outputs, seed=seed + 1)}
-
-
-def random_masks(groups: NeuronGroups, seed: int = 0) -> dict[str, np.ndarray[Any, Any]]:
-    rng = np.random.default_rng(seed)
-    return {name: rng.random(group.size) < 0.5 for name, group in groups.items()}
-
-
-def quick_jit(fn: Fn) -> Fn:
-    """``jax.jit`` that compiles in a third of the time, to slower programs: for what is run once."""
-    flags = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-    return jax.jit(fn, compiler_options=flags)
 
 
 def error(a: Any, b: Any) -> float:

@@ -14,19 +14,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import dense, random_masks
 
 from prune_rl.pruning.compaction import compact, compact_function, expand
 from prune_rl.pruning.finding import find_groups
-from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.masks import apply_masks, count, init_masks
 
 TOLERANCE = 1e-5
 X = jax.random.normal(jax.random.key(0), (7, 4))
-
-
-def random_masks(groups: NeuronGroups, seed: int = 0, share: float = 0.5) -> dict[str, np.ndarray[Any, Any]]:
-    rng = np.random.default_rng(seed)
-    return {name: rng.random(group.size) < share for name, group in groups.items()}
 
 
 def distance(a: Any, b: Any) -> float:
@@ -45,11 +40,6 @@ def init(shapes: Any, seed: int = 0) -> Any:
         shapes,
         is_leaf=lambda s: isinstance(s, tuple),
     )
-
-
-def dense(p: Any, x: jax.Array) -> jax.Array:
-    y = x @ p["kernel"]
-    return y + p["bias"].reshape((1,) * (y.ndim - 1) + (-1,)) if "bias" in p else y
 
 
 def layer(inputs: int, outputs: int, bias: bool = True) -> dict[str, tuple[int, ...]]:

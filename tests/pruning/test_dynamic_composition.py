@@ -5,7 +5,6 @@ Every test trains a small network until neurons are gone, and looks after every 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from compilation import QUICK, quick_jit
 from flax import nnx
 from flax.training.train_state import TrainState
 
@@ -67,11 +67,6 @@ def mse(fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
 
 
 GROUPS = find_groups(forward, make_params(), X)
-
-
-# The programs run for milliseconds and compile for seconds, so they are compiled without much optimisation.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-quick_jit = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def by_name(tree: Any) -> dict[str, Array]:

@@ -1,0 +1,16 @@
+"""Compilation for programs that tests run a few times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+# The compiler's options, for other ways to compile.
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+
+
+def quick_jit(fn: Callable[..., Any], **options: Any) -> Any:
+    """``jax.jit`` that compiles in a third of the time, to slower programs: for what is run a few times."""
+    return jax.jit(fn, compiler_options=QUICK, **options)
