@@ -53,18 +53,34 @@ Metrics = dict[str, Any]
 
 # Transitions on which the score and the refit of a mask update look at the actor.
 PRUNING_BATCH = 2048
+# At most so many gradient steps have their batches and noise drawn in one go: drawn step by step, random numbers are a
+# tenth of the time of training on a CPU; drawn all at once, the batches of a long rollout could fill the memory.
+DRAWN_AHEAD = 64
+# Two gradient steps per turn of the loop, which copies the parameters half as often: 7 % of the time on a CPU.
+UNROLL = 2
+
+
+def gradient_noise(key: jax.Array, params: Params, batch_size: int) -> jax.Array:
+    """Standard normal noise for a gradient step, float32[2, B, size]: for the actions at ``obs`` and ``next_obs``.
+
+    Discrete actors, which are not sampled from, make no use of it.
+    """
+    size = params["actor"]["head"]["bias"].shape[0] // 2
+    return jax.random.normal(key, (2, batch_size, size), jnp.float32)
 
 
 def gradient_step(
-    networks: Networks, batch: Transitions, key: jax.Array, masks: dict[str, jax.Array], config: Config
+    networks: Networks, batch: Transitions, noise: jax.Array, masks: dict[str, jax.Array], config: Config
 ) -> tuple[Networks, Metrics]:
-    """Critics, actor, temperature and target critics, in this order, on one batch of normalised observations."""
+    """Critics, actor, temperature and target critics, in this order, on one batch of normalised observations.
+
+    ``noise`` from ``gradient_noise``.
+    """
     params, target, opt_state = networks.params, networks.target_critic, networks.opt_state
     groups = prunable_groups(params, config)
     activation, discrete = config.activation, jnp.issubdtype(batch.action.dtype, jnp.integer)
     alpha = jnp.exp(networks.log_alpha)
-    size = params["actor"]["head"]["bias"].shape[0] // 2
-    noise, next_noise = jax.random.normal(key, (2, batch.reward.shape[0], size), jnp.float32)
+    noise, next_noise = noise
 
     next_value, _ = soft_value(
         params["actor"], target, alpha, batch.next_obs, next_noise, activation, discrete
@@ -129,12 +145,22 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
         obs, next_obs = (normalize(state, x, config) for x in (batch.obs, batch.next_obs))
         return dataclasses.replace(batch, obs=obs, next_obs=next_obs)
 
-    def step(networks: Networks, key: jax.Array) -> tuple[Networks, Metrics]:
+    def draw_step(key: jax.Array) -> tuple[Transitions, jax.Array]:
         batch_key, noise_key = jax.random.split(key)
-        return gradient_step(networks, draw(batch_key, config.batch_size), noise_key, state.masks, config)
+        size = config.batch_size
+        return draw(batch_key, size), gradient_noise(noise_key, state.params, size)
+
+    def step(networks: Networks, drawn: tuple[Transitions, jax.Array]) -> tuple[Networks, Metrics]:
+        return gradient_step(networks, *drawn, state.masks, config)
+
+    def steps(networks: Networks, keys: jax.Array) -> tuple[Networks, Metrics]:
+        return jax.lax.scan(step, networks, jax.vmap(draw_step)(keys), unroll=math.gcd(UNROLL, len(keys)))
 
     def learn(networks: Networks) -> tuple[Networks, Metrics]:
-        networks, metrics = jax.lax.scan(step, networks, jax.random.split(learn_key, config.gradient_steps))
+        count = config.gradient_steps
+        ahead = next(size for size in range(min(count, DRAWN_AHEAD), 0, -1) if count % size == 0)
+        keys = jax.random.split(learn_key, count).reshape(-1, ahead)
+        networks, metrics = jax.lax.scan(steps, networks, keys)
         return networks, jax.tree.map(jnp.mean, metrics)
 
     def rest(networks: Networks) -> tuple[Networks, Metrics]:

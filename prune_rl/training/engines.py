@@ -56,6 +56,28 @@ def seed_keys(seeds: Sequence[int]) -> jax.Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
+def over_seeds(
+    fn: Callable[..., Any], num_seeds: int, in_axes: Any = 0, out_axes: Any = 0
+) -> Callable[..., Any]:
+    """``jax.vmap`` of ``fn`` over a leading axis of ``num_seeds``.
+
+    One seed is taken out and put back instead: XLA makes slower programs of arrays with a leading axis of 1.
+    """
+    if num_seeds > 1:
+        return jax.vmap(fn, in_axes=in_axes, out_axes=out_axes)
+
+    def change(axes: Any, tree: Any, of_leaf: Callable[[jax.Array], jax.Array]) -> Any:
+        each = jax.tree.broadcast(axes, tree, is_leaf=lambda axis: axis is None)
+        return jax.tree.map(
+            lambda axis, x: x if axis is None else of_leaf(x), each, tree, is_leaf=lambda axis: axis is None
+        )
+
+    def one(*args: Any) -> Any:
+        return change(out_axes, fn(*change(in_axes, args, lambda x: x[0])), lambda x: x[None])
+
+    return one
+
+
 def init_runner(env: JaxEnv[Any], keys: jax.Array, config: interface.Config) -> Runner:
     """Fresh learners and device environments for keys [S]."""
 
@@ -85,9 +107,12 @@ def make_chunk(env: JaxEnv[Any], config: interface.Config, length: int) -> Any:
     is donated.
     """
     axes = runner_axes(config)
-    batched: Any = jax.vmap(lambda runner: iterate(env, runner, config), in_axes=(axes,), out_axes=(axes, 0))
 
     def chunk(runner: Runner, n: jax.Array) -> tuple[Runner, Metrics]:
+        num_seeds = runner.obs.shape[0]
+        batched = over_seeds(
+            lambda r: iterate(env, r, config), num_seeds, in_axes=(axes,), out_axes=(axes, 0)
+        )
         shapes: Any = jax.eval_shape(batched, runner)[1]
         rows = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 
@@ -175,9 +200,12 @@ class HostEngine:
 
         axes: Any = Learners(learner.VMAP_AXES, 0)  # type: ignore[arg-type]
         self.tree = jax.jit(jax.vmap(init, out_axes=axes))(seed_keys(seeds))
+        num_seeds = len(self._seeds)
         self._draw = jax.jit(jax.vmap(draw))
-        self._act = jax.jit(jax.vmap(act, in_axes=(learner.VMAP_AXES, 0, 0, None)))
-        self._update = jax.jit(jax.vmap(update, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0)
+        self._act = jax.jit(over_seeds(act, num_seeds, in_axes=(learner.VMAP_AXES, 0, 0, None)))
+        self._update = jax.jit(
+            over_seeds(update, num_seeds, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0
+        )
 
     @property
     def state(self) -> interface.State:

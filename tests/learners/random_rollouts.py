@@ -92,6 +92,11 @@ def random_batch(seed: int, config: sac.Config, spec: Spec) -> Transitions:
     )
 
 
+def random_noise(seed: int, networks: sac.Networks, config: sac.Config) -> jax.Array:
+    """What a gradient step of these networks takes as noise."""
+    return sac.gradient_noise(jax.random.key(seed), networks.params, config.batch_size)
+
+
 def slices_of(tree: Any, name: str) -> Iterator[np.ndarray]:
     """Incoming columns, biases and outgoing rows of a layer's neurons in all members, neurons first, by layer names."""
     network, layer = name.split("/")

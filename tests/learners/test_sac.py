@@ -130,6 +130,24 @@ def test_an_update_is_as_many_gradient_steps_as_the_ratio_says(config: sac.Confi
     assert last > 2e-3, "one step more or less must matter in this test"
 
 
+@pytest.mark.parametrize(("steps", "ahead", "unroll"), [(12, 5, 2), (12, 1, 1), (7, 3, 2)])
+def test_how_many_gradient_steps_are_drawn_ahead_or_unrolled_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, steps: int, ahead: int, unroll: int
+) -> None:
+    config = dataclasses.replace(SMALL_SAC, utd_ratio=steps / 24.0, learning_starts=0)
+    assert config.gradient_steps == steps
+    state, rollout = random_sac_state(config, LOPSIDED), random_rollout(0, config, LOPSIDED)
+    expected, losses = update(state, rollout, config)
+    monkeypatch.setattr(sac, "DRAWN_AHEAD", ahead)
+    monkeypatch.setattr(sac, "UNROLL", unroll)
+    # A function of its own, so that it is traced anew.
+    got, metrics = quick_jit(lambda s, r: sac.update(s, r, config))(state, rollout)
+    assert_trees_close(got.networks, expected.networks, rtol=1e-3, atol=1e-5)
+    assert_trees_close(metrics, losses, rtol=1e-3, atol=1e-5)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), got.params, state.params)
+    assert min(jax.tree.leaves(moved)) > 5e-3, "the comparison must be of something that was trained"
+
+
 def test_each_gradient_step_draws_its_own_transitions_and_scales_their_rewards() -> None:
     # With rewards 2⁰ … 2¹¹ and no future, the mean target tells whether one row was drawn at all of the 6 steps.
     scale = 2.0**-30

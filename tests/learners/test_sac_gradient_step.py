@@ -15,7 +15,7 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 from compilation import quick_jit
-from random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, random_batch, random_sac_state
+from random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, random_batch, random_noise, random_sac_state
 
 from prune_rl.learners import sac
 from prune_rl.spaces import Spec
@@ -53,7 +53,9 @@ def test_discrete_gradient_steps_equal_adam_in_numpy() -> None:
         batch = random_batch(i, config, DISCRETE)
         expected = learner(batch, None, 0.5 * math.log(4.0))
         before = networks
-        networks, metrics = gradient_step(networks, batch, jax.random.key(i), state.masks, config)
+        networks, metrics = gradient_step(
+            networks, batch, random_noise(i, networks, config), state.masks, config
+        )
         assert set(metrics) == LOSSES
         for name in LOSSES:
             np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
@@ -83,7 +85,9 @@ def test_box_gradient_steps_equal_adam_in_numpy_where_noise_does_not_matter(
         batch = random_batch(i, config, CONTINUOUS)
         expected = learner(batch, np.zeros((config.batch_size, 2)), None)
         before = networks
-        networks, metrics = gradient_step(networks, batch, jax.random.key(i), state.masks, config)
+        networks, metrics = gradient_step(
+            networks, batch, random_noise(i, networks, config), state.masks, config
+        )
         for name in ("critic_loss", "q_target"):
             np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
         close: dict[str, float] = {"rtol": 1e-3, "atol": 5e-5}
@@ -137,7 +141,7 @@ def test_the_temperature_moves_the_entropy_towards_its_target(
         bias = np.array([0.0, 0.0] + [entropy / 2.0 - 0.5 * math.log(2.0 * math.pi * math.e)] * 2)
     networks = certain(state, bias)
     after, metrics = gradient_step(
-        networks, random_batch(0, config, spec), jax.random.key(rises), state.masks, config
+        networks, random_batch(0, config, spec), random_noise(rises, networks, config), state.masks, config
     )
     # Of 256 samples of its own noise each; one noise for all would miss by 1.
     assert float(metrics["entropy"]) == pytest.approx(entropy, abs=1e-4 if spec is DISCRETE else 0.25)

@@ -13,6 +13,7 @@ from random_rollouts import (
     SMALL_SAC,
     moments_of,
     random_batch,
+    random_noise,
     random_rollout,
     random_sac_state,
     slices_of,
@@ -34,12 +35,14 @@ gradient_step = quick_jit(sac.gradient_step, static_argnames="config")
 def test_a_gradient_step_takes_masked_slices_and_their_moments_to_zero() -> None:
     state = random_sac_state(GIVEN, CONTINUOUS)
     batch = random_batch(0, GIVEN, CONTINUOUS)
-    networks, _ = gradient_step(state.networks, batch, jax.random.key(0), state.masks, GIVEN)
+    networks, _ = gradient_step(
+        state.networks, batch, random_noise(0, state.networks, GIVEN), state.masks, GIVEN
+    )
     for tree in moments_of(networks):
         assert all(np.any(part[0]) for name in SIZES for part in slices_of(tree, name))
     rng = np.random.default_rng(0)
     masks = {name: jnp.asarray(rng.random(size) < 0.5) for name, size in SIZES.items()}
-    networks, _ = gradient_step(networks, batch, jax.random.key(1), masks, GIVEN)
+    networks, _ = gradient_step(networks, batch, random_noise(1, networks, GIVEN), masks, GIVEN)
     for name, mask in masks.items():
         kept = np.asarray(mask)
         for tree in (networks.params, *moments_of(networks)):
@@ -68,9 +71,9 @@ def test_training_goes_on_the_same_in_a_compacted_state() -> None:
     )
     start = small
     for i in range(3):
-        batch, key = random_batch(i, config, CONTINUOUS), jax.random.key(i)
-        wide, expected = gradient_step(wide, batch, key, masks, config)
-        small, metrics = gradient_step(small, batch, key, small_state.masks, config)
+        batch, noise = random_batch(i, config, CONTINUOUS), random_noise(i, wide, config)
+        wide, expected = gradient_step(wide, batch, noise, masks, config)
+        small, metrics = gradient_step(small, batch, noise, small_state.masks, config)
         for name in expected:
             np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
     gathered = (compact(groups, wide.params, masks), compact(critics, {"critic": wide.target_critic}, masks))
@@ -94,7 +97,11 @@ def test_the_proximal_step_takes_neurons_of_the_actor_to_zero_and_leaves_the_cri
     networks = state.networks
     for i in range(30):
         networks, _ = gradient_step(
-            networks, random_batch(i, config, CONTINUOUS), jax.random.key(i), state.masks, config
+            networks,
+            random_batch(i, config, CONTINUOUS),
+            random_noise(i, networks, config),
+            state.masks,
+            config,
         )
     for name in SIZES:
         network, layer = name.split("/")
