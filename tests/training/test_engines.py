@@ -276,7 +276,8 @@ class RecordedPendulum(HostEnv):
         return obs, *rest, next_obs
 
 
-def test_sac_keeps_what_the_host_environments_did() -> None:
+@pytest.mark.parametrize("seeds", [[0, 1], [1]], ids=["two seeds", "one seed"])
+def test_sac_keeps_what_the_host_environments_did(seeds: list[int]) -> None:
     envs: list[RecordedPendulum] = []
 
     def new() -> RecordedPendulum:
@@ -284,21 +285,21 @@ def test_sac_keeps_what_the_host_environments_did() -> None:
         return envs[-1]
 
     config = dataclasses.replace(SAC, prune=Pruning(enabled=False))
-    engine = engines.HostEngine(new, [0, 1], config, cut_every=2)
+    engine = engines.HostEngine(new, seeds, config, cut_every=2)
     metrics = engine.advance(3)
     engine.close()
-    assert {leaf.shape for leaf in jax.tree.leaves(metrics)} == {(3, 2)}
+    assert {leaf.shape for leaf in jax.tree.leaves(metrics)} == {(3, len(seeds))}
     assert np.all(np.isfinite(metrics["critic_loss"]) == [[False], [True], [True]])
     kept = plain(engine.state.replay.experience)  # type: ignore[attr-defined]
-    for seed, env in enumerate(envs):
+    for s, env in enumerate(envs):
         obs, action, reward, next_obs = (np.stack(x).reshape(48, -1) for x in zip(*env.seen, strict=True))
-        np.testing.assert_array_equal(kept.obs[seed, 0, :48], obs)
-        np.testing.assert_array_equal(kept.next_obs[seed, 0, :48], next_obs)
-        np.testing.assert_array_equal(kept.reward[seed, 0, :48], reward[:, 0])
+        np.testing.assert_array_equal(kept.obs[s, 0, :48], obs)
+        np.testing.assert_array_equal(kept.next_obs[s, 0, :48], next_obs)
+        np.testing.assert_array_equal(kept.reward[s, 0, :48], reward[:, 0])
         # As the critics see them: in [−1, 1], where the environment's bounds are ±2.
-        np.testing.assert_allclose(kept.action[seed, 0, :48], action / 2.0, atol=1e-6)
+        np.testing.assert_allclose(kept.action[s, 0, :48], action / 2.0, atol=1e-6)
         assert np.abs(action).max() <= 2.0
-        assert not np.any(kept.terminated[seed])
+        assert not np.any(kept.terminated[s])
 
 
 def test_derived_seeds_are_their_own() -> None:
