@@ -38,7 +38,7 @@ class Bench:
 
     sbx_python: Path | None = None
     """A Python that has sbx-rl; without it, our side alone is measured."""
-    repeats: int = 5
+    repeats: int = 9
     """Timed repeats of either side, in turns; medians are reported."""
     steps: int = 1792
     """Environment steps of a repeat, rounded up to whole rollouts: about 10 s of SBX on two idle cores."""
