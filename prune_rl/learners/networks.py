@@ -14,6 +14,10 @@ from prune_rl.spaces import Box, Spec
 Params = dict[str, Any]
 Activation = Callable[[jax.Array], jax.Array]
 
+# Layers with at most so many outputs, an actor's head as a rule, go through `_narrow_product`.
+NARROW = 16
+_barrier: Callable[[jax.Array], jax.Array] = jax.lax.optimization_barrier  # which has no types in jax
+
 ACTIVATIONS: dict[str, Activation] = {
     "tanh": jnp.tanh,
     "relu": jax.nn.relu,
@@ -73,9 +77,33 @@ def apply_ensemble(params: Params, x: jax.Array, activation: str) -> jax.Array:
 
 
 def _dense(layer: Params, x: jax.Array) -> jax.Array:
-    y = x @ layer["kernel"]
+    kernel = layer["kernel"]
+    y = _narrow_product(x, kernel) if 1 < kernel.shape[-1] <= NARROW else x @ kernel
     biased: jax.Array = y + jnp.broadcast_to(layer["bias"], y.shape)
     return biased
+
+
+@jax.custom_vjp
+def _narrow_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """``x @ kernel`` for a kernel [in, out] of few columns, whose gradient is made as (gᵀ x)ᵀ.
+
+    On a CPU XLA makes xᵀ g, its rows so short, five times slower: 3 % of a gradient step of SAC. The barrier keeps it
+    from turning the one into the other.
+    """
+    return x @ kernel
+
+
+def _narrow_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _narrow_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    return g @ kernel.T, _barrier(g_rows.T @ rows).T
+
+
+_narrow_product.defvjp(_narrow_forward, _narrow_backward)
 
 
 def init_actor_critic(key: jax.Array, spec: Spec, hidden: Sequence[int]) -> Params:

@@ -13,6 +13,7 @@ import scipy.special
 
 from prune_rl.learners.networks import (
     ACTIVATIONS,
+    NARROW,
     apply_ensemble,
     apply_mlp,
     init_actor_critic,
@@ -59,6 +60,34 @@ def test_equals_numpy(activation: str) -> None:
     np.testing.assert_allclose(
         apply_mlp(params, jnp.asarray(x[0, 0]), activation), expected[0, 0], rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("batch", [(), (6,), (2, 6)], ids=str)
+def test_gradients_are_those_of_plain_products(batch: tuple[int, ...]) -> None:
+    # Layers of every kind: wider than NARROW, narrow, and of one output.
+    for sizes in ([3, NARROW + 1, NARROW, 2], [3, NARROW, 1]):
+        params = init_mlp(jax.random.key(0), sizes, 1.0)
+        x = jax.random.normal(jax.random.key(1), (*batch, 3))
+        goal = jax.random.normal(jax.random.key(2), (*batch, sizes[-1]))
+
+        def plain(params: Any, x: jax.Array) -> jax.Array:
+            for name in sorted(params, key=lambda name: (name == "head", name)):
+                layer = params[name]
+                x = x @ layer["kernel"] + jnp.broadcast_to(
+                    layer["bias"], (*x.shape[:-1], *layer["bias"].shape)
+                )
+                x = x if name == "head" else jnp.tanh(x)
+            return x
+
+        def loss(apply: Any, params: Any, x: jax.Array, goal: jax.Array = goal) -> jax.Array:
+            return jnp.sum(jnp.square(apply(params, x) - goal))
+
+        got = jax.grad(lambda p, x: loss(lambda p, x: apply_mlp(p, x, "tanh"), p, x), argnums=(0, 1))(
+            params, x
+        )
+        expected = jax.grad(lambda p, x: loss(plain, p, x), argnums=(0, 1))(params, x)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, expected)
+        assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(got)) > 1e-2
 
 
 def test_kernels_start_orthogonal_and_biases_at_zero() -> None:
