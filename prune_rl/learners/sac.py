@@ -31,6 +31,7 @@ from prune_rl.learners.sac_state import (
     adam,
     groups_of,
     is_discrete,
+    learning_steps,
     normalize,
     only,
     optimizer,
@@ -82,8 +83,10 @@ def gradient_step(
     alpha = jnp.exp(networks.log_alpha)
     noise, next_noise = noise
 
+    # Without entropy in its value, what follows an action is worth its rewards alone (Yu et al. 2022).
+    bonus = alpha if config.entropy_backup else jnp.zeros_like(alpha)
     next_value, _ = soft_value(
-        params["actor"], target, alpha, batch.next_obs, next_noise, activation, discrete
+        params["actor"], target, bonus, batch.next_obs, next_noise, activation, discrete
     )
     q_target = critic_target(batch, next_value, config.gamma, config.reward_scale)
     q_loss, gradient = jax.value_and_grad(critic_loss)(
@@ -98,7 +101,7 @@ def gradient_step(
 
     log_alpha, alpha_opt = networks.log_alpha, opt_state.alpha
     if config.alpha is None:
-        goal = target_entropy(params, discrete, config)
+        goal = target_entropy(params, discrete, config)(opt_state.actor.count)
         change, alpha_opt = adam(config).update(
             jax.grad(alpha_loss)(log_alpha, entropy, goal), alpha_opt, log_alpha
         )
@@ -116,12 +119,13 @@ def gradient_step(
     return Networks(params, target, log_alpha, OptState(actor_opt, critic_opt, alpha_opt)), metrics
 
 
-def target_entropy(params: Params, discrete: bool, config: Config) -> float:
-    """The entropy that the temperature is learned for, in nats."""
-    if config.target_entropy is not None:
-        return config.target_entropy
+def target_entropy(params: Params, discrete: bool, config: Config) -> optax.Schedule:
+    """The entropy that the temperature is learned for, in nats, over gradient steps."""
     outputs: int = params["actor"]["head"]["bias"].shape[0]
-    return 0.5 * math.log(outputs) if discrete else -outputs / 2
+    default = 0.5 * math.log(outputs) if discrete else -outputs / 2
+    first = default if config.target_entropy is None else config.target_entropy
+    last = first if config.target_entropy_end is None else config.target_entropy_end
+    return optax.linear_schedule(first, last, learning_steps(config))
 
 
 def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metrics]:

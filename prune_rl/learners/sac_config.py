@@ -42,8 +42,13 @@ class Config:
     init_alpha: float = 1.0
     """What the learned temperature starts from."""
     target_entropy: float | None = None
-    """Entropy that the temperature is learned for, in nats; by default -size for Box actions, 0.5 log n for n Discrete
-    ones."""
+    """Entropy that the temperature is learned for, in nats, at the start; by default -size for Box actions, 0.5 log n
+    for n Discrete ones."""
+    target_entropy_end: float | None = None
+    """That entropy at the end; it changes linearly in between. By default it stays as at the start."""
+    entropy_backup: bool = True
+    """Count the entropy of later actions as reward when the critics learn (soft values). Without it only the actor is
+    drawn towards entropy, and to stay alive for its sake is worth nothing."""
     normalize_obs: bool = False
     """Normalise observations by their running mean and variance."""
     clip_obs: float = 10.0
@@ -116,8 +121,10 @@ class Config:
             raise ValueError(f"learning_rate_end must be a finite number >= 0, got {self.learning_rate_end}")
         if self.alpha is not None and not (self.alpha >= 0 and math.isfinite(self.alpha)):
             raise ValueError(f"alpha must be a finite number >= 0 or absent, got {self.alpha}")
-        if self.target_entropy is not None and not math.isfinite(self.target_entropy):
-            raise ValueError(f"target_entropy must be finite or absent, got {self.target_entropy}")
+        for name in ("target_entropy", "target_entropy_end"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite or absent, got {value}")
         self.prune.check(self.hidden)
         if self.prune.enabled and self.prune.every > self.prune.end * self.total_updates:
             raise ValueError(

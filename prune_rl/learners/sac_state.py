@@ -183,8 +183,12 @@ def prunable_groups(params: Params, config: Config) -> NeuronGroups:
 
 def learning_rate(config: Config) -> optax.Schedule:
     """Linear from ``learning_rate`` to ``learning_rate_end`` over all gradient steps."""
-    steps = (config.total_updates - config.warmup_updates) * config.gradient_steps
-    return optax.linear_schedule(config.learning_rate, config.learning_rate_end, steps)
+    return optax.linear_schedule(config.learning_rate, config.learning_rate_end, learning_steps(config))
+
+
+def learning_steps(config: Config) -> int:
+    """Gradient steps in the whole of training."""
+    return (config.total_updates - config.warmup_updates) * config.gradient_steps
 
 
 def optimizer(network: str, groups: NeuronGroups, config: Config) -> optax.GradientTransformationExtraArgs:

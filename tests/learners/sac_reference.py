@@ -119,11 +119,20 @@ class Learner:
     """Gradient steps on given batches. ``noise`` None: Discrete actions; else what stands in for the normal noise."""
 
     def __init__(
-        self, networks: Any, rates: list[float], *, activation: str, gamma: float, tau: float, scale: float
+        self,
+        networks: Any,
+        rates: list[float],
+        *,
+        activation: str,
+        gamma: float,
+        tau: float,
+        scale: float,
+        entropy_backup: bool = True,
     ) -> None:
         self.actor, self.critic = to_numpy(networks.params["actor"]), to_numpy(networks.params["critic"])
         self.target, self.log_alpha = to_numpy(networks.target_critic), float(networks.log_alpha)
         self.activation, self.gamma, self.tau, self.scale = activation, gamma, tau, scale
+        self.entropy_backup = entropy_backup
         self.adams = [Adam(x, rates) for x in (self.actor, self.critic, np.float64(0.0))]
 
     def __call__(self, batch: Any, noise: Array | None, target_entropy: float | None) -> dict[str, float]:
@@ -131,7 +140,8 @@ class Learner:
         obs, next_obs = np.asarray(batch.obs, np.float64), np.asarray(batch.next_obs, np.float64)
         action, reward = np.asarray(batch.action), np.asarray(batch.reward, np.float64)
         alpha, net = np.exp(self.log_alpha), self.activation
-        value, _ = soft_value(self.actor, self.target, alpha, next_obs, noise, net)
+        bonus = alpha if self.entropy_backup else 0.0
+        value, _ = soft_value(self.actor, self.target, bonus, next_obs, noise, net)
         target = self.scale * reward + self.gamma * np.where(batch.terminated, 0.0, value)
 
         metrics = {"critic_loss": critic_loss(self.critic, obs, action, target, net)}

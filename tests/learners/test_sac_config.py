@@ -24,6 +24,7 @@ GOOD = sac.Config(hidden=(8, 6), num_envs=2, num_steps=6, learning_starts=24, to
         GOOD,
         sac.Config(),
         dataclasses.replace(GOOD, alpha=0.0, target_entropy=-3.0),
+        dataclasses.replace(GOOD, target_entropy_end=0.0, entropy_backup=False),
         dataclasses.replace(GOOD, learning_starts=0, tau=1.0, learning_rate_end=0.0),
         dataclasses.replace(GOOD, batch_size=5000, buffer_size=12),
         dataclasses.replace(GOOD, learning_starts=1188),
@@ -57,7 +58,7 @@ def test_good_values_pass(config: sac.Config) -> None:
             for x in (0.0, -1.0, NAN, INF)
         ),
         *((name, x) for name in ("learning_rate_end", "alpha") for x in (-1.0, NAN, INF)),
-        *(("target_entropy", x) for x in (NAN, INF, -INF)),
+        *((name, x) for name in ("target_entropy", "target_entropy_end") for x in (NAN, INF, -INF)),
     ],
 )
 def test_bad_hyperparameters(name: str, value: Any) -> None:
@@ -106,6 +107,7 @@ def test_pruning_too_rarely_for_the_length_of_training() -> None:
         ({"learning_rate_end": -1.0}, "learning_rate_end must be a finite number >= 0, got -1.0"),
         ({"alpha": -0.1}, "alpha must be a finite number >= 0 or absent, got -0.1"),
         ({"target_entropy": -INF}, "target_entropy must be finite or absent, got -inf"),
+        ({"target_entropy_end": INF}, "target_entropy_end must be finite or absent, got inf"),
         (
             {"prune": Pruning(every=61)},
             "prune.every = 61 is more than the updates up to prune.end = 0.6 of 100, so nothing would ever be "

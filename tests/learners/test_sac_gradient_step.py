@@ -42,16 +42,35 @@ def assert_averaged(networks: sac.Networks, before: sac.Networks) -> None:
     assert_trees_close(networks.target_critic, expected, rtol=2e-6, atol=1e-7)
 
 
-def test_discrete_gradient_steps_equal_adam_in_numpy() -> None:
-    config = FALLING
+@pytest.mark.parametrize(
+    ("changes", "targets"),
+    [
+        ({}, [0.5 * math.log(4.0)] * 3),
+        ({"entropy_backup": False}, [0.5 * math.log(4.0)] * 3),
+        # From the default to a third of it, and from 0.9 to 0.3, over 30 steps.
+        ({"target_entropy_end": math.log(4.0) / 6.0}, [math.log(4.0) * (0.5 - i / 90.0) for i in range(3)]),
+        ({"target_entropy": 0.9, "target_entropy_end": 0.3}, [0.9, 0.88, 0.86]),
+    ],
+    ids=["defaults", "no entropy backup", "falling entropy target", "given falling entropy target"],
+)
+def test_discrete_gradient_steps_equal_adam_in_numpy(changes: dict[str, Any], targets: list[float]) -> None:
+    config = dataclasses.replace(FALLING, **changes)
     state = random_sac_state(config, DISCRETE)
     networks = state.networks
     # The rate falls from 0.01 to 0.004 over the 30 gradient steps of the updates after warm-up.
     rates = [0.01 - 0.0002 * i for i in range(3)]
-    learner = reference.Learner(networks, rates, activation="tanh", gamma=0.99, tau=0.1, scale=1.5)
+    learner = reference.Learner(
+        networks,
+        rates,
+        activation="tanh",
+        gamma=0.99,
+        tau=0.1,
+        scale=1.5,
+        entropy_backup=config.entropy_backup,
+    )
     for i in range(3):
         batch = random_batch(i, config, DISCRETE)
-        expected = learner(batch, None, 0.5 * math.log(4.0))
+        expected = learner(batch, None, targets[i])
         before = networks
         networks, metrics = gradient_step(
             networks, batch, random_noise(i, networks, config), state.masks, config
@@ -148,6 +167,32 @@ def test_the_temperature_moves_the_entropy_towards_its_target(
     # Adam's first step is of the size of the learning rate.
     expected = math.log(0.2) + (0.01 if rises else -0.01)
     np.testing.assert_allclose(after.log_alpha, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("entropy_backup", [True, False])
+def test_box_targets_hold_the_entropy_of_later_actions_only_when_asked(entropy_backup: bool) -> None:
+    config = dataclasses.replace(SMALL_SAC, alpha=0.3, entropy_backup=entropy_backup)
+    networks = random_sac_state(config, CONTINUOUS).networks
+    batch, noise = random_batch(0, config, CONTINUOUS), random_noise(0, networks, config)
+    masks = random_sac_state(config, CONTINUOUS).masks
+    _, metrics = gradient_step(networks, batch, noise, masks, config)
+    actor, target = (reference.to_numpy(x) for x in (networks.params["actor"], networks.target_critic))
+    value, _ = reference.soft_value(
+        actor,
+        target,
+        0.3 if entropy_backup else 0.0,
+        np.asarray(batch.next_obs, np.float64),
+        np.asarray(noise[1], np.float64),
+        "tanh",
+    )
+    expected = np.mean(batch.reward + 0.99 * np.where(batch.terminated, 0.0, value))
+    np.testing.assert_allclose(metrics["q_target"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_entropy_target_changes_linearly_and_then_stays() -> None:
+    config = dataclasses.replace(SMALL_SAC, target_entropy=1.0, target_entropy_end=0.4)
+    schedule = sac.target_entropy(random_sac_state(config, DISCRETE).params, True, config)
+    np.testing.assert_allclose([schedule(i) for i in (0, 15, 30, 60)], [1.0, 0.7, 0.4, 0.4], rtol=1e-6)
 
 
 def test_the_learning_rate_changes_linearly_over_the_gradient_steps_after_warm_up() -> None:
