@@ -83,7 +83,7 @@ def gradient_step(
     alpha = jnp.exp(networks.log_alpha)
     noise, next_noise = noise
 
-    # Without entropy in its value, what follows an action is worth its rewards alone (Yu et al. 2022).
+    # Without the bonus, what follows an action is worth its rewards alone (Yu et al. 2022, SACLite).
     bonus = alpha if config.entropy_backup else jnp.zeros_like(alpha)
     next_value, _ = soft_value(
         params["actor"], target, bonus, batch.next_obs, next_noise, activation, discrete

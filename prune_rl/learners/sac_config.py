@@ -45,10 +45,11 @@ class Config:
     """Entropy that the temperature is learned for, in nats, at the start; by default -size for Box actions, 0.5 log n
     for n Discrete ones."""
     target_entropy_end: float | None = None
-    """That entropy at the end; it changes linearly in between. By default it stays as at the start."""
+    """That entropy at the end; it changes linearly in between (after Xu et al. 2021, arXiv 2112.02852). By default it
+    stays as at the start."""
     entropy_backup: bool = True
-    """Count the entropy of later actions as reward when the critics learn (soft values). Without it only the actor is
-    drawn towards entropy, and to stay alive for its sake is worth nothing."""
+    """Count the entropy of later actions as reward when the critics learn (soft values). Without it only the actor
+    seeks entropy, and an episode is not drawn out for its sake (SACLite: Yu et al. 2022, arXiv 2201.12434)."""
     normalize_obs: bool = False
     """Normalise observations by their running mean and variance."""
     clip_obs: float = 10.0
