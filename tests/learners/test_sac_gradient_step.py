@@ -172,10 +172,10 @@ def test_the_temperature_moves_the_entropy_towards_its_target(
 @pytest.mark.parametrize("entropy_backup", [True, False])
 def test_box_targets_hold_the_entropy_of_later_actions_only_when_asked(entropy_backup: bool) -> None:
     config = dataclasses.replace(SMALL_SAC, alpha=0.3, entropy_backup=entropy_backup)
-    networks = random_sac_state(config, CONTINUOUS).networks
+    state = random_sac_state(config, CONTINUOUS)
+    networks = state.networks
     batch, noise = random_batch(0, config, CONTINUOUS), random_noise(0, networks, config)
-    masks = random_sac_state(config, CONTINUOUS).masks
-    _, metrics = gradient_step(networks, batch, noise, masks, config)
+    _, metrics = gradient_step(networks, batch, noise, state.masks, config)
     actor, target = (reference.to_numpy(x) for x in (networks.params["actor"], networks.target_critic))
     value, _ = reference.soft_value(
         actor,
