@@ -19,7 +19,7 @@ from rich.markdown import Markdown
 
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.learners import ppo
-from prune_rl.learners.config import Pruning
+from prune_rl.learners.pruning_config import Pruning
 from prune_rl.training.engines import Runner, init_runner, make_chunk, seed_keys
 
 
@@ -33,17 +33,17 @@ class Bench:
     """Updates per repeat of the 64-64 run; the 256-256 runs make a quarter of it."""
 
 
-def settings(hidden: tuple[int, ...], prune: Pruning) -> ppo.Config:
+def settings(hidden: tuple[int, ...], prune: Pruning | None) -> ppo.Config:
     """4 environments x 128 steps, 4 epochs x 4 minibatches."""
     return ppo.Config(
         hidden=hidden,
         num_envs=4,
         num_steps=128,
-        epochs=4,
-        minibatches=4,
+        update_epochs=4,
+        num_minibatches=4,
         learning_rate=2.5e-4,
-        entropy=0.01,
-        total_updates=1_000_000,
+        ent_coef=0.01,
+        total_timesteps=1_000_000 * 4 * 128,
         prune=prune,
     )
 
@@ -75,7 +75,7 @@ class Variant:
 
 def measure(bench: Bench) -> str:
     """The table."""
-    off = Pruning(enabled=False)
+    off = None
     # begin = 0: the threshold routine runs at every update, as it does between begin and end of a real run.
     on = Pruning(begin=0.0, end=1.0, sparsity=0.9)
     prox = dataclasses.replace(on, strength=1e-4)

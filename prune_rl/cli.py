@@ -35,7 +35,7 @@ class PPO(ppo.Config):
     """Hyperparameters of PPO."""
 
     # Follows from the steps; a flag would only be overruled.
-    total_updates: tyro.conf.Suppress[int] = ppo.Config.total_updates
+    total_timesteps: tyro.conf.Suppress[int] = ppo.Config.total_timesteps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SAC(sac.Config):
     """Hyperparameters of SAC."""
 
     # As above.
-    total_updates: tyro.conf.Suppress[int] = sac.Config.total_updates
+    total_timesteps: tyro.conf.Suppress[int] = sac.Config.total_timesteps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +159,8 @@ def _evaluate(arguments: list[str], console: Console) -> int:
 
 def _report(arguments: list[str], console: Console) -> int:
     options = tyro.cli(Report, prog="prune-rl report", args=arguments)
-    from prune_rl.training.comparison import aggregate
-    from prune_rl.training.files import write_bytes
+    from prune_rl.reporting.compare_runs import aggregate
+    from prune_rl.runs.atomic_files import write_bytes
 
     text = aggregate(list(options.runs))
     console.print(text, markup=False, soft_wrap=True)

@@ -16,13 +16,13 @@ from clips import frames_of
 
 import prune_rl
 from prune_rl.cli import main, parse_train
+from prune_rl.evaluation.evaluate import evaluate_policy
 from prune_rl.export.policy import Policy, load_policy, save_policy
 from prune_rl.learners import ppo, sac
+from prune_rl.runs.directory import RunDirectory
 from prune_rl.training.config import Config
-from prune_rl.training.evaluation import evaluate_policy
 from prune_rl.training.experiment import control_of
 from prune_rl.training.loop import policy_paths
-from prune_rl.training.run_directory import RunDirectory
 
 IMAGES, UNBOUNDED = "PruneRlImages-v0", "PruneRlUnbounded-v0"
 
@@ -132,7 +132,10 @@ def test_help_of_a_command(command, options, capsys):
 
 @pytest.mark.parametrize(
     ("algo", "own", "of_the_other"),
-    [("ppo", ["--epochs", "--gae-lambda"], ["--tau"]), ("sac", ["--tau", "--utd-ratio"], ["--epochs"])],
+    [
+        ("ppo", ["--update-epochs", "--gae-lambda"], ["--tau"]),
+        ("sac", ["--tau", "--utd-ratio"], ["--update-epochs"]),
+    ],
 )
 def test_help_shows_the_hyperparameters_of_the_learner(algo, own, of_the_other, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -155,7 +158,7 @@ def test_help_shows_the_defaults_of_the_preset(arguments, capsys):
     output = " ".join(capsys.readouterr().out.split())
     preset = parse_train(["LunarLander-v2"])[0]
     assert f"(default: {preset.steps})" in output
-    assert f"(default: {preset.learner.minibatches})" in output
+    assert f"(default: {preset.learner.num_minibatches})" in output
 
 
 @pytest.mark.parametrize(
@@ -210,7 +213,11 @@ def test_a_preset_of_sac(tmp_path):
     [
         ('algo = "sac"', [], "preset mine.toml is one for --algo sac, not for ppo"),
         ('algo = "ppo"', ["--algo", "sac"], "preset mine.toml is one for --algo ppo, not for sac"),
-        ("learner.epochs = 3", ["--algo", "sac"], "preset mine.toml: unknown field 'learner.epochs'"),
+        (
+            "learner.update_epochs = 3",
+            ["--algo", "sac"],
+            "preset mine.toml: unknown field 'learner.update_epochs'",
+        ),
         ("learner.tau = 0.1", [], "preset mine.toml: unknown field 'learner.tau'"),
         ('algo = "td3"', [], "preset mine.toml: there is no learner 'td3'; choose one of ppo, sac"),
     ],
@@ -236,7 +243,7 @@ def test_a_preset_of_another_learner_is_refused(text, flags, message, capsys):
         (["train", "CartPole-v1", "--method", "sparse"], "dynamic"),
         (["train", "CartPole-v1", "--total-updates", "5"], "--total-updates"),
         (["train", "CartPole-v1", "--tau", "0.1"], "--tau"),
-        (["train", "CartPole-v1", "--algo", "sac", "--epochs", "3"], "--epochs"),
+        (["train", "CartPole-v1", "--algo", "sac", "--update-epochs", "3"], "--update-epochs"),
         (["train", "CartPole-v1", "--backend", "mjx"], "envpool"),
         (["evaluate"], "RUN"),
         (["evaluate", "a", "b"], "b"),
@@ -280,9 +287,9 @@ def test_a_command_line_that_does_not_parse(arguments, part, capsys):
         (["CartPole-v1", "--checkpoints", "0"], "checkpoints must be >= 1, got 0"),
         (["CartPole-v1", "--num-envs", "0"], "num_envs must be >= 1, got 0"),
         (["CartPole-v1", "--num-steps", "-1"], "num_steps must be >= 1, got -1"),
-        (["CartPole-v1", "--epochs", "0"], "epochs must be >= 1, got 0"),
-        (["CartPole-v1", "--minibatches", "0"], "minibatches must be >= 1, got 0"),
-        (["CartPole-v1", "--minibatches", "7"], "minibatches = 7 does not divide"),
+        (["CartPole-v1", "--update-epochs", "0"], "update_epochs must be >= 1, got 0"),
+        (["CartPole-v1", "--num-minibatches", "0"], "num_minibatches must be >= 1, got 0"),
+        (["CartPole-v1", "--num-minibatches", "7"], "num_minibatches = 7 does not divide"),
         (["CartPole-v1", "--hidden", "0"], "hidden needs at least one width, each >= 1"),
         (["CartPole-v1", "--hidden"], "hidden needs at least one width"),
         (["CartPole-v1", "--hidden", "64", "-1"], "hidden needs at least one width, each >= 1"),

@@ -27,9 +27,7 @@ def test_a_preset_resolves_and_fits_its_environment(path):
     assert config.env == env
     assert config.algo == algo
     resolved = config.resolved()
-    assert resolved.learner == dataclasses.replace(
-        loaded.learner, total_updates=resolved.learner.total_updates
-    )
+    assert resolved.learner == dataclasses.replace(loaded.learner, total_updates=resolved.learner.num_updates)
     assert resolved.steps >= loaded.steps
     assert config.spec().observation_size > 0
 
@@ -55,12 +53,12 @@ def test_a_learner_has_presets_of_its_own(tmp_path, monkeypatch):
             "preset mine.toml: learner.prune.sparsity must be a number, got 'half'",
         ),
         ("learner = 1", "preset mine.toml: learner must be a table of fields, got 1"),
-        ("[learner]\ntotal_updates = 5", "preset mine.toml: learner.total_updates follows from steps"),
+        ("[learner]\ntotal_updates = 5", "preset mine.toml: learner.num_updates follows from steps"),
         ('algo = "td3"', "preset mine.toml: there is no learner 'td3'; choose one of ppo, sac"),
         ("algo = 3", "preset mine.toml: there is no learner 3; choose one of ppo, sac"),
         (
-            'algo = "sac"\nlearner.epochs = 3',
-            "preset mine.toml: unknown field 'learner.epochs'; known are activation",
+            'algo = "sac"\nlearner.update_epochs = 3',
+            "preset mine.toml: unknown field 'learner.update_epochs'; known are activation",
         ),
         (b"\xff\xfe", "preset mine.toml: 'utf-8' codec can't decode"),
     ],

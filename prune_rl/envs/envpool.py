@@ -1,4 +1,4 @@
-"""A batch of EnvPool's environments, stepped by threads, with the semantics of `prune_rl.envs.host`."""
+"""A batch of EnvPool's environments, stepped by threads, with the semantics of `prune_rl.envs.gymnasium_vector`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from prune_rl.envs import registry
 from prune_rl.envs.errors import UnsupportedEnvironment
-from prune_rl.envs.host import Bools, Floats, stream_seed
+from prune_rl.envs.gymnasium_vector import Bools, Floats, stream_seed
 from prune_rl.spaces import Spec
 
 # EnvPool's name, where it is another one.

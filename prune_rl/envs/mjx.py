@@ -137,7 +137,7 @@ class MjxEnv:
         Args:
             env_state: state of one environment.
             action: float32[nu], clipped to the bounds of ``spec.action`` before anything else, as
-                ``prune_rl.envs.conversion`` does for Gymnasium's environments; so the control cost is that of the
+                ``prune_rl.envs.gymnasium_adapter`` does for Gymnasium; so the control cost is that of the
                 clipped action.
 
         Returns:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
-    from prune_rl.envs.conversion import Adapter
+    from prune_rl.envs.gymnasium_adapter import Adapter
 
 __all__ = [
     "MJX_IDS",
@@ -180,7 +180,7 @@ def spec_of(env_id: str) -> Spec:
 def adapter_of(env_id: str) -> Adapter:
     """Translation between flat arrays and the Gymnasium environment's spaces; raises as ``spec_of`` does."""
     env = make_gymnasium(env_id)
-    from prune_rl.envs.conversion import Adapter
+    from prune_rl.envs.gymnasium_adapter import Adapter
 
     try:
         return Adapter.of(env, env_id)

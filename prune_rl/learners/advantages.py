@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from prune_rl.learners.normalization import linear_recurrence
+from prune_rl.learners.running_statistics import linear_recurrence
 
 
 def generalized_advantages(

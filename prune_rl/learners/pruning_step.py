@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from prune_rl.learners.config import Pruning
-from prune_rl.pruning.activations import activations as find_activations
+from prune_rl.dependency.activations import activations as find_activations
+from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.dependency.tree_paths import KeyPath
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.pruning.brain_surgeon import refit, surgeon_importance
 from prune_rl.pruning.group_sparse import GroupSparseState, mask_state
-from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.importance import IMPORTANCES
-from prune_rl.pruning.leaves import KeyPath
+from prune_rl.pruning.mask_schedule import Gate, advance_gate, cubic_sparsity, nan_scores, update_masks
 from prune_rl.pruning.masks import apply_masks
-from prune_rl.pruning.surgeon import refit, surgeon_importance
-from prune_rl.pruning.thresholds import Gate, advance_gate, cubic_sparsity, nan_scores, update_masks
 
 Params = Any
 Masks = dict[str, jax.Array]

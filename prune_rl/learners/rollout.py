@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from prune_rl.learners.normalization import linear_recurrence
+from prune_rl.learners.running_statistics import linear_recurrence
 
 
 @struct.dataclass

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.pruning.group_sparse import (
     GroupSparseState,
     Metric,
@@ -19,10 +20,9 @@ from prune_rl.pruning.group_sparse import (
     mask_updates,
     trained_part,
 )
-from prune_rl.pruning.groups import NeuronGroups
 from prune_rl.pruning.importance import Importance
+from prune_rl.pruning.mask_schedule import Scope, Share, check_options, cubic_sparsity, update_masks
 from prune_rl.pruning.masks import init_masks
-from prune_rl.pruning.thresholds import Scope, Share, check_options, cubic_sparsity, update_masks
 
 Params = Any
 Masks = dict[str, jax.Array]

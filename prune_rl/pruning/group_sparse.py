@@ -19,10 +19,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prune_rl.pruning.groups import NeuronGroups, path_string
+from prune_rl.dependency.groups import NeuronGroups, path_string
+from prune_rl.dependency.slices import checked_slices
+from prune_rl.dependency.tree_paths import KeyPath, leaves_by_path, replace_leaves
 from prune_rl.pruning.importance import Importance, Scores, importance_function
-from prune_rl.pruning.leaves import KeyPath, leaves_by_path, replace_leaves
-from prune_rl.pruning.masks import apply_masks, checked_slices, mask_like
+from prune_rl.pruning.masks import apply_masks, mask_like
 from prune_rl.pruning.proximal import diagonal_prox, entries, euclidean_prox, penalty_weights
 
 Params = Any

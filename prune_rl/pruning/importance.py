@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prune_rl.pruning.groups import NeuronGroup, NeuronGroups, Slice
-from prune_rl.pruning.leaves import Leaves, leaves_by_path
+from prune_rl.dependency.groups import NeuronGroup, NeuronGroups, Slice
+from prune_rl.dependency.tree_paths import Leaves, leaves_by_path
 
 Params = Any
 Scores = dict[str, jax.Array]
@@ -89,7 +89,7 @@ def output_importance(
 ) -> Scores:
     """Mean influence on what the neuron feeds, ``E|a_j| · ‖w_out[j,:]‖`` (DESIGN, section 2).
 
-    ``activations`` is ``{group name: float[…, size]}``, as ``prune_rl.pruning.activations`` returns it; the mean runs
+    ``activations`` is ``{group name: float[…, size]}``, as ``prune_rl.activations`` returns it; the mean runs
     over all leading axes. Raises ``ValueError`` without it.
     """
     del grads, key

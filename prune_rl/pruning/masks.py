@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.pruning.groups import NeuronGroup, NeuronGroups, Slice, path_string
-from prune_rl.pruning.leaves import KeyPath, leaves_by_path
-
-Masks = Mapping[str, Any]
+from prune_rl.dependency.groups import NeuronGroup, NeuronGroups, Slice
+from prune_rl.dependency.slices import check_masks, checked_slices, concrete_masks, kept_positions
+from prune_rl.dependency.tree_paths import KeyPath, Masks, leaves_by_path
 
 
 class Kept(NamedTuple):
@@ -36,88 +35,6 @@ class Count:
 def init_masks(groups: NeuronGroups) -> dict[str, jax.Array]:
     """{group name: bool[size]}, every neuron kept."""
     return {name: jnp.ones((group.size,), bool) for name, group in groups.items()}
-
-
-def axis_slices(groups: NeuronGroups) -> dict[KeyPath, dict[int, list[tuple[NeuronGroup, Slice]]]]:
-    """{leaf path: {axis: what the groups have there}}; a slice that has two roles is named once."""
-    table: dict[KeyPath, dict[int, list[tuple[NeuronGroup, Slice]]]] = {}
-    for group in groups.values():
-        for piece in group.slices:
-            mine = table.setdefault(piece.path, {}).setdefault(piece.axis, [])
-            if not any(group is other and piece.positions == slice_.positions for other, slice_ in mine):
-                mine.append((group, piece))
-    return table
-
-
-def checked_slices(
-    groups: NeuronGroups, params: Any
-) -> dict[KeyPath, dict[int, list[tuple[NeuronGroup, Slice]]]]:
-    """`axis_slices`, checked against the tree that the groups are to be used on.
-
-    Raises:
-      ValueError: a leaf is missing in params, or its length along the axis is not the one the groups were found with.
-    """
-    leaves = leaves_by_path(params)
-    for group in groups.values():
-        for piece in group.slices:
-            leaf = leaves.get(piece.path)
-            what = f"group {group.name!r} has a slice of {path_string(piece.path)!r}"
-            if leaf is None:
-                known = ", ".join(path_string(path) for path in leaves) or "none"
-                raise ValueError(f"{what}, which is not a leaf of the given tree (its leaves: {known})")
-            shape, length = np.shape(leaf), group.size if piece.length is None else piece.length
-            if piece.axis >= len(shape) or shape[piece.axis] != length:
-                among = "" if piece.length is None else f" among {length} positions"
-                raise ValueError(
-                    f"{what} with {group.size} neurons{among} along axis {piece.axis}, but the given leaf has shape "
-                    f"{shape}: find the groups of this tree, or give the tree before compaction"
-                )
-    return axis_slices(groups)
-
-
-def check_masks(groups: NeuronGroups, masks: Masks) -> dict[str, Any]:
-    """The masks of the groups; names of other groups are left out, as are groups without a mask.
-
-    Raises:
-      ValueError: a mask is not bool[size].
-    """
-    chosen = {name: masks[name] for name in groups if name in masks}
-    for name, mask in chosen.items():
-        size = groups[name].size
-        shape, dtype = np.shape(mask), getattr(mask, "dtype", None)
-        if shape != (size,) or dtype != np.bool_:
-            raise ValueError(
-                f"the mask of group {name!r} must be bool[{size}] (True: kept), got {dtype} of shape {shape}"
-            )
-    return chosen
-
-
-def concrete_masks(groups: NeuronGroups, masks: Masks) -> dict[str, np.ndarray[Any, Any]]:
-    """The masks of the groups as NumPy arrays, for what changes shapes.
-
-    Raises:
-      ValueError: a mask is traced, or not bool[size].
-    """
-    chosen = check_masks(groups, masks)
-    for name, mask in chosen.items():
-        if isinstance(mask, jax.core.Tracer):
-            raise ValueError(
-                f"the mask of group {name!r} is traced, but shapes depend on it: call this outside jit, vmap "
-                "and grad"
-            )
-    return {name: np.asarray(mask) for name, mask in chosen.items()}
-
-
-def kept_positions(pieces: list[tuple[NeuronGroup, Slice]], masks: Masks) -> Any:
-    """Kept positions along one axis, bool[length]; None where all are kept. NumPy for NumPy masks, else traced."""
-    keep = None
-    for group, piece in pieces:
-        if group.name not in masks:
-            continue
-        mask = masks[group.name]
-        mine = mask if piece.positions is None else piece.spread(mask, True)
-        keep = mine if keep is None else keep & mine
-    return keep
 
 
 def _keep(

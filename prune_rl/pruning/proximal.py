@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.pruning.groups import NeuronGroup, NeuronGroups
+from prune_rl.dependency.groups import NeuronGroup, NeuronGroups
+from prune_rl.dependency.tree_paths import leaves_by_path, replace_leaves
 from prune_rl.pruning.importance import Scores, sum_of_squares
-from prune_rl.pruning.leaves import leaves_by_path, replace_leaves
 
 Params = Any
 Masks = Mapping[str, jax.Array]

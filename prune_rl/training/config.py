@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from prune_rl.envs import registry
-from prune_rl.learners import interface
-from prune_rl.learners.config import Pruning
-from prune_rl.learners.interface import LEARNERS
+from prune_rl.learners.registry import LEARNERS
+from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.spaces import Spec
 
 Method = Literal["dynamic", "dense"]
@@ -47,7 +46,7 @@ class Config:
     """Fresh episodes that each policy is evaluated on."""
     evaluation_seed: int = 1_000_000
     """Seed of the evaluation episodes, the same for every policy, so that returns can be compared in pairs."""
-    learner: interface.Config = cast(interface.Config, None)
+    learner: LearnerConfig = cast(LearnerConfig, None)
     """Hyperparameters of the learner; by default those of ``algo``."""
 
     def __post_init__(self) -> None:
@@ -77,13 +76,13 @@ class Config:
     @property
     def log_every(self) -> int:
         """Updates that share a line of the log: one of PPO; of SAC, which makes many small ones, at most 2000 lines."""
-        return 1 if self.algo == "ppo" else -(-self.learner.total_updates // LOG_LINES)
+        return 1 if self.algo == "ppo" else -(-self.learner.num_updates // LOG_LINES)
 
     @property
     def checkpoint_every(self) -> int:
         """Updates between two checkpoints, for a resolved configuration."""
         assert self.checkpoints is not None
-        return -(-self.learner.total_updates // self.checkpoints)
+        return -(-self.learner.num_updates // self.checkpoints)
 
     @property
     def cuts_short(self) -> bool:
@@ -107,23 +106,18 @@ class Config:
         backend: Any = backends[0] if self.backend == "auto" else self.backend
         if backend not in backends:
             raise ValueError(f"{self.env} has no backend {backend!r}; choose one of {', '.join(backends)}")
-        if self.method == "dynamic" and not self.learner.prune.enabled:
-            raise ValueError(
-                "prune.enabled is off, so method 'dynamic' would remove nothing: use method 'dense'"
-            )
         updates = -(-self.steps // self.steps_per_update)
         config = dataclasses.replace(
             self,
             backend=backend,
             checkpoints=self.checkpoints or self._default_checkpoints(backend, updates),
             steps=updates * self.steps_per_update,
-            learner=dataclasses.replace(self.learner, total_updates=updates),
+            learner=dataclasses.replace(self.learner, total_timesteps=updates * self.steps_per_update),
         )
         config.method_learner().check()
         if self.method == "dense":
             # Whatever was set for pruning: a dense run is one and the same, so it is trained once.
-            learner = dataclasses.replace(config.learner, prune=Pruning(min_width=1))
-            config = dataclasses.replace(config, learner=learner)
+            config = dataclasses.replace(config, learner=config.method_learner())
         return config
 
     def _default_checkpoints(self, backend: str, updates: int) -> int:
@@ -132,11 +126,10 @@ class Config:
         limit = registry.resolve(self.env).time_limit or 0
         return max(1, min(CHECKPOINTS, updates * self.learner.num_steps // max(2 * limit, 1)))
 
-    def method_learner(self) -> interface.Config:
+    def method_learner(self) -> LearnerConfig:
         """The learner's hyperparameters under ``method``: a method only ever changes how neurons are removed."""
         if self.method == "dense":
-            prune = dataclasses.replace(self.learner.prune, enabled=False)
-            return dataclasses.replace(self.learner, prune=prune)
+            return dataclasses.replace(self.learner, prune=None)
         return self.learner
 
     def spec(self) -> Spec:

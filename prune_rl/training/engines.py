@@ -12,10 +12,10 @@ import numpy as np
 from flax import struct
 
 from prune_rl.envs.autoreset import JaxEnv
-from prune_rl.learners import interface
-from prune_rl.learners.interface import Metrics, learner_of
+from prune_rl.learners.registry import Config as LearnerConfig
+from prune_rl.learners.registry import Metrics, State, learner_of
 from prune_rl.learners.rollout import Rollout
-from prune_rl.training.collect import HostEnvironment, host_rollout, reset_envs, rollout
+from prune_rl.training.rollouts import HostEnvironment, host_rollout, reset_envs, rollout
 
 
 class Engine(Protocol):
@@ -29,7 +29,7 @@ class Engine(Protocol):
     tree: Any
 
     @property
-    def state(self) -> interface.State: ...
+    def state(self) -> State: ...
 
     def advance(self, n: int) -> Metrics: ...
 
@@ -46,7 +46,7 @@ class Runner:
     key: jax.Array
 
 
-def runner_axes(config: interface.Config) -> Any:
+def runner_axes(config: LearnerConfig) -> Any:
     """``in_axes`` of a runner."""
     return Runner(learner_of(config).VMAP_AXES, 0, 0, 0)  # type: ignore[arg-type]
 
@@ -78,7 +78,7 @@ def over_seeds(
     return one
 
 
-def init_runner(env: JaxEnv[Any], keys: jax.Array, config: interface.Config) -> Runner:
+def init_runner(env: JaxEnv[Any], keys: jax.Array, config: LearnerConfig) -> Runner:
     """Fresh learners and device environments for keys [S]."""
 
     def init(key: jax.Array) -> Runner:
@@ -90,7 +90,7 @@ def init_runner(env: JaxEnv[Any], keys: jax.Array, config: interface.Config) -> 
     return runner
 
 
-def iterate(env: JaxEnv[Any], runner: Runner, config: interface.Config) -> tuple[Runner, Metrics]:
+def iterate(env: JaxEnv[Any], runner: Runner, config: LearnerConfig) -> tuple[Runner, Metrics]:
     """Rollout, update, proximal step and threshold of one seed. Pure."""
     key, rollout_key = jax.random.split(runner.key)
     env_state, obs, transitions = rollout(
@@ -100,7 +100,7 @@ def iterate(env: JaxEnv[Any], runner: Runner, config: interface.Config) -> tuple
     return Runner(state, env_state, obs, key), metrics
 
 
-def make_chunk(env: JaxEnv[Any], config: interface.Config, length: int) -> Any:
+def make_chunk(env: JaxEnv[Any], config: LearnerConfig, length: int) -> Any:
     """A compiled function (runner, n) -> (runner, metrics [length, S]) that makes n <= ``length`` updates.
 
     ``n`` is traced, so that a shorter last chunk compiles nothing anew; rows of metrics from n on are zeros. The runner
@@ -130,14 +130,14 @@ def make_chunk(env: JaxEnv[Any], config: interface.Config, length: int) -> Any:
 class DeviceEngine:
     """Everything on the device: up to ``length`` updates in one compiled program without a host round trip."""
 
-    def __init__(self, env: JaxEnv[Any], seeds: Sequence[int], config: interface.Config, length: int) -> None:
+    def __init__(self, env: JaxEnv[Any], seeds: Sequence[int], config: LearnerConfig, length: int) -> None:
         self.tree = init_runner(env, seed_keys(seeds), config)
         self._chunk = make_chunk(env, config, length)
         self._length = length
 
     @property
-    def state(self) -> interface.State:
-        state: interface.State = self.tree.state
+    def state(self) -> State:
+        state: State = self.tree.state
         return state
 
     def advance(self, n: int) -> Metrics:
@@ -175,7 +175,7 @@ class HostEngine:
         self,
         make_envs: Callable[[], HostEnvironment],
         seeds: Sequence[int],
-        config: interface.Config,
+        config: LearnerConfig,
         cut_every: int,
     ) -> None:
         self._config, self._seeds, self._cut_every = config, list(seeds), cut_every
@@ -208,8 +208,8 @@ class HostEngine:
         )
 
     @property
-    def state(self) -> interface.State:
-        state: interface.State = self.tree.state
+    def state(self) -> State:
+        state: State = self.tree.state
         return state
 
     def advance(self, n: int) -> Metrics:

@@ -12,17 +12,17 @@ from rich.console import Console
 from rich.markup import escape
 
 from prune_rl.envs import registry
-from prune_rl.envs.backends import make_host
+from prune_rl.envs.make import make_host
 from prune_rl.export.policy import load_policy, save_policy
-from prune_rl.learners.interface import Metrics, State, learner_of
-from prune_rl.training.checkpoints import Checkpoints
+from prune_rl.learners.registry import Metrics, State, learner_of
+from prune_rl.runs.checkpoints import Checkpoints
+from prune_rl.runs.directory import RunDirectory
+from prune_rl.runs.log_rows import joined, record
+from prune_rl.runs.logging import MaskHistory, MetricsLog
+from prune_rl.runs.progress import Progress
 from prune_rl.training.config import Config
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
-from prune_rl.training.metrics import MaskHistory, MetricsLog
-from prune_rl.training.policies import compact_policy, masked_policy, state_of_seed
-from prune_rl.training.progress import Progress
-from prune_rl.training.records import joined, record
-from prune_rl.training.run_directory import RunDirectory
+from prune_rl.training.policy_export import compact_policy, masked_policy, state_of_seed
 
 # Updates in one compiled call: enough that a call's overhead vanishes, few enough that progress shows.
 CHUNK = 25
@@ -110,7 +110,7 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
         console.print(f"continuing from the checkpoint at {done * config.steps_per_update:,} steps")
     log.rewind(done * config.steps_per_update)
     history.rewind(done * config.steps_per_update)
-    total, every = config.learner.total_updates, config.checkpoint_every
+    total, every = config.learner.num_updates, config.checkpoint_every
     rows: list[Metrics] = []
     widths = {name: int(mask.shape[-1]) for name, mask in engine.state.masks.items()}
     title = f"{config.env} {config.algo} {config.method}, " + (

@@ -27,8 +27,8 @@ def load_preset(path: Path, config: Config) -> Config:
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         result = merged(config, data)
-        if "total_updates" in data.get("learner", {}):
-            raise ValueError("learner.total_updates follows from steps and cannot be set")
+        if "total_timesteps" in data.get("learner", {}):
+            raise ValueError("learner.total_timesteps follows from steps and cannot be set")
         return result
     except FileNotFoundError:
         raise ValueError(f"there is no preset {str(path)!r}") from None

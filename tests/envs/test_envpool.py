@@ -15,7 +15,7 @@ from prune_rl.envs import registry
 from prune_rl.envs.cartpole import CartPole, CartPoleState
 from prune_rl.envs.envpool import EnvPoolEnv
 from prune_rl.envs.errors import UnsupportedEnvironment
-from prune_rl.envs.host import HostEnv, stream_seed
+from prune_rl.envs.gymnasium_vector import HostEnv, stream_seed
 from prune_rl.spaces import Discrete
 
 from .reference_tasks import LANDER_FUEL, lander_pilot, lander_shaping

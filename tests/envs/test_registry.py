@@ -10,8 +10,8 @@ import pytest
 
 from prune_rl.envs import mjx, registry
 from prune_rl.envs.cartpole import CartPole
-from prune_rl.envs.conversion import Adapter
-from prune_rl.envs.host import HostEnv
+from prune_rl.envs.gymnasium_adapter import Adapter
+from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.registry import UnsupportedEnvironment
 from prune_rl.spaces import Box, Discrete, Spec
 

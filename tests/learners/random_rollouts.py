@@ -12,15 +12,12 @@ import numpy as np
 import optax
 
 from prune_rl.learners import ppo, sac
-from prune_rl.learners.config import Pruning
-from prune_rl.learners.replay import Transitions
+from prune_rl.learners.sac.replay_buffer import Transitions
 from prune_rl.spaces import Box, Discrete, Spec
 
 DISCRETE = Spec(observation_size=3, action=Discrete(4))
 CONTINUOUS = Spec(observation_size=3, action=Box((-1.0, -1.0), (1.0, 1.0), (2,)))
-SMALL = ppo.Config(
-    hidden=(6, 5), num_envs=3, num_steps=8, epochs=2, minibatches=4, prune=Pruning(enabled=False)
-)
+SMALL = ppo.Config(hidden=(6, 5), num_envs=3, num_steps=8, update_epochs=2, num_minibatches=4, prune=None)
 LOPSIDED = Spec(observation_size=3, action=Box((-3.0, 0.5), (1.0, 0.75), (2,)))
 # Two updates of warm-up, then 6 gradient steps per update of 24 environment steps.
 SMALL_SAC = sac.Config(
@@ -34,8 +31,8 @@ SMALL_SAC = sac.Config(
     learning_rate=0.01,
     learning_rate_end=0.01,
     tau=0.1,
-    total_updates=7,
-    prune=Pruning(enabled=False),
+    total_timesteps=7 * 3 * 8,
+    prune=None,
 )
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import optax
 import pytest
 
-from prune_rl.pruning.compaction import compact
+from prune_rl.dependency.compaction import compact
+from prune_rl.dependency.find_groups import find_groups
 from prune_rl.pruning.dynamic import dynamic_pruning, masks_of
-from prune_rl.pruning.finding import find_groups
 
 Array = np.ndarray[Any, Any]
 SIZES = {"first": 20, "second": 10}

@@ -22,13 +22,13 @@ from compilation import QUICK, quick_jit
 from flax import nnx
 from flax.training.train_state import TrainState
 
-from prune_rl.pruning.compaction import compact, compact_function
+from prune_rl.dependency.compaction import compact, compact_function
+from prune_rl.dependency.find_groups import find_groups
+from prune_rl.dependency.groups import NeuronGroups, path_string
 from prune_rl.pruning.dynamic import STATIC_ARGS, DynamicPruningState, dynamic_pruning, masks_of
-from prune_rl.pruning.finding import find_groups
 from prune_rl.pruning.group_sparse import group_sparse
-from prune_rl.pruning.groups import NeuronGroups, path_string
 from prune_rl.pruning.importance import magnitude_importance
-from prune_rl.pruning.width import scale_by_width
+from prune_rl.pruning.scale_by_width import scale_by_width
 
 Params = Any
 Array = np.ndarray[Any, Any]

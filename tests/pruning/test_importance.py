@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prune_rl.pruning.activations import activations
-from prune_rl.pruning.finding import find_groups
-from prune_rl.pruning.groups import NeuronGroups
+from prune_rl.dependency.activations import activations
+from prune_rl.dependency.find_groups import find_groups
+from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.pruning.importance import (
     IMPORTANCES,
     fisher_importance,

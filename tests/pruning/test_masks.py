@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prune_rl.pruning.compaction import compact
-from prune_rl.pruning.finding import find_groups
-from prune_rl.pruning.groups import NeuronGroups
+from prune_rl.dependency.compaction import compact
+from prune_rl.dependency.find_groups import find_groups
+from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.pruning.masks import Kept, apply_masks, count, init_masks, mask_like
 
 INPUTS, OUTPUTS = 3, 2

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.learners import ppo, sac
-from prune_rl.learners.config import Pruning
+from prune_rl.learners.pruning_config import Pruning
 from prune_rl.training.config import Config, from_json, merged
 
 
@@ -27,7 +27,7 @@ def with_prune(config=None, **prune):
 def test_resolving_fills_in_what_follows():
     config = Config(steps=1000, learner=ppo.Config(num_envs=8, num_steps=64)).resolved()
     assert config.steps_per_update == 512
-    assert (config.steps, config.learner.total_updates, config.backend) == (1024, 2, "jax")
+    assert (config.steps, config.learner.num_updates, config.backend) == (1024, 2, "jax")
     assert Config(env="Pendulum-v1").resolved().backend == "gymnasium"
     assert Config(seed=3, seeds=2).all_seeds == [3, 4]
 
@@ -59,15 +59,15 @@ def test_each_learner_has_its_own_hyperparameters():
 
 @given(updates=st.integers(1, 100_000), seed=st.integers(0, 9))
 def test_the_log_of_sac_has_at_most_2000_lines(updates, seed):
-    config = Config(algo="sac", seed=seed, learner=sac.Config(total_updates=updates))
+    config = Config(algo="sac", seed=seed, learner=sac.Config(total_timesteps=updates * 4 * 16))
     lines = math.ceil(updates / config.log_every)
     assert min(updates, 1000) <= lines <= 2000
-    assert Config(learner=ppo.Config(total_updates=updates)).log_every == 1
+    assert Config(learner=ppo.Config(total_timesteps=updates * 8 * 128)).log_every == 1
 
 
 @given(updates=st.integers(1, 10_000), checkpoints=st.integers(1, 500))
 def test_there_are_never_more_checkpoints_than_asked_for(updates, checkpoints):
-    config = Config(checkpoints=checkpoints, learner=ppo.Config(total_updates=updates))
+    config = Config(checkpoints=checkpoints, learner=ppo.Config(total_timesteps=updates * 8 * 128))
     made = math.ceil(updates / config.checkpoint_every)
     assert 1 <= made <= checkpoints
     # Rounding the interval up costs at most the half of them.
@@ -78,15 +78,15 @@ def test_there_are_never_more_checkpoints_than_asked_for(updates, checkpoints):
     hidden=st.lists(st.integers(1, 300), min_size=1, max_size=4),
     learning_rate=st.floats(1e-6, 1.0),
     energy=st.none() | st.floats(0.0, 0.99),
-    clip_value=st.none() | st.floats(0.01, 1.0),
+    clip_range_vf=st.none() | st.floats(0.01, 1.0),
     seed=st.integers(0, 2**31 - 2),
     score=st.sampled_from(["taylor", "surgeon", "random"]),
     normalize_obs=st.booleans(),
     algo=st.sampled_from(["ppo", "sac"]),
 )
-def test_json_round_trip(hidden, learning_rate, energy, clip_value, seed, score, normalize_obs, algo):
+def test_json_round_trip(hidden, learning_rate, energy, clip_range_vf, seed, score, normalize_obs, algo):
     # Each has a field of its own that may be absent.
-    learner = ppo.Config(clip_value=clip_value) if algo == "ppo" else sac.Config(alpha=clip_value)
+    learner = ppo.Config(clip_range_vf=clip_range_vf) if algo == "ppo" else sac.Config(alpha=clip_range_vf)
     config = Config(
         algo=algo,
         seed=seed,
@@ -167,9 +167,9 @@ BAD = [
     (Config(env="Pendulum-v1", backend="jax"), "Pendulum-v1 has no backend 'jax'; choose one of gymnasium"),
     (with_learner(num_envs=0), "num_envs must be >= 1"),
     (with_learner(num_steps=-3), "num_steps must be >= 1"),
-    (with_learner(epochs=0), "epochs must be >= 1"),
-    (with_learner(minibatches=0), "minibatches must be >= 1"),
-    (with_learner(minibatches=3), "minibatches = 3 does not divide"),
+    (with_learner(update_epochs=0), "update_epochs must be >= 1"),
+    (with_learner(num_minibatches=0), "num_minibatches must be >= 1"),
+    (with_learner(num_minibatches=3), "num_minibatches = 3 does not divide"),
     (with_learner(hidden=()), "hidden needs at least one width"),
     (with_learner(hidden=(16, 0)), "hidden needs at least one width, each >= 1"),
     (with_learner(activation="sine"), "unknown activation 'sine'; choose one of tanh"),
@@ -180,11 +180,11 @@ BAD = [
     (with_learner(gamma=1.01), "gamma must lie in [0, 1]"),
     (with_learner(gamma=NAN), "gamma must lie in [0, 1]"),
     (with_learner(gae_lambda=-0.1), "gae_lambda must lie in [0, 1]"),
-    (with_learner(clip=0.0), "clip must be a finite number > 0"),
-    (with_learner(clip_value=0.0), "clip_value must be a finite number > 0"),
+    (with_learner(clip_eps=0.0), "clip_eps must be a finite number > 0"),
+    (with_learner(clip_range_vf=0.0), "clip_range_vf must be a finite number > 0"),
     (with_learner(clip_obs=-1.0), "clip_obs must be a finite number > 0"),
     (with_learner(max_grad_norm=0.0), "max_grad_norm must be a finite number > 0"),
-    (with_learner(entropy=NAN), "entropy must be a finite number >= 0"),
+    (with_learner(ent_coef=NAN), "ent_coef must be a finite number >= 0"),
     (with_prune(sparsity=1.0), "prune.sparsity must lie in [0, 1), got 1.0"),
     (with_prune(sparsity=-0.1), "prune.sparsity must lie in [0, 1)"),
     (with_prune(sparsity=NAN), "prune.sparsity must lie in [0, 1)"),
@@ -232,7 +232,7 @@ def test_merging_another_algo_brings_its_hyperparameters():
     )
     assert merged(found, {"algo": "ppo"}) == Config(steps=7)
     for data, part in (
-        ({"algo": "sac", "learner": {"epochs": 3}}, "unknown field 'learner.epochs'; known are activation, alpha"),
+        ({"algo": "sac", "learner": {"update_epochs": 3}}, "unknown field 'learner.update_epochs'; known are activ"),
         ({"learner": {"tau": 0.1}}, "unknown field 'learner.tau'; known are activation, "),
         ({"algo": "td3"}, "there is no learner 'td3'; choose one of ppo, sac"),
         ({"algo": "sac", "learner": {"alpha": "much"}}, "learner.alpha must be a number, got 'much'"),
@@ -283,9 +283,7 @@ def test_checkpoints_leave_host_environments_time_for_whole_episodes():
     # 20 updates of 64 steps hold three spans of two episodes of 200 steps.
     assert (short.checkpoints, short.checkpoint_every) == (3, 7)
     assert not short.cuts_short
-    tiny = Config(
-        env="Pendulum-v1", steps=4 * 64, learner=dataclasses.replace(learner, prune=Pruning(enabled=False))
-    )
+    tiny = Config(env="Pendulum-v1", steps=4 * 64, learner=dataclasses.replace(learner, prune=None))
     tiny = dataclasses.replace(tiny, method="dense").resolved()
     assert tiny.checkpoints == 1
     assert not tiny.cuts_short, "no checkpoint does it, but the end of training"

@@ -13,23 +13,23 @@ import numpy as np
 import pytest
 
 from prune_rl.envs.cartpole import CartPole
-from prune_rl.envs.host import HostEnv
+from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.learners import ppo, sac
-from prune_rl.learners.config import Pruning
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.training import engines
-from prune_rl.training.checkpoints import Checkpoints
 
 CONFIG = ppo.Config(
     hidden=(8,),
     num_envs=3,
     num_steps=16,
-    epochs=2,
-    minibatches=2,
+    update_epochs=2,
+    num_minibatches=2,
     learning_rate=3e-3,
-    total_updates=6,
+    total_timesteps=6 * 3 * 16,
     prune=Pruning(sparsity=0.5, begin=0.2, end=0.8),
 )
-DENSE = dataclasses.replace(CONFIG, prune=Pruning(enabled=False))  # faster to compile
+DENSE = dataclasses.replace(CONFIG, prune=None)  # faster to compile
 # An update of 16 environment steps makes 4 gradient steps; the first one only fills the buffer.
 SAC = sac.Config(
     hidden=(8,),
@@ -39,7 +39,7 @@ SAC = sac.Config(
     batch_size=8,
     learning_starts=16,
     learning_rate=3e-3,
-    total_updates=6,
+    total_timesteps=6 * 2 * 8,
     prune=Pruning(sparsity=0.5, critic=True, begin=0.2, end=0.8),
 )
 
@@ -284,7 +284,7 @@ def test_sac_keeps_what_the_host_environments_did(seeds: list[int]) -> None:
         envs.append(RecordedPendulum())
         return envs[-1]
 
-    config = dataclasses.replace(SAC, prune=Pruning(enabled=False))
+    config = dataclasses.replace(SAC, prune=None)
     engine = engines.HostEngine(new, seeds, config, cut_every=2)
     metrics = engine.advance(3)
     engine.close()

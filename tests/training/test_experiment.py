@@ -18,9 +18,9 @@ import pytest
 import prune_rl
 from prune_rl.cli import main, parse_train
 from prune_rl.export.policy import load_policy
+from prune_rl.runs.directory import PACKAGES
+from prune_rl.runs.logging import MaskHistory, read_metrics
 from prune_rl.training.experiment import control_of, read_config
-from prune_rl.training.metrics import MaskHistory, read_metrics
-from prune_rl.training.run_directory import PACKAGES
 
 SEEDS = (0, 1, 2)
 
@@ -38,7 +38,7 @@ def test_the_configuration_is_complete_and_loads_back(jax_run):
     config = parse_train(jax_run.arguments[1:])[0].resolved()
     assert stored == config.to_json()
     assert read_config(jax_run.path) == config
-    assert (config.backend, config.steps, config.learner.total_updates) == ("jax", 4096, 32)
+    assert (config.backend, config.steps, config.learner.num_updates) == ("jax", 4096, 32)
     assert jax_run.path == jax_run.root / config.default_run_dir()
 
 
@@ -197,8 +197,8 @@ def test_hopper_trains_on_mjx(train, tmp_path):
         pytest.skip("MJX is not installed (pip install 'prune_rl[mjx]')")
     # One step of the environment in the program, which takes long enough to compile.
     arguments = shlex.split(
-        "train Hopper-v3 --backend jax --hidden 8 8 --num-envs 8 --num-steps 1 --steps 32 --checkpoints 2 --epochs 1"
-        " --minibatches 1 --prune.every 1 --prune.sparsity 0.5 --episodes 1 --no-control"
+        "train Hopper-v3 --backend jax --hidden 8 8 --num-envs 8 --num-steps 1 --steps 32 --checkpoints 2"
+        " --update-epochs 1 --num-minibatches 1 --prune.every 1 --prune.sparsity 0.5 --episodes 1 --no-control"
     )
     run = train(arguments, tmp_path)
     assert "note: on a CPU, MJX is an order of magnitude slower than MuJoCo" in " ".join(run.output.split())

@@ -18,14 +18,14 @@ from rich.console import Console
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.export.policy import load_policy
 from prune_rl.learners import ppo, sac
-from prune_rl.learners.interface import learner_of
+from prune_rl.learners.registry import learner_of
+from prune_rl.runs.checkpoints import Checkpoints
+from prune_rl.runs.logging import MaskHistory, read_metrics
 from prune_rl.training import config as config_module
-from prune_rl.training.checkpoints import Checkpoints
 from prune_rl.training.config import Config
 from prune_rl.training.engines import Learners, init_runner, seed_keys
 from prune_rl.training.experiment import read_config
 from prune_rl.training.loop import run_updates
-from prune_rl.training.metrics import MaskHistory, read_metrics
 
 TIMEOUT = 240.0
 
@@ -76,7 +76,7 @@ def assert_same_run(run, reference):
     assert rows_of(run) == rows_of(reference)
     assert files_of(run) == files_of(reference)
     found, expected = last_checkpoint(run), last_checkpoint(reference)
-    assert found.step == expected.step == read_config(reference).learner.total_updates
+    assert found.step == expected.step == read_config(reference).learner.num_updates
     assert jax.tree.structure(found.tree) == jax.tree.structure(expected.tree)
     for left, right in zip(jax.tree.leaves(found.tree), jax.tree.leaves(expected.tree), strict=True):
         assert bits(left) == bits(right)
@@ -260,7 +260,7 @@ def test_lines_of_the_log_that_share_updates_are_the_same_after_an_interruption(
     monkeypatch.setattr(config_module, "LOG_LINES", 5)
     learner = sac.Config(num_envs=1, num_steps=10, learning_starts=0)
     config = Config(env="Pendulum-v1", algo="sac", steps=200, checkpoints=3, learner=learner).resolved()
-    assert (config.learner.total_updates, config.log_every, config.checkpoint_every) == (20, 4, 7)
+    assert (config.learner.num_updates, config.log_every, config.checkpoint_every) == (20, 4, 7)
     console = Console(file=io.StringIO())
     for folder in ("whole", "broken"):
         (tmp_path / folder).mkdir()

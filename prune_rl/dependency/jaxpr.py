@@ -1,0 +1,196 @@
+"""A function's jaxpr as one flat program: nested jit calls are inlined, so that every value has one number."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core as jex
+
+from prune_rl.dependency.tree_paths import KeyPath
+
+INLINED = {"jit", "pjit", "closed_call", "core_call", "core_closed_call"}
+KEPT_CALLS = {"custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2"}
+# Loops and branches, with the parameters that hold what they run.
+CONTROL = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
+
+make_struct: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct  # which has no types in jax
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+    """What a loop or a branch runs, on numbers of its own."""
+
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    equations: tuple[Equation, ...]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Equation:
+    """One primitive applied to numbered values.
+
+    `body` holds the equations inside a function with a custom derivative or a rematerialised block, over the
+    same numbers, so that the call can be taken apart or kept whole. `blocks` holds what a loop or a branch runs:
+    of scan the body, of while the condition and the body, of cond every branch.
+    """
+
+    source: Any  # the JaxprEqn: primitive, params and context to bind it again
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    body: tuple[Equation, ...] | None = None
+    blocks: tuple[Block, ...] = ()
+
+    def bind(self, arguments: Sequence[Any], params: Mapping[str, Any] | None = None) -> list[Any]:
+        """The outputs for these arguments, with other parameters of the primitive where they are given."""
+        primitive = self.source.primitive
+        bound = primitive.get_bind_params(self.params if params is None else params)
+        # Some versions of jax give (functions, params), others params alone.
+        functions, bound = bound if isinstance(bound, tuple) else ((), bound)
+        results = primitive.bind(*functions, *arguments, **bound)
+        return list(results) if primitive.multiple_results else [results]
+
+    @property
+    def name(self) -> str:
+        return str(self.source.primitive.name)
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        return dict(self.source.params)
+
+
+@dataclasses.dataclass(eq=False)
+class Program:
+    """A traced function: `avals` by value number, constants by number, equations in order."""
+
+    avals: list[Any] = dataclasses.field(default_factory=list)
+    constants: dict[int, Any] = dataclasses.field(default_factory=dict)
+    equations: tuple[Equation, ...] = ()
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+
+    def new(self, aval: Any) -> int:
+        self.avals.append(aval)
+        return len(self.avals) - 1
+
+    def shape(self, value: int) -> tuple[int, ...]:
+        return tuple(getattr(self.avals[value], "shape", ()))
+
+    def constant(self, aval: Any, array: Any) -> int:
+        value = self.new(aval)
+        self.constants[value] = array
+        return value
+
+
+def flatten_jaxpr(closed: Any) -> Program:
+    """The program of a ClosedJaxpr, with nested jit calls inlined."""
+    program = Program()
+    program.inputs = tuple(program.new(v.aval) for v in closed.jaxpr.invars)
+    outputs, equations = _inline(program, closed.jaxpr, closed.consts, program.inputs)
+    program.outputs, program.equations = tuple(outputs), tuple(equations)
+    return program
+
+
+def _inline(
+    program: Program, jaxpr: Any, consts: Sequence[Any], ins: Sequence[int]
+) -> tuple[list[int], list[Equation]]:
+    number: dict[Any, int] = dict(zip(jaxpr.invars, ins, strict=True))
+    for var, array in zip(jaxpr.constvars, consts, strict=True):
+        number[var] = program.constant(var.aval, array)
+
+    def read(atom: Any) -> int:
+        if isinstance(atom, jex.Literal):
+            return program.constant(atom.aval, atom.val)
+        return number[atom]
+
+    equations: list[Equation] = []
+    for eqn in jaxpr.eqns:
+        args = tuple(read(atom) for atom in eqn.invars)
+        inner = _inner_jaxpr(eqn)
+        if eqn.primitive.name in CONTROL:
+            outs = [program.new(v.aval) for v in eqn.outvars]
+            blocks = tuple(_block(program, closed) for closed in _controlled(eqn))
+            equations.append(Equation(eqn, args, tuple(outs), blocks=blocks))
+        elif inner is None:
+            outs = [program.new(v.aval) for v in eqn.outvars]
+            equations.append(Equation(eqn, args, tuple(outs)))
+        else:
+            outs, body = _inline(program, *inner, args)
+            if eqn.primitive.name in INLINED:
+                equations.extend(body)
+            else:
+                equations.append(Equation(eqn, args, tuple(outs), tuple(body)))
+        number.update(zip(eqn.outvars, outs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars], equations
+
+
+def _controlled(eqn: Any) -> list[Any]:
+    """The closed jaxprs of a loop or a branch."""
+    found = [eqn.params[name] for name in CONTROL[eqn.primitive.name]]
+    return [closed for each in found for closed in (each if isinstance(each, (tuple, list)) else (each,))]
+
+
+def _block(program: Program, closed: Any) -> Block:
+    ins = tuple(program.new(v.aval) for v in closed.jaxpr.invars)
+    outs, equations = _inline(program, closed.jaxpr, closed.consts, ins)
+    return Block(ins, tuple(outs), tuple(equations))
+
+
+def _inner_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
+    if eqn.primitive.name not in INLINED | KEPT_CALLS:
+        return None
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        inner = eqn.params.get(key)
+        if inner is not None:
+            return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
+    return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Traced:
+    """fn(params, *inputs) as a program; the first len(paths) of its inputs are the leaves of params."""
+
+    program: Program
+    paths: tuple[KeyPath, ...]
+    out_tree: Any
+
+
+def shape_struct(leaf: Any, what: str) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array, tracer, scalar or ShapeDtypeStruct.
+
+    Raises:
+      ValueError: the leaf is none of these.
+    """
+    if isinstance(leaf, (bool, int, float, complex)):
+        leaf = jax.typeof(leaf)
+    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+        raise ValueError(
+            f"{what} must be an array, a scalar or a jax.ShapeDtypeStruct, got {type(leaf).__name__}; "
+            "bind settings that are not arrays with functools.partial"
+        )
+    # As JAX would read the array itself: without 64-bit types, float64 is float32.
+    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
+    return make_struct(tuple(leaf.shape), dtype, weak_type=getattr(leaf, "weak_type", False))
+
+
+def shape_structs(tree: Any, what: str) -> Any:
+    """`shape_struct` of every leaf."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: shape_struct(leaf, f"{what}{jax.tree_util.keystr(path)}"), tree
+    )
+
+
+def trace(fn: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
+    """Trace fn on the shapes of params and inputs (arrays, tracers, ShapeDtypeStructs); it is not run.
+
+    Raises:
+      ValueError: params or an input holds something that is not an array.
+    """
+    params = shape_structs(params, "params")
+    arguments = [shape_structs(x, f"inputs[{i}]") for i, x in enumerate(inputs)]
+    closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *arguments)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    paths = tuple(path for path, _ in leaves)
+    return Traced(flatten_jaxpr(closed), paths, jax.tree_util.tree_structure(out_shape))

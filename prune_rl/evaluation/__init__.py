@@ -1,0 +1,1 @@
+"""Playing policies in the real environment, and filming them."""

@@ -1,0 +1,87 @@
+"""Options that every learner shares: how it prunes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal, get_args, get_origin, get_type_hints
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruning:
+    """How neurons are removed while training goes on."""
+
+    sparsity: float = 0.975
+    """Share of each hidden layer of the actor that may be gone in the end, in [0, 1)."""
+    critic: bool = False
+    """Prune the critic too."""
+    critic_sparsity: float = 0.5
+    """Share of each hidden layer of the critic that may be gone in the end, if the critic is pruned."""
+    begin: float = 0.1
+    """Share of training after which pruning begins."""
+    end: float = 0.6
+    """Share of training at which the threshold is at its highest (if the gate never rested)."""
+    every: int = 1
+    """Learner updates between two mask updates."""
+    score: Literal["taylor", "fisher", "magnitude", "output", "random", "surgeon"] = "taylor"
+    """What orders the neurons, see `prune_rl.pruning.importance`."""
+    refit: bool = False
+    """Move what removed neurons contributed to the surviving outgoing weights, by least squares on the rollout."""
+    scope: Literal["layer", "global"] = "layer"
+    """Rank neurons within their layer, or over all layers of a network (normalised per layer first)."""
+    energy: float | None = None
+    """At each mask update, what goes holds at most this share of a layer's present importance, in [0, 1)."""
+    gate: float | None = None
+    """The threshold rests while the running training return is below reference - gate * |reference|."""
+    min_width: int = 2
+    """No layer gets narrower than this."""
+    strength: float = 0.0
+    """Strength of the group-sparse proximal step on the actor; 0 leaves it out."""
+    metric: Literal["euclidean", "adam"] = "euclidean"
+    """Metric of the proximal step."""
+    width_exponent: float = 0.0
+    """Steps of the weights that read a layer grow with (width of the arrays / width left) to this power; 0.5 keeps the
+    effect of a step on what the next layer receives about the same."""
+    importance_decay: float = 0.99
+    """Decay of the running mean of importance over gradient steps."""
+
+    def check(self, hidden: tuple[int, ...], num_updates: int) -> None:
+        """Raise ``ValueError`` for options that cannot work with these hidden widths and this many updates."""
+        for name in ("sparsity", "critic_sparsity"):
+            _in_range(f"prune.{name}", getattr(self, name), 0.0, 1.0, open_end=True)
+        if self.energy is not None:
+            _in_range("prune.energy", self.energy, 0.0, 1.0, open_end=True)
+        _in_range("prune.begin", self.begin, 0.0, 1.0)
+        _in_range("prune.end", self.end, 0.0, 1.0)
+        if self.begin > self.end:
+            raise ValueError(f"prune.begin must not exceed prune.end, got {self.begin} > {self.end}")
+        if self.gate is not None and not (self.gate >= 0 and math.isfinite(self.gate)):
+            raise ValueError(f"prune.gate must be >= 0, got {self.gate}")
+        if not (self.strength >= 0 and math.isfinite(self.strength)):
+            raise ValueError(f"prune.strength must be a finite number >= 0, got {self.strength}")
+        if not (self.width_exponent >= 0 and math.isfinite(self.width_exponent)):
+            raise ValueError(f"prune.width_exponent must be a finite number >= 0, got {self.width_exponent}")
+        if self.every < 1:
+            raise ValueError(f"prune.every must be >= 1, got {self.every}")
+        if self.min_width < 1:
+            raise ValueError(f"prune.min_width must be >= 1, got {self.min_width}")
+        if hidden and self.min_width > min(hidden):
+            raise ValueError(
+                f"prune.min_width = {self.min_width} is wider than the narrowest hidden layer ({min(hidden)}); "
+                f"lower it or widen --hidden {' '.join(map(str, hidden))}"
+            )
+        if self.every > self.end * num_updates:
+            raise ValueError(
+                f"prune.every = {self.every} is more than the updates up to prune.end = {self.end} of "
+                f"{num_updates}, so nothing would ever be removed; lower it or train longer"
+            )
+        _in_range("prune.importance_decay", self.importance_decay, 0.0, 1.0, open_end=True)
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                choices = ", ".join(get_args(kind))
+                raise ValueError(f"unknown prune.{name} {getattr(self, name)!r}; choose one of {choices}")
+
+
+def _in_range(name: str, value: float, low: float, high: float, *, open_end: bool = False) -> None:
+    if not (low <= value < high if open_end else low <= value <= high):
+        raise ValueError(f"{name} must lie in [{low:g}, {high:g}{')' if open_end else ']'}, got {value}")

@@ -1,0 +1,67 @@
+"""What every learner's module offers to the rest of the package, and which learners there are."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import jax
+
+from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.learners import ppo, sac
+from prune_rl.learners.rollout import Rollout
+from prune_rl.learners.running_statistics import RunningStatistics
+from prune_rl.spaces import Spec
+
+Metrics = dict[str, Any]
+Config = ppo.Config | sac.Config
+
+
+class State(Protocol):
+    """A train state, for one seed or with a leading seed axis on all but ``step``; see ``ppo.State``, ``sac.State``."""
+
+    @property
+    def params(self) -> dict[str, Any]: ...
+
+    @property
+    def masks(self) -> dict[str, jax.Array]: ...
+
+    @property
+    def obs_stats(self) -> RunningStatistics: ...
+
+    @property
+    def step(self) -> jax.Array: ...
+
+
+class Learner(Protocol):
+    """A learner's module: pure functions, written for one seed, over its own ``State`` and ``Config``."""
+
+    @property
+    def Config(self) -> type[Any]: ...
+
+    @property
+    def VMAP_AXES(self) -> Any: ...
+
+    def init(self, key: jax.Array, config: Any, spec: Spec) -> Any: ...
+
+    def act(self, state: Any, obs: jax.Array, noise: jax.Array, config: Any) -> jax.Array: ...
+
+    def action_noise(self, key: jax.Array, shape: tuple[int, ...], spec: Spec) -> jax.Array: ...
+
+    def update(self, state: Any, rollout: Rollout, config: Any) -> tuple[Any, Metrics]: ...
+
+    def squashes(self, spec: Spec) -> bool: ...
+
+    def all_groups(self, params: Any, config: Any) -> NeuronGroups: ...
+
+    def prunable_groups(self, params: Any, config: Any) -> NeuronGroups: ...
+
+
+LEARNERS: dict[str, Learner] = {"ppo": ppo, "sac": sac}
+
+
+def learner_of(config: Config) -> Learner:
+    """The learner whose hyperparameters ``config`` holds."""
+    for learner in LEARNERS.values():
+        if isinstance(config, learner.Config):
+            return learner
+    raise TypeError(f"{type(config).__name__} is the configuration of none of {', '.join(LEARNERS)}")

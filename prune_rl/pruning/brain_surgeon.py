@@ -1,0 +1,128 @@
+"""Remove neurons that the others can stand in for, and let them: scores and least-squares refit from activations.
+
+A neuron of a wide network is often nearly an affine function of its neighbours. Its removal then costs nothing,
+provided the outgoing weights of the neighbours take over. With the activations' covariance C over the neurons of a
+layer, ``1 / [C⁻¹]_jj`` is the variance of neuron j that the others do not explain, so
+
+    score_j = ‖w_out[j,:]‖² / [C⁻¹]_jj
+
+is the squared error in what the layer feeds, after the best refit: the Optimal Brain Surgeon saliency (Hassibi & Stork
+1993, equation 5) for whole neurons and a layer-wise error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.dependency.tree_paths import KeyPath, leaves_by_path, replace_leaves
+from prune_rl.pruning.importance import Scores, sum_of_squares
+
+Params = Any
+Activations = Mapping[str, jax.Array]
+Masks = Mapping[str, jax.Array]
+
+
+def surgeon_importance(
+    groups: NeuronGroups, params: Params, activations: Activations, masks: Masks, *, ridge: float = 1e-4
+) -> Scores:
+    """The scores above, {group name: float32[size]}; 0 for neurons that are masked.
+
+    ``activations`` is {group name: float[…, size]} over a batch; ``ridge`` is added to C as a share of its mean
+    diagonal, and bounds how finely linear dependence is resolved.
+    """
+    leaves = leaves_by_path(params)
+    scores = {}
+    for name, group in groups.items():
+        alive = masks[name]
+        _, covariance = _moments(activations[name], alive, ridge)
+        unexplained = 1.0 / jnp.diagonal(inverse(covariance))
+        scores[name] = jnp.where(alive, sum_of_squares(group.outgoing, leaves, group) * unexplained, 0.0)
+    return scores
+
+
+def refit(
+    groups: NeuronGroups,
+    params: Params,
+    activations: Activations,
+    old_masks: Masks,
+    new_masks: Masks,
+    *,
+    bias_of: Callable[[KeyPath], KeyPath | None] = lambda path: None,
+    ridge: float = 1e-4,
+) -> Params:
+    """``params`` in which the neurons of ``new_masks`` take over from those that only ``old_masks`` keeps.
+
+    For removed neurons R and kept K, ΔW_K = (C_KK + ridge)⁻¹ C_KR W_R is added to the outgoing rows of K: the least
+    squares solution for what the layer feeds. ``bias_of`` maps the path of an outgoing leaf to the bias that is added
+    after it, which then takes the difference of the means; without one, means are fitted only as far as the rows can.
+    A neuron that is read at several positions (a flattened image) has one covariance, pooled over them: its refit is
+    then an approximation. Apply ``new_masks`` afterwards. Jittable.
+    """
+    leaves = leaves_by_path(params)
+    for name, group in groups.items():
+        kept = new_masks[name]
+        removed = old_masks[name] & ~kept
+        mean, covariance = _moments(activations[name], old_masks[name], ridge)
+        both_kept = kept[:, None] & kept[None, :]
+        system = jnp.where(both_kept, covariance, jnp.eye(group.size, dtype=jnp.float32))
+        cross = jnp.where(kept[:, None] & removed[None, :], covariance, 0.0)
+        takes_over = _product(inverse(system), cross)
+        for part in group.outgoing:
+            where, leaf = part.indices(group.size), leaves[part.path]
+            moved = jnp.moveaxis(leaf, part.axis, 0)
+            mine = moved if part.positions is None else moved[where]
+            rows = mine.reshape(group.size, -1)
+            change = _product(takes_over, rows)
+            added = change.reshape(mine.shape)
+            new = moved + added if part.positions is None else moved.at[where].add(added)
+            leaves[part.path] = jnp.moveaxis(new, 0, part.axis)
+            bias = bias_of(part.path)
+            if bias is not None:
+                gone = _product(jnp.where(removed, mean, 0.0), rows)
+                shift = (gone - _product(mean, change)).reshape(*mine.shape[1:])
+                if part.positions is not None:
+                    shift = shift.sum(axis=0)
+                leaves[bias] = leaves[bias] + shift.reshape(leaves[bias].shape)
+    return replace_leaves(params, leaves)
+
+
+def inverse(matrix: jax.Array) -> jax.Array:
+    """Inverse of a symmetric positive definite float32[n, n] by Gauss-Jordan elimination, stable without pivots there.
+
+    Plain XLA operations: the batched LAPACK call behind ``jnp.linalg.inv`` waits for the thread pool that it runs in,
+    and can wait for ever on a machine with few cores.
+    """
+    identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+
+    def eliminate(j: jax.Array, work: jax.Array) -> jax.Array:
+        unit = identity[j]
+        pivot, row, column = work[j, j], work[j], work[:, j]
+        # The sweep operator (Goodnight 1979): row and column j become those of the inverse of the part swept so far.
+        swept = work - jnp.outer(column, row) / pivot
+        swept = jnp.where(unit[None, :] > 0, column[:, None] / pivot, swept)
+        swept = jnp.where(unit[:, None] > 0, row[None, :] / pivot, swept)
+        return jnp.where((unit[:, None] > 0) & (unit[None, :] > 0), -1.0 / pivot, swept)
+
+    swept: jax.Array = jax.lax.fori_loop(0, matrix.shape[0], eliminate, matrix)
+    return -swept
+
+
+def _moments(activations: jax.Array, alive: jax.Array, ridge: float) -> tuple[jax.Array, jax.Array]:
+    """Mean [n] and regularised covariance [n, n] over the batch; rows and columns of masked neurons are those of I."""
+    flat = activations.reshape(-1, activations.shape[-1]).astype(jnp.float32)
+    mean = jnp.mean(flat, axis=0)
+    centred = jnp.where(alive[None, :], flat - mean[None, :], 0.0)
+    covariance = _product(centred.T, centred) / flat.shape[0]
+    scale = jnp.sum(jnp.diagonal(covariance)) / jnp.maximum(jnp.sum(alive), 1) + 1e-12
+    diagonal = jnp.where(alive, ridge * scale, 1.0)
+    return jnp.where(alive, mean, 0.0), covariance + jnp.diag(diagonal)
+
+
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Matrix product in full float32: the accelerators' default of fewer bits is coarser than the ridge."""
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,66 @@
+"""Steps that grow as a layer narrows, as an optax transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.dependency.tree_paths import leaves_by_path, replace_leaves
+
+
+def scale_by_width(groups: NeuronGroups, exponent: float = 0.5) -> optax.GradientTransformationExtraArgs:
+    """Multiply the updates of what reads a layer by (the group's size / neurons left) ** ``exponent``.
+
+    Adam moves every weight by about its step size, however many there are. What a neuron receives is a sum over the
+    neurons before it, so the fewer of them are left, the less a step changes the function: by the ratio of the widths
+    where the terms of the sum agree, by its root where they do not. (Yang et al. 2021, "Tensor Programs V", scale
+    Adam's step sizes by 1 / width for that reason.) Put it last: ``optax.chain(adam, scale_by_width(groups))``.
+
+    Args:
+        groups: from ``find_groups``; only the outgoing slices of these groups are scaled.
+        exponent: 0.5 suits weights whose scale is that of a fan-in initialisation; 0 changes nothing.
+
+    Returns:
+        A transformation without state. Its ``update`` takes ``masks={group name: bool[size]}`` as an extra argument, as
+        ``group_sparse`` hands them on; without masks, it changes nothing. A layer without neurons is left alone.
+
+    Raises:
+        ValueError: ``exponent`` is negative or not finite.
+    """
+    if not 0.0 <= exponent < float("inf"):
+        raise ValueError(f"exponent must be a finite number >= 0, got {exponent}")
+
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(
+        updates: Any,
+        state: optax.EmptyState,
+        params: Any = None,
+        *,
+        masks: Mapping[str, jax.Array] | None = None,
+        **extra: Any,
+    ) -> tuple[Any, optax.EmptyState]:
+        del params, extra
+        leaves = leaves_by_path(updates)
+        for name, group in groups.items():
+            if masks is None or name not in masks:
+                continue
+            kept = jnp.maximum(jnp.sum(masks[name]), 1).astype(jnp.float32)
+            factor = (group.size / kept) ** exponent
+            for part in group.outgoing:
+                leaf = leaves[part.path]
+                along: Any = factor
+                if part.positions is not None:  # other positions along the axis are not the group's
+                    each = part.spread(jnp.full(group.size, factor), 1.0)
+                    along = each.reshape([-1 if i == part.axis else 1 for i in range(leaf.ndim)])
+                leaves[part.path] = (leaf * along).astype(leaf.dtype)
+        return replace_leaves(updates, leaves), state
+
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))

@@ -1,0 +1,96 @@
+"""What a reader of one run's results should know beside the numbers: what is missing, few, unequal or unclean."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prune_rl.reporting.results import difference_to_dense, target_widths, widths_text
+
+ENOUGH_SEEDS = 5
+ENOUGH_EPISODES = 100
+
+Config = Mapping[str, Any]
+Entries = Sequence[Mapping[str, Any]]  # evaluation.json["seeds"]
+
+
+def remarks_on(
+    config: Config, versions: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: Entries
+) -> list[str]:
+    """Sentences of one point each, from config.json, versions.json, metrics.jsonl and evaluation.json's "seeds"."""
+    remarks = []
+    if not seeds:
+        remarks.append("The policies are not evaluated yet: run `prune-rl evaluate RUN --write`.")
+    if not records:
+        remarks.append("There is no metrics.jsonl, so there is no picture.")
+    pruned = config.get("method") != "dense"
+    if pruned:
+        remarks += _missing_control(config, seeds)
+    if 0 < len(seeds) < ENOUGH_SEEDS:
+        say = "One training seed only" if len(seeds) == 1 else f"Only {len(seeds)} training seeds"
+        episodes_only = len(seeds) == 1 and difference_to_dense(seeds, "compact") is not None
+        over = ", and the comparison is over its episodes" if episodes_only else ""
+        remarks.append(f"{say}{over}: another can end elsewhere; a claim needs {ENOUGH_SEEDS} or more.")
+    shortest = min((len(p["returns"]) for entry in seeds for p in entry["policies"].values()), default=None)
+    if shortest is not None and shortest < ENOUGH_EPISODES:
+        remarks.append(
+            f"Only {shortest} evaluation episodes per policy; comparisons use {ENOUGH_EPISODES} or more."
+        )
+    remarks += _same_function(seeds) + _missed_target(config, seeds)
+    if (versions.get("git") or {}).get("dirty"):
+        remarks.append(
+            "The checkout had uncommitted changes: the commit alone does not give this result again."
+        )
+    if versions.get("continued_with"):
+        remarks.append("The run was continued with other versions than it began with, see versions.json.")
+    if pruned:
+        remarks.append(
+            "The method is after Su et al. 2024 (arXiv 2402.05146); its equations are this project's own."
+        )
+    return remarks
+
+
+def _missing_control(config: Config, seeds: Entries) -> list[str]:
+    missing = [entry["seed"] for entry in seeds if "dense" not in entry["policies"]]
+    if not missing:
+        return []
+    which = "No dense control was found" + (f" for seeds {missing}" if len(missing) < len(seeds) else "")
+    words = [word for word in shlex.split(config.get("command") or "") if word != "--no-control"]
+    command = shlex.join(words) if words else f"prune-rl train {config.get('env', 'ENV')}"
+    return [
+        f"{which}, so nothing here says what pruning costs: `{command}` trains it, and nothing else again."
+    ]
+
+
+def _same_function(seeds: Entries) -> list[str]:
+    both = [entry["policies"] for entry in seeds if {"masked", "compact"} <= set(entry["policies"])]
+    pairs = [
+        pair for p in both for pair in zip(p["masked"]["returns"], p["compact"]["returns"], strict=False)
+    ]
+    unequal = sum(left != right for left, right in pairs)
+    if not pairs:
+        return []
+    if not unequal:
+        return [f"Masked and compact policy had the same return in all {len(pairs)} episodes."]
+    return [
+        f"Masked and compact policy had different returns in {unequal} of {len(pairs)} episodes: both compute the "
+        "same function, but rounding can tip an action."
+    ]
+
+
+def _missed_target(config: Config, seeds: Entries) -> list[str]:
+    targets = target_widths(config)
+    kept = {entry["seed"]: entry["policies"].get("compact") for entry in seeds}
+    missed = [
+        f"seed {seed} kept {widths_text([policy])}"
+        for seed, policy in kept.items()
+        if policy and sum(policy["widths"]) > sum(targets)
+    ]
+    if not targets or not missed:
+        return []
+    target = widths_text([{"widths": targets}])
+    prune = config["learner"]["prune"]
+    rules = [name for name in ("gate", "energy") if prune.get(name) is not None]
+    why = f": its {' or '.join(rules)} rule held the threshold back" if rules else ""
+    return [f"Not every seed reached the target of {target} neurons ({', '.join(missed)}){why}."]

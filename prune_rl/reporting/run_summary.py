@@ -1,0 +1,260 @@
+"""summary.md of one run: what its policies do and weigh, how they were made, and what a reader should know beside it.
+
+It reads what the run directory holds and measures nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prune_rl.reporting.caveats import remarks_on
+from prune_rl.reporting.plots import Marks, draw
+from prune_rl.reporting.results import (
+    Policy,
+    as_evaluated,
+    difference_to_dense,
+    mean,
+    number,
+    own_policy,
+    read_config,
+    read_evaluation,
+    read_json,
+    removed,
+    return_text,
+    table,
+    target_widths,
+    widths_text,
+)
+from prune_rl.runs.atomic_files import write_bytes
+from prune_rl.runs.logging import read_metrics
+
+COLUMNS = {"dense": "dense control", "masked": "masked", "compact": "compact"}
+PACKAGES = ("python", "prune_rl", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy")
+
+Config = Mapping[str, Any]
+Entries = Sequence[Mapping[str, Any]]  # evaluation.json["seeds"]
+
+
+def write_summary(run: str | os.PathLike[str]) -> Path:
+    """Writes summary.md and, where there are metrics, summary.png into the run directory; returns summary.md.
+
+    Raises:
+      ValueError: `run` is no run directory, or one of its JSON files is damaged.
+    """
+    path = Path(run)
+    config = read_config(path)
+    versions: dict[str, Any] = {}
+    if (path / "versions.json").exists():
+        versions = read_json(path / "versions.json", "delete it, only the summary reads it")
+    evaluation = read_evaluation(path) if (path / "evaluation.json").exists() else {"seeds": []}
+    seeds: Entries = evaluation["seeds"]
+    config = as_evaluated(config, evaluation)
+    records = read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
+    title = _title(config)
+    parts = [f"# {title}"]
+    if seeds:
+        parts.append(_verdict(seeds))
+    if records:
+        write_bytes(path / "summary.png", draw(records, title, _marks(config, records, seeds)))
+        parts += ["![return and kept neurons over environment steps](summary.png)", _caption(records)]
+    if seeds:
+        parts += ["## The policy", _policy_table(seeds)]
+        if len(seeds) > 1:
+            parts += ["## Each seed", _seed_table(seeds)]
+    parts += ["## How it was made", _origin(config, versions, seeds)]
+    remarks = remarks_on(config, versions, records, seeds)
+    if remarks:
+        parts += ["## Remarks", "\n".join(f"- {remark}" for remark in remarks)]
+    write_bytes(path / "summary.md", ("\n\n".join(parts) + "\n").encode())
+    return path / "summary.md"
+
+
+def _title(config: Config) -> str:
+    method = config.get("method", "?")
+    how = "dense, nothing pruned" if method == "dense" else f"{method} pruning"
+    seeds = config.get("seeds", 1)
+    which = f"seed {config.get('seed', 0)}" if seeds == 1 else f"{seeds} seeds"
+    return f"{config.get('env', '?')}, {str(config.get('algo', '?')).upper()}, {how}, {which}"
+
+
+def _verdict(seeds: Entries) -> str:
+    """The result in two sentences."""
+    own = [policy for policy in map(own_policy, seeds) if policy is not None]
+    if not own:
+        return "No policy of this run has been evaluated."
+    over = f", on the mean of {len(own)} seeds," if len(own) > 1 else ""
+    returns = f"{mean([mean(policy['returns']) for policy in own]):.1f}"
+    if all("compact" not in entry["policies"] for entry in seeds):
+        return f"The dense policy{over} returns **{returns}**. Nothing was pruned."
+    sizes = [
+        f"**{number(mean([p[key]['kept'] for p in own]))} of {number(own[0][key]['total'])} {what}**"
+        for key, what in (("neurons", "hidden neurons"), ("weights", "weights"))
+    ]
+    kept = f"The compact policy{over} keeps {sizes[0]} and {sizes[1]} of the actor."
+    difference = difference_to_dense(seeds, "compact")
+    if difference is None:
+        return f"{kept} It returns **{returns}**; there is no dense control to compare it with."
+    dense = mean([mean(e["policies"]["dense"]["returns"]) for e in seeds if "dense" in e["policies"]])
+    interval = f" ({difference.interval_name})" if difference.interval else ""
+    return f"{kept} It returns **{returns}**, the dense control {dense:.1f}; paired difference {difference}{interval}."
+
+
+def _caption(records: Sequence[Mapping[str, Any]]) -> str:
+    text = (
+        "Lines are returns while training, when actions are sampled to explore (smoothed over updates); diamonds are "
+        "the policies evaluated after training, which take their best action."
+    )
+    if any(record.get("widths") for record in records):
+        text += (
+            " Below, the neurons that the masks keep; grey: the steps over which the pruning schedule rises."
+        )
+    return text
+
+
+def _policy_table(seeds: Entries) -> str:
+    names = [name for name in COLUMNS if any(name in entry["policies"] for entry in seeds)]
+    columns = {
+        name: [entry["policies"][name] for entry in seeds if name in entry["policies"]] for name in names
+    }
+    pruned, several = names != ["dense"], len(seeds) > 1
+    episodes = len(columns[names[0]][0]["returns"])
+
+    def row(title: str, cell: Callable[[list[Policy]], str]) -> list[str]:
+        return [title, *(cell(columns[name]) for name in names)]
+
+    spread = f"over the means of {len(seeds)} seeds" if several else f"over {episodes} episodes"
+    rows = [row(f"return, mean ± std {spread}", return_text)]
+    if several:
+        rows.append(row("return, worst seed's mean", lambda ps: f"{min(mean(p['returns']) for p in ps):.1f}"))
+    worst = f"return, worst of all {number(len(seeds) * episodes)} episodes"
+    rows += [
+        row(worst, lambda ps: f"{min(min(p['returns']) for p in ps):.1f}"),
+        row("hidden widths", widths_text),
+        row(f"hidden neurons{' (removed)' * pruned}", lambda ps: _size_cell(ps, "neurons")),
+        row(f"weights and biases{' (removed)' * pruned}", lambda ps: _size_cell(ps, "weights")),
+        row("multiply-adds per action", lambda ps: number(mean([p["macs"] for p in ps]))),
+        row("bytes, with observation statistics", lambda ps: number(mean([p["bytes"] for p in ps]))),
+        row("latency of one action in NumPy (µs)", lambda ps: f"{mean([p['latency_us'] for p in ps]):.1f}"),
+    ]
+    differences = {name: difference_to_dense(seeds, name) for name in names if name != "dense"}
+    found = [difference for difference in differences.values() if difference]
+    if found:
+        kind = next((f" [{d.interval_name}]" for d in found if d.interval), f", equal in all {found[0].unit}")
+        cells = [str(differences.get(name) or "-") for name in names]
+        rows.append([f"paired difference to dense{kind}", *cells])
+    notes = ["Sizes are those of the actor, which alone is shipped" + (
+        "; where seeds differ, their mean, and widths from the narrowest to the widest." if several else "."
+    )]  # fmt: skip
+    if "masked" in names:
+        notes.append(
+            "*masked* is the network at the width it was trained with, its removed neurons set to zero; *compact*, the "
+            "same function with them taken out, is the file in policy/. Latency at small sizes is mostly the cost of "
+            "NumPy's calls, whatever the widths."
+        )
+    heads = ["", *(COLUMNS[name] if pruned else name for name in names)]
+    return table(heads, rows) + "\n\n" + " ".join(notes)
+
+
+def _seed_table(seeds: Entries) -> str:
+    pruned = any("compact" in entry["policies"] for entry in seeds)
+    compared = pruned and any("dense" in entry["policies"] for entry in seeds)
+    rows, bootstrapped = [], False
+    for entry in seeds:
+        own, control = own_policy(entry), entry["policies"].get("dense")
+        if own is None:
+            continue
+        rows.append(
+            [str(entry["seed"]), return_text([own]), f"{min(own['returns']):.1f}", widths_text([own])]
+        )
+        if pruned:
+            rows[-1] += [f"{removed(own[key]):.1%}" for key in ("neurons", "weights")]
+        if compared:
+            difference = difference_to_dense([entry], "compact")
+            bootstrapped |= difference is not None and difference.interval is not None
+            rows[-1] += [f"{mean(control['returns']):.1f}" if control else "-", str(difference or "-")]
+    heads = ["seed", "return, mean ± std over episodes", "worst episode", "widths"]
+    if pruned:
+        heads += ["neurons removed", "weights removed"]
+    if compared:
+        kind = " [95% bootstrap interval over episodes]" if bootstrapped else ""
+        heads += ["dense control", f"paired difference{kind}"]
+    return table(heads, rows)
+
+
+def _origin(config: Config, versions: Mapping[str, Any], seeds: Entries) -> str:
+    learner, git = config.get("learner") or {}, versions.get("git") or {}
+    first, count = config.get("seed", 0), config.get("seeds", 1)
+    rollout = learner.get("num_envs", 0) * learner.get("num_steps", 0)
+    commit = git.get("commit") or ("none yet" if git else "no checkout")
+    lines = {
+        "command": f"`{config.get('command', 'unknown')}`",
+        "pruning": _schedule(config),
+        "seeds": f"{first}" if count == 1 else f"{first} to {first + count - 1}",
+        "steps per seed": number(config.get("steps", math.nan))
+        + (f", in whole rollouts of {number(rollout)}" if rollout else ""),
+        "evaluation": f"in Gymnasium, episodes seeded from {config.get('evaluation_seed', '?')}, best action instead "
+        "of a sampled one, policy at the end of training"
+        if seeds
+        else "",
+        "commit": commit + (" with uncommitted changes" if git.get("dirty") else ""),
+        "device": _device(versions),
+        "versions": ", ".join(f"{name} {versions[name]}" for name in PACKAGES if versions.get(name)),
+    }
+    return "\n".join(f"- {name}: {value}" for name, value in lines.items() if value)
+
+
+def _schedule(config: Config) -> str:
+    """The pruning options that were in force, in words; empty for a run that does not prune."""
+    if not target_widths(config):
+        return ""
+    prune = config["learner"]["prune"]
+    parts = [
+        f"at most {prune['sparsity']:.1%} of "
+        + ("all hidden neurons" if prune.get("scope") == "global" else "each hidden layer")
+    ]
+    if {"begin", "end"} <= set(prune):
+        parts.append(f"threshold rising from {prune['begin']:.0%} to {prune['end']:.0%} of the steps")
+    parts += [
+        f"{name} {prune[name]}"
+        for name in ("score", "min_width", "gate", "energy", "strength", "width_exponent")
+        if prune.get(name)
+    ]
+    if prune.get("refit"):
+        parts.append("refit")
+    return ", ".join(parts)
+
+
+def _device(versions: Mapping[str, Any]) -> str:
+    device = versions.get("device") or {}
+    kind, platform = device.get("kind", "?"), device.get("platform", "?")
+    accelerator = f"{device.get('count', '?')} × {kind}{f' ({platform})' if platform != kind else ''}"
+    return f"{accelerator}, processor {versions.get('cpu', '?')}"
+
+
+def _marks(config: Config, records: Sequence[Mapping[str, Any]], seeds: Entries) -> Marks:
+    targets = target_widths(config)
+    prune = (config.get("learner") or {}).get("prune") or {}
+    layers = [name for name in records[-1].get("widths") or {} if name.startswith("actor")]
+    steps = config.get("steps", records[-1]["step"])
+    own = [policy for policy in map(own_policy, seeds) if policy is not None]
+    control = [entry["policies"]["dense"] for entry in seeds if "dense" in entry["policies"]]
+    pruned = config.get("method") != "dense"
+    return Marks(
+        window=(prune["begin"] * steps, prune["end"] * steps)
+        if targets and {"begin", "end"} <= set(prune)
+        else None,
+        # Ranked over all layers, a layer has no target of its own.
+        target_widths=dict(zip(layers, targets, strict=False)) if prune.get("scope") != "global" else {},
+        evaluated=tuple(mean(policy["returns"]) for policy in own),
+        evaluated_name="compact policy" if pruned else "dense policy",
+        control=mean([mean(policy["returns"]) for policy in control]) if control and pruned else None,
+    )
+
+
+def _size_cell(policies: Sequence[Policy], key: str) -> str:
+    kept, share = mean([p[key]["kept"] for p in policies]), mean([removed(p[key]) for p in policies])
+    return f"{number(kept)} ({share:.1%})" if share else number(kept)

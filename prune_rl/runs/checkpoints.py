@@ -1,0 +1,258 @@
+"""Checkpoints that survive `kill -9`, come back bit for bit, and notice damage.
+
+orbax writes a checkpoint beside its final name and renames it last, so an interrupted save never counts. What
+orbax does not promise, that the bytes read are those written, two checksums do: one over the leaves, stored
+in the header, and one per file, compared before orbax opens any of them (it reads in threads, which complain
+on their own).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from prune_rl.runs import serialization as leaf_layout
+from prune_rl.runs.atomic_files import write_json
+from prune_rl.runs.serialization import Layout
+
+FORMAT = 1
+DAMAGED_FOLDER = "damaged"
+FILE_SUMS = "sha256.json"
+
+
+class CheckpointMismatchError(ValueError):
+    """A checkpoint is whole but holds other leaves than the template: it belongs to another configuration."""
+
+
+class _DamagedError(Exception):
+    """A checkpoint that cannot be trusted; never leaves this module."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """What `Checkpoints.restore` found: the tree has the template's structure, dtypes, shapes and placement."""
+
+    step: int
+    tree: Any
+    metadata: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run, the newest `keep` of them, in the folder `path`.
+
+    Attributes:
+      notes: sentences worth printing, such as a damaged checkpoint that was skipped.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1 checkpoint, got {keep}")
+        self.notes: list[str] = []
+        self._path = Path(path).absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            step_prefix="step",
+            step_format_fixed_length=12,
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=False,
+            lightweight_initialize=True,
+        )
+        with _quiet():
+            self._manager = ocp.CheckpointManager(
+                self._path, options=options, item_names=("leaves", "header")
+            )
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, oldest first; whether they are undamaged shows only in `restore`."""
+        return sorted(int(step) for step in self._manager.all_steps())
+
+    def save(self, step: int, tree: Any, metadata: dict[str, Any] | None = None) -> None:
+        """Writes one checkpoint, and returns when it is complete on disk.
+
+        Args:
+          step: larger than every step saved before.
+          tree: any pytree of arrays: JAX or NumPy, of every dtype, typed PRNG keys and empty arrays included.
+          metadata: JSON data that comes back beside the tree.
+
+        Raises:
+          ValueError: `step` is not larger than the newest step.
+          TypeError: a leaf is not an array, or `metadata` is not JSON data.
+        """
+        steps = self.steps()
+        if step < 0 or (steps and step <= steps[-1]):
+            newest = f"the newest checkpoint's, {steps[-1]}" if steps else "-1"
+            raise ValueError(f"cannot save step {step}: the step must be larger than {newest}")
+        arrays, layout = leaf_layout.flatten(tree)
+        header: dict[str, Any] = {
+            "format": FORMAT,
+            "step": int(step),
+            "leaves": layout,
+            "metadata": json.loads(json.dumps(metadata or {})),
+            "leaves_sha256": leaf_layout.digest(arrays),
+        }
+        header["sha256"] = _digest_json(header)
+        # orbax refuses arrays without elements; the layout alone brings those back.
+        stored = {name: array for name, array in arrays.items() if array.size} or {
+            "empty": np.zeros(1, np.int8)
+        }
+        with _quiet():
+            self._manager.save(
+                int(step),
+                args=ocp.args.Composite(
+                    leaves=ocp.args.StandardSave(stored), header=ocp.args.JsonSave(header)
+                ),
+                force=True,
+            )
+        folder = self._folder(int(step))
+        # A process killed before this line leaves a checkpoint that the header's checksum still vouches for.
+        write_json(folder / FILE_SUMS, _digest_files(folder))
+
+    def restore(self, template: Any) -> Checkpoint | None:
+        """Reads the newest checkpoint that is complete and undamaged; None if there is none.
+
+        A damaged one is moved to the subfolder "damaged", so that its step can be saved again, and leaves a
+        sentence in `notes`.
+
+        Args:
+          template: a tree like the one saved; of its leaves (arrays or ShapeDtypeStruct) only type, shape,
+            dtype and placement are used.
+
+        Raises:
+          CheckpointMismatchError: the checkpoint is undamaged but has other leaves than the template.
+        """
+        damaged = 0
+        for step in reversed(self.steps()):
+            try:
+                self._check_files(step)
+                header = self._read_header(step)
+                self._check_layout(step, template, header["leaves"])
+                arrays = self._read_leaves(step, header)
+            except _DamagedError as error:
+                damaged += 1
+                self._move_aside(step, str(error))
+                continue
+            tree = leaf_layout.unflatten(template, header["leaves"], arrays)
+            return Checkpoint(step, tree, header["metadata"])
+        if damaged:
+            self.notes.append(f"none of the {damaged} checkpoints in {self._path.name}/ is usable")
+        return None
+
+    def close(self) -> None:
+        """Ends orbax's helpers; the object is not used afterwards."""
+        with _quiet():
+            self._manager.close()
+
+    def _folder(self, step: int) -> Path:
+        for folder in self._path.glob("step_*"):
+            number = folder.name.removeprefix("step_")
+            if number.isdigit() and int(number) == step:
+                return folder
+        raise _DamagedError("its folder is gone")
+
+    def _check_files(self, step: int) -> None:
+        folder = self._folder(step)
+        try:
+            sums = dict(json.loads((folder / FILE_SUMS).read_bytes()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return  # the header's checksum decides
+        present = _digest_files(folder)
+        for name in sorted(sums):
+            if present.get(name) != sums[name]:
+                raise _DamagedError(f"{name} is {'changed' if name in present else 'missing'}")
+
+    def _read_header(self, step: int) -> dict[str, Any]:
+        try:
+            with _quiet():
+                read = self._manager.restore(step, args=ocp.args.Composite(header=ocp.args.JsonRestore()))
+            header = dict(read["header"])
+            digest = header.pop("sha256")
+        except Exception as error:  # a damaged file can make orbax raise anything
+            raise _DamagedError(f"its header cannot be read: {_reason(error)}") from None
+        if digest != _digest_json(header) or header["step"] != step:
+            raise _DamagedError("its header does not match its checksum")
+        if header["format"] != FORMAT:
+            raise CheckpointMismatchError(
+                f"checkpoint {step} in {self._path} has format {header['format']}, this version reads "
+                f"{FORMAT}: continue with the version that wrote it, or start in another run directory"
+            )
+        return header
+
+    def _check_layout(self, step: int, template: Any, layout: Layout) -> None:
+        problem = leaf_layout.mismatch(template, layout)
+        if problem is not None:
+            raise CheckpointMismatchError(
+                f"checkpoint {step} in {self._path} belongs to another configuration: {problem}; "
+                "use the configuration it was made with, or another run directory"
+            )
+
+    def _read_leaves(self, step: int, header: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        empty = {name: np.zeros(leaf["shape"], leaf["dtype"]) for name, leaf in header["leaves"].items()}
+        wanted = {name: array for name, array in empty.items() if array.size}
+        try:
+            read: dict[str, Any] = {}
+            if wanted:
+                with _quiet():
+                    read = self._manager.restore(
+                        step, args=ocp.args.Composite(leaves=ocp.args.StandardRestore(wanted))
+                    )["leaves"]
+            arrays = {name: np.asarray(read.get(name, array)) for name, array in empty.items()}
+        except Exception as error:  # as above
+            raise _DamagedError(f"its arrays cannot be read: {_reason(error)}") from None
+        if leaf_layout.digest(arrays) != header["leaves_sha256"]:
+            raise _DamagedError("its arrays do not match their checksum")
+        return arrays
+
+    def _move_aside(self, step: int, reason: str) -> None:
+        self.notes.append(
+            f"checkpoint {step} is damaged ({reason}); it is skipped and now lies in "
+            f"{self._path.name}/{DAMAGED_FOLDER}/"
+        )
+        target = self._path / DAMAGED_FOLDER
+        target.mkdir(exist_ok=True)
+        with contextlib.suppress(_DamagedError):
+            folder = self._folder(step)
+            shutil.rmtree(target / folder.name, ignore_errors=True)
+            os.replace(folder, target / folder.name)
+        with _quiet():
+            self._manager.reload()
+
+
+def _digest_files(folder: Path) -> dict[str, str]:
+    return {
+        file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != FILE_SUMS
+    }
+
+
+def _digest_json(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    text = lines[0] if len(lines[0]) <= 160 else lines[0][:160] + "…"
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax tells its progress, and each damaged file it meets, on the absl logger; `notes` says what matters."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

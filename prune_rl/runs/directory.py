@@ -1,0 +1,271 @@
+"""The folder of one training run: who may use it, which configuration it belongs to, and what it was made
+with.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+
+from prune_rl.runs.atomic_files import TEMPORARY_SUFFIX, write_json
+
+PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "flashbax", "orbax-checkpoint"),
+    *("gymnasium", "mujoco", "mujoco-mjx", "envpool", "numpy"),
+)
+LOCK_NAME = ".lock"
+# How a run was asked for, not what it computes: a moved folder or another spelling of the same flags is the
+# same run.
+NOT_COMPARED = ("command", "run_dir")
+
+
+class RunDirectoryError(ValueError):
+    """The run directory cannot be used; the message is one sentence that says why and what to do."""
+
+
+class RunDirectory:
+    """An opened and locked run directory. Made by `RunDirectory.open`, freed by `close` or at the end of a
+    `with`.
+
+    Attributes:
+      path: the folder.
+      config: the configuration as stored, in JSON's types (tuples are lists).
+      continued: whether the folder already belonged to this configuration.
+      notes: sentences worth printing, such as a library that changed since the run began.
+    """
+
+    def __init__(
+        self, path: Path, config: dict[str, Any], continued: bool, notes: list[str], lock: int
+    ) -> None:
+        self.path = path
+        self.config = config
+        self.continued = continued
+        self.notes = notes
+        self._lock: int | None = lock
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunDirectory:
+        """Makes the folder for `config`, or continues the one that already belongs to it.
+
+        A folder that does not exist yet is made, with config.json and versions.json, each complete from the
+        moment it has its name. The keys "command" and "run_dir" at the top of `config` are stored but not
+        compared.
+
+        Raises:
+          RunDirectoryError: the folder belongs to another configuration, holds something else, is in use by
+            another process, cannot be made or written to, or `config` is not plain JSON data.
+        """
+        path = Path(path)
+        wanted = _json_types(config)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
+        except (FileExistsError, NotADirectoryError):
+            raise RunDirectoryError(
+                f"the run directory {path} cannot be made because a file has that name: "
+                "choose another --run-dir"
+            ) from None
+        except OSError as error:
+            raise RunDirectoryError(
+                f"the run directory {path} cannot be written to ({error.strerror}): choose another --run-dir"
+            ) from None
+        try:
+            continued = _check_config(path, wanted)
+            if not continued:
+                write_json(path / "config.json", wanted)
+            notes = _record_versions(path / "versions.json")
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(path, wanted, continued, notes, lock)
+
+    def close(self) -> None:
+        """Lets other processes use the folder. Does nothing the second time."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def current_versions() -> dict[str, Any]:
+    """Everything beside the configuration that can change a result: packages, platform, device, commit."""
+    devices = jax.devices()
+    versions: dict[str, Any] = {name: _package_version(name) for name in PACKAGES}
+    return versions | {
+        "python": platform.python_version(),
+        "prune_rl": _package_version("prune_rl"),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_model(),
+        "device": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+        },
+        "git": _git_commit(),
+    }
+
+
+def _json_types(config: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = json.loads(json.dumps(dict(config), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise RunDirectoryError(
+            f"the configuration cannot be written as JSON ({error}): use numbers, text, lists and null"
+        ) from None
+    return result
+
+
+def _lock(path: Path) -> int:
+    """Takes the folder's lock, which the operating system frees with the process, however it ends."""
+    handle = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(handle, 20).decode(errors="replace").strip()
+        os.close(handle)
+        raise RunDirectoryError(
+            f"the run directory {path} is in use by another training process"
+            f"{f' ({owner})' if owner else ''}: wait for it to end, or choose another --run-dir"
+        ) from None
+    os.ftruncate(handle, 0)
+    os.write(handle, f"pid {os.getpid()}\n".encode())
+    return handle
+
+
+def _check_config(path: Path, wanted: dict[str, Any]) -> bool:
+    """Whether `path` already holds this configuration; an error if it holds another one or something else."""
+    try:
+        found = dict(json.loads((path / "config.json").read_text()))
+    except FileNotFoundError:
+        # A process killed before its first config.json leaves only the lock and temporary files.
+        foreign = sorted(
+            entry.name for entry in path.iterdir() if entry.name != LOCK_NAME and not _is_leftover(entry.name)
+        )
+        if foreign:
+            raise RunDirectoryError(
+                f"{path} is not a run directory, it holds {foreign[0]!r} but no config.json: "
+                "choose another --run-dir"
+            ) from None
+        return False
+    except (ValueError, TypeError) as error:
+        raise RunDirectoryError(
+            f"{path / 'config.json'} is damaged ({error}): choose another --run-dir, or delete {path}"
+        ) from None
+    differences = _differences(
+        {key: value for key, value in found.items() if key not in NOT_COMPARED},
+        {key: value for key, value in wanted.items() if key not in NOT_COMPARED},
+    )
+    if differences:
+        shown = ", ".join(f"{key} = {old} there, {new} here" for key, old, new in differences[:3])
+        more = f", and {len(differences) - 3} more" if len(differences) > 3 else ""
+        raise RunDirectoryError(
+            f"the run directory {path} belongs to another configuration ({shown}{more}): "
+            "choose another --run-dir, or delete it"
+        )
+    return True
+
+
+def _is_leftover(name: str) -> bool:
+    return name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)
+
+
+def _differences(found: Any, wanted: Any, prefix: str = "") -> list[tuple[str, str, str]]:
+    """Dotted keys whose values differ, with both values as JSON text, sorted by key."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        return [
+            difference
+            for key in sorted(found.keys() | wanted.keys())
+            for difference in _differences(
+                found.get(key, _ABSENT), wanted.get(key, _ABSENT), f"{prefix}.{key}" if prefix else key
+            )
+        ]
+    # 1 == True in Python, but they are two configurations; 1 and 1.0 compare as text, too.
+    old, new = _as_text(found), _as_text(wanted)
+    return [] if old == new else [(prefix, old, new)]
+
+
+_ABSENT = object()
+
+
+def _as_text(value: Any) -> str:
+    return "absent" if value is _ABSENT else json.dumps(value, sort_keys=True)
+
+
+def _record_versions(path: Path) -> list[str]:
+    """Writes versions.json at the start; later only adds what is new to its list "continued_with"."""
+    now = _json_types(current_versions())
+    try:
+        recorded = json.loads(path.read_text())
+        begun = {key: value for key, value in recorded.items() if key != "continued_with"}
+        later = list(recorded.get("continued_with", []))
+    except (FileNotFoundError, ValueError, AttributeError, TypeError):
+        write_json(path, now)
+        return []
+    last = later[-1] if later else begun
+    changed = _differences(last, now)
+    if not changed:
+        return []
+    write_json(path, begun | {"continued_with": [*later, now]})
+    return [
+        "the run goes on with other versions than before, so it may not end bit-identical: "
+        + ", ".join(f"{key} {old} -> {new}" for key, old, new in changed)
+    ]
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> dict[str, Any] | None:
+    """Commit and dirtiness of the checkout this package is imported from; None for an installed package."""
+    package = Path(__file__).resolve().parents[1]
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(package.parent), *arguments],
+                check=False,
+                capture_output=True,
+                text=True,
+                timeout=20,
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # A virtual environment inside somebody's repository is not a checkout of this project.
+    top = git("rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != package.parent:
+        return None
+    status = git("status", "--porcelain")
+    return {"commit": git("rev-parse", "--verify", "HEAD"), "dirty": None if status is None else bool(status)}

@@ -1,0 +1,260 @@
+"""What a run measures while it trains: metrics.jsonl, the same for TensorBoard, and the masks over time."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prune_rl.runs.atomic_files import write_bytes
+
+# TensorBoard shows each seed up to this many; beyond it, the mean over seeds says more than a hundred curves.
+SEEDS_IN_TENSORBOARD = 16
+_TO_JSON = {math.inf: "Infinity", -math.inf: "-Infinity"}
+_FROM_JSON = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+class MetricsLog:
+    """Appends records to metrics.jsonl and to TensorBoard events in the folder tensorboard/ beside it.
+
+    Opening an existing file cuts a half-written last line off. A continued run calls `rewind` before its
+    first `write`, so that its lines are those of a run that was never interrupted.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._purge_step: int | None = None
+        self._events: Any = None
+        if self.path.exists():
+            content = self.path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if whole != content:
+                write_bytes(self.path, whole)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, step: int, record: Mapping[str, Any]) -> None:
+        """Appends one line {"step": step, …record}.
+
+        Args:
+          step: environment steps per seed so far.
+          record: numbers, texts, arrays (JAX or NumPy) and lists of numbers, or mappings of these. JSON has
+            no word for values that are not finite: NaN (no value, such as a return before any episode ended)
+            is written as null, infinities as "Infinity" and "-Infinity"; `read_metrics` turns them back.
+
+        Raises:
+          TypeError: a value is none of these.
+        """
+        plain = {"step": int(step)} | {
+            key: _plain(value, key) for key, value in record.items() if key != "step"
+        }
+        self._file.write(json.dumps(plain, allow_nan=False, separators=(",", ":"), ensure_ascii=False) + "\n")
+        self._file.flush()
+        for tag, value in _scalars(plain):
+            self._tensorboard().add_scalar(tag, value, step)
+
+    def rewind(self, step: int) -> None:
+        """Drops every line after `step` (all of them for -1), and has TensorBoard forget them.
+
+        Raises:
+          ValueError: a line that is not the last one is damaged.
+        """
+        kept = [json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n"
+                for record in _read_lines(self.path) if record["step"] <= step]  # fmt: skip
+        self._file.close()
+        write_bytes(self.path, "".join(kept).encode())
+        self._file = self.path.open("a", encoding="utf-8")
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        self._purge_step = step + 1
+
+    def close(self) -> None:
+        """Flushes and closes both logs."""
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+
+    def _tensorboard(self) -> Any:
+        # Made at the first write: purge_step, which voids older events from that step on, is known only by
+        # then.
+        if self._events is None:
+            from tensorboardX import SummaryWriter
+
+            folder = self.path.parent / "tensorboard"
+            # The number keeps a second writer in the same second from overwriting the first one's file.
+            number = len(list(folder.glob("events.*")))
+            self._events = SummaryWriter(
+                str(folder), purge_step=self._purge_step, flush_secs=10, filename_suffix=f".{number:03d}"
+            )
+            self._purge_step = None
+        return self._events
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl in order; null reads as NaN. A half-written last line is left out.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: another line is damaged; the message names it.
+    """
+    return [_restore(record) for record in _read_lines(Path(path))]
+
+
+class MaskHistory:
+    """The masks over time, one small file per change: masks/step_000000001024.npz.
+
+    Each file holds bool[S, n] per group. A write equal to the one before makes no file: the masks at a step
+    are those of the newest file up to it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._last: dict[str, np.ndarray[Any, Any]] | None = None
+        self._looked_back = False
+
+    def steps(self) -> list[int]:
+        """Steps at which the masks changed, in order."""
+        names = (file.stem.removeprefix("step_") for file in self.path.glob("step_*.npz"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def write(self, step: int, masks: Mapping[str, Any]) -> None:
+        """Stores bool[S, n] per group, unless nothing changed since the last write.
+
+        Raises:
+          TypeError: a mask is not boolean.
+        """
+        arrays = {name: np.asarray(mask) for name, mask in masks.items()}
+        for name, array in arrays.items():
+            if array.dtype != np.bool_:
+                raise TypeError(f"the mask of {name} has dtype {array.dtype}, it must be bool")
+        if not self._looked_back:
+            self._last = self._newest()
+        if self._last is not None and _equal(self._last, arrays):
+            return
+        buffer = io.BytesIO()
+        # The prefix keeps a group called "file" apart from savez's own argument of that name.
+        members: dict[str, Any] = {f"masks/{name}": array for name, array in arrays.items()}
+        np.savez_compressed(buffer, **members)
+        write_bytes(self._file(step), buffer.getvalue())
+        self._last = {name: array.copy() for name, array in arrays.items()}
+
+    def read(self, step: int) -> dict[str, np.ndarray[Any, Any]]:
+        """The masks at `step`: those of the newest change up to it, bool[S, n] per group.
+
+        Raises:
+          ValueError: no masks were stored up to `step`, or the file is damaged.
+        """
+        at = max((known for known in self.steps() if known <= step), default=None)
+        if at is None:
+            raise ValueError(f"{self.path} holds no masks up to step {step}")
+        try:
+            with np.load(self._file(at), allow_pickle=False) as stored:
+                return {name.removeprefix("masks/"): stored[name] for name in stored.files}
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{self._file(at)} is damaged ({error}): delete it") from None
+
+    def rewind(self, step: int) -> None:
+        """Removes the masks stored after `step` (all of them for -1)."""
+        for later in self.steps():
+            if later > step:
+                self._file(later).unlink()
+        self._looked_back = False
+
+    def _newest(self) -> dict[str, np.ndarray[Any, Any]] | None:
+        self._looked_back = True
+        steps = self.steps()
+        try:
+            return self.read(steps[-1]) if steps else None
+        except ValueError:
+            return None  # a damaged file hides no change: the next masks are written whatever they are
+
+    def _file(self, step: int) -> Path:
+        return self.path / f"step_{step:012d}.npz"
+
+
+def _equal(left: dict[str, np.ndarray[Any, Any]], right: dict[str, np.ndarray[Any, Any]]) -> bool:
+    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
+
+
+def _plain(value: Any, key: str) -> Any:
+    """JSON types, floats as the shortest text that reads back as the same number of the same precision."""
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry, f"{key}/{name}") for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry, key) for entry in value]
+    if not isinstance(value, (int, float)) and hasattr(value, "dtype"):
+        array = np.asarray(value)
+        if array.ndim:
+            return [_plain(entry, key) for entry in array]
+        if array.dtype == np.bool_:
+            return bool(array)
+        if np.issubdtype(array.dtype, np.integer):
+            return int(array)
+        if np.issubdtype(array.dtype, np.floating):
+            value = float(str(array[()]))
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else _TO_JSON.get(value)
+    raise TypeError(
+        f"the metric {key} is a {type(value).__name__}: a record holds numbers, texts and lists of them"
+    )
+
+
+def _restore(value: Any) -> Any:
+    if value is None:
+        return math.nan
+    if isinstance(value, dict):
+        return {name: _restore(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_restore(entry) for entry in value]
+    return _FROM_JSON.get(value, value) if isinstance(value, str) else value
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        # After the last line break comes nothing, or what a killed process had not finished.
+        if number == len(lines):
+            return
+        try:
+            record = json.loads(line)
+            record["step"] = int(record["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"line {number} of {path} is damaged ({type(error).__name__}: {error}): delete that line"
+            ) from None
+        yield record
+
+
+def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """TensorBoard's tags and values: a list over seeds gives its mean and, for a few seeds, each of them."""
+    for key, value in record.items():
+        tag = f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{tag}/")
+        elif isinstance(value, list):
+            numbers = [entry for entry in value if isinstance(entry, (int, float))]
+            if not numbers:
+                continue
+            if len(value) == 1:
+                yield tag, float(numbers[0])
+                continue
+            yield f"{tag}/mean", sum(numbers) / len(numbers)
+            if len(value) <= SEEDS_IN_TENSORBOARD:
+                for seed, entry in enumerate(value):
+                    if isinstance(entry, (int, float)):
+                        yield f"{tag}/seed_{seed}", float(entry)
+        elif isinstance(value, (int, float)) and tag != "step":
+            yield tag, float(value)

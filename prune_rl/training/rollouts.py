@@ -1,0 +1,90 @@
+"""Rollouts: from environments that live on the device, and from environments on the host."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prune_rl.envs.autoreset import JaxEnv, autoreset_step
+from prune_rl.envs.make import HostEnvironment as HostEnvironment
+from prune_rl.learners.registry import Config as LearnerConfig
+from prune_rl.learners.registry import State, learner_of
+from prune_rl.learners.rollout import Rollout
+
+# Steps in one turn of the compiled loop: a tenth less time than 1 on a CPU, and little more to compile.
+UNROLL = 4
+
+
+def reset_envs(env: JaxEnv[Any], key: jax.Array, num_envs: int) -> tuple[Any, jax.Array]:
+    """States and observations [N, …] of ``num_envs`` fresh environments."""
+    return jax.vmap(env.reset)(jax.random.split(key, num_envs))
+
+
+def rollout(
+    env: JaxEnv[Any],
+    state: State,
+    env_state: Any,
+    obs: jax.Array,
+    key: jax.Array,
+    config: LearnerConfig,
+) -> tuple[Any, jax.Array, Rollout]:
+    """``num_steps`` steps of ``num_envs`` device environments under the current policy. Pure.
+
+    All randomness is drawn before the loop: key derivation inside it would cost more than the environment.
+    Returns the environments' states, the observations [N, D] to act on next, and the rollout.
+    """
+    learner = learner_of(config)
+    noise_key, reset_key = jax.random.split(key)
+    shape = (config.num_steps, config.num_envs)
+    noise = learner.action_noise(noise_key, shape, env.spec)
+    resets = jax.vmap(jax.vmap(env.reset))(jax.random.split(reset_key, shape))
+    step_env = jax.vmap(autoreset_step, in_axes=(None, 0, 0, 0, 0))
+
+    def step(carry: tuple[Any, jax.Array], drawn: Any) -> tuple[tuple[Any, jax.Array], Any]:
+        env_state, obs = carry
+        step_noise, (reset_state, reset_obs) = drawn
+        action = learner.act(state, obs, step_noise, config)
+        env_state, new_obs, reward, terminated, truncated, next_obs = step_env(
+            env, env_state, action, reset_state, reset_obs
+        )
+        cut = jnp.zeros((), bool)
+        return (env_state, new_obs), Rollout(obs, action, reward, terminated, truncated, next_obs, cut)
+
+    carry = (env_state, obs)
+    (env_state, obs), transitions = jax.lax.scan(step, carry, (noise, resets), unroll=UNROLL)
+    return env_state, obs, dataclasses.replace(transitions, cut=jnp.any(transitions.cut))
+
+
+def host_rollout(
+    envs: Sequence[HostEnvironment],
+    act: Callable[[np.ndarray, int], jax.Array],
+    obs: np.ndarray,
+    config: LearnerConfig,
+    cut: bool,
+) -> tuple[np.ndarray, Rollout]:
+    """The same for host environments, one batch per seed: observations [S, N, D] to act on next, rollout [S, T, N, …].
+
+    ``act(obs, t)`` returns the actions [S, N, …] of step t: one transfer each way per step.
+    """
+    seeds, num_envs, size = obs.shape
+    lead = (seeds, config.num_steps, num_envs)
+    all_obs, all_next = (np.empty((*lead, size), np.float32) for _ in range(2))
+    rewards = np.empty(lead, np.float32)
+    terminated, truncated = (np.empty(lead, bool) for _ in range(2))
+    actions: np.ndarray | None = None
+    for t in range(config.num_steps):
+        action = np.asarray(act(obs, t))
+        if actions is None:
+            actions = np.empty((*lead, *action.shape[2:]), action.dtype)
+        all_obs[:, t], actions[:, t] = obs, action
+        obs = np.empty_like(obs)
+        for s, env in enumerate(envs):
+            obs[s], rewards[s, t], terminated[s, t], truncated[s, t], all_next[s, t] = env.step(action[s])
+    cuts = np.full(seeds, cut)
+    assert actions is not None
+    return obs, Rollout(all_obs, actions, rewards, terminated, truncated, all_next, cuts)  # type: ignore[arg-type]

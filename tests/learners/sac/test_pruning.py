@@ -1,0 +1,302 @@
+"""Pruning inside SAC's update: the schedule, what masked means (target critics included), and compaction."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import sac_reference as reference
+from compilation import quick_jit
+from random_rollouts import (
+    CONTINUOUS,
+    DISCRETE,
+    SMALL_SAC,
+    moments_of,
+    random_rollout,
+    random_sac_state,
+    slices_of,
+)
+
+from prune_rl.dependency.compaction import compact
+from prune_rl.learners import sac
+from prune_rl.learners.networks import apply_ensemble, apply_mlp
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.pruning.masks import apply_masks
+from prune_rl.spaces import Spec
+
+HIDDEN = (8, 12)
+SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, size in enumerate(HIDDEN)}
+BASE = dataclasses.replace(SMALL_SAC, hidden=HIDDEN, total_timesteps=10 * SMALL_SAC.steps_per_update)
+update = quick_jit(sac.update, static_argnames="config")
+
+
+class Run(NamedTuple):
+    config: sac.Config
+    spec: Spec
+
+
+# The first two updates are warm-up.
+ACTOR = Run(dataclasses.replace(BASE, prune=Pruning(sparsity=0.75, begin=0.4, end=0.8)), DISCRETE)
+# At a cadence that does not divide training, and with the proximal step.
+BOTH = Run(
+    dataclasses.replace(
+        BASE,
+        total_timesteps=12 * BASE.steps_per_update,
+        prune=Pruning(
+            sparsity=0.75,
+            critic=True,
+            critic_sparsity=0.5,
+            begin=0.25,
+            end=0.85,
+            every=2,
+            strength=1e-3,
+            metric="adam",
+        ),
+    ),
+    CONTINUOUS,
+)
+DENSE = Run(
+    dataclasses.replace(BASE, prune=None),
+    DISCRETE,
+)
+RUNS = pytest.mark.parametrize("run", [ACTOR, BOTH], ids=["actor", "both"])
+
+
+class Trained(NamedTuple):
+    states: list[sac.State]  # states[t] after t updates
+    metrics: list[Any]  # metrics[t] of the update that led to states[t + 1]
+
+
+@functools.cache
+def trained(run: Run) -> Trained:
+    states, metrics = [sac.init(jax.random.key(0), run.config, run.spec)], []
+    for t in range(run.config.num_updates):
+        state, numbers = update(states[-1], random_rollout(t, run.config, run.spec), run.config)
+        states.append(state)
+        metrics.append(numbers)
+    return Trained(states, metrics)
+
+
+def final_width(run: Run, name: str) -> int:
+    options = run.config.prune
+    sparsity = options.sparsity if name.startswith("actor") else options.critic_sparsity
+    return SIZES[name] - round(sparsity * SIZES[name])
+
+
+@RUNS
+def test_widths_fall_along_the_schedule_to_exactly_the_target(run: Run) -> None:
+    states, options, total = trained(run).states, run.config.prune, run.config.num_updates
+    for name in states[0].masks:
+        size, widths = SIZES[name], [int(state.masks[name].sum()) for state in states]
+        final = final_width(run, name)
+        assert widths[-1] == final
+        for t, width in enumerate(widths):
+            if t < options.begin * total:
+                assert width == size
+            # Never ahead of the cubic schedule by more than the step that is due now.
+            progress = (t - options.begin * total + options.every) / ((options.end - options.begin) * total)
+            removed = (size - final) * (1.0 - (1.0 - min(max(progress, 0.0), 1.0)) ** 3)
+            assert size - width <= removed + 1e-6
+            if t >= options.end * total:
+                assert width == final
+        changes = np.flatnonzero(np.diff(widths)) + 1
+        assert len(changes) >= 3, "gradual, not at once"
+        assert all(t % options.every == 0 for t in changes)
+
+
+@RUNS
+def test_masked_neurons_never_return_and_stay_exactly_zero_in_target_critics_and_moments_too(
+    run: Run,
+) -> None:
+    states = trained(run).states
+    for before, after in itertools.pairwise(states):
+        for name, mask in after.masks.items():
+            kept = np.asarray(mask)
+            assert not np.any(kept & ~np.asarray(before.masks[name]))
+            trees = [after.params, *moments_of(after.networks)]
+            if name.startswith("critic"):
+                trees.append({"critic": after.networks.target_critic})
+            for tree in trees:
+                for part in slices_of(tree, name):
+                    assert not np.any(part[~kept])
+            if not run.config.prune.strength:  # the proximal step may well take others to zero
+                assert np.all(np.any(next(slices_of(after.params, name))[kept], axis=1))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(states[-1].networks))
+    # Learning went on after the last neuron was gone.
+    last, second = (state.networks.target_critic["head"]["kernel"] for state in (states[-1], states[-2]))
+    jax.tree.map(np.testing.assert_array_equal, states[-1].masks, states[-2].masks)
+    assert np.abs(last - second).max() > 1e-4
+
+
+def test_the_critics_are_pruned_only_when_asked_and_then_less_than_the_actor() -> None:
+    states = trained(ACTOR).states
+    assert set(states[0].masks) == {"actor/layer_0", "actor/layer_1"}
+    for name in ("critic/layer_0", "critic/layer_1"):
+        for tree in (states[-1].params, {"critic": states[-1].networks.target_critic}):
+            assert all(np.all(part) for part in slices_of(tree, name))
+    masks = trained(BOTH).states[-1].masks
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == {
+        "actor/layer_0": 2,
+        "actor/layer_1": 3,
+        "critic/layer_0": 4,
+        "critic/layer_1": 6,
+    }
+
+
+def test_both_critics_lose_the_same_neurons_and_no_other() -> None:
+    state = trained(BOTH).states[-1]
+    for name in ("critic/layer_0", "critic/layer_1"):
+        incoming, _, outgoing = slices_of(state.params, name)
+        for member in range(2):
+            np.testing.assert_array_equal(np.any(incoming[:, member], axis=-1), state.masks[name])
+            np.testing.assert_array_equal(np.any(outgoing[:, member], axis=-1), state.masks[name])
+
+
+def test_the_output_layers_keep_every_output() -> None:
+    params = trained(BOTH).states[-1].params
+    assert params["actor"]["head"]["bias"].shape == (4,)
+    assert params["critic"]["head"]["bias"].shape == (2, 1)
+    for network in ("actor", "critic"):
+        assert np.all(params[network]["head"]["bias"])
+        assert np.all(np.any(params[network]["head"]["kernel"], axis=-2))
+
+
+@RUNS
+def test_the_report_tells_what_happened(run: Run) -> None:
+    states, rows = trained(run)
+    for metrics, (before, after) in zip(rows, itertools.pairwise(states), strict=True):
+        assert set(metrics["prune"]) == set(after.masks)
+        for name, report in metrics["prune"].items():
+            removed = np.asarray(before.masks[name] & ~after.masks[name])
+            assert int(report["width"]) == int(after.masks[name].sum())
+            assert int(report["nan_scores"]) == 0
+            score = np.asarray(after.importance[name])
+            np.testing.assert_allclose(report["threshold"], score[removed].max(initial=0.0), rtol=1e-5)
+            share = score[removed].sum() / max(score[np.asarray(before.masks[name])].sum(), 1e-30)
+            np.testing.assert_allclose(report["removed_importance"], share, rtol=1e-4, atol=1e-7)
+            if removed.any():
+                assert score[removed].max() <= score[np.asarray(after.masks[name])].min()
+
+
+def test_dense_training_removes_nothing_and_knows_no_proximal_step() -> None:
+    states, metrics = trained(DENSE)
+    assert all(bool(mask.all()) for mask in states[-1].masks.values())
+    assert all("prune" not in row for row in metrics)
+    # Until pruning begins, the method without a proximal step is dense training.
+    early = trained(ACTOR).states[3]
+    assert all(bool(mask.all()) for mask in early.masks.values())
+    for a, b in zip(jax.tree.leaves(early.params), jax.tree.leaves(states[3].params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def in_one_update(options: Pruning) -> sac.Config:
+    """All pruning at the end of one update that learns nothing: Adam's step is too small for float32."""
+    options = dataclasses.replace(options, critic=True, sparsity=0.75, begin=0.0, end=1.0)
+    return dataclasses.replace(
+        BASE,
+        total_timesteps=1 * BASE.steps_per_update,
+        learning_starts=0,
+        utd_ratio=1 / 24,
+        learning_rate=1e-30,
+        learning_rate_end=1e-30,
+        prune=options,
+    )
+
+
+OUTPUT = in_one_update(Pruning(score="output", refit=True, gate=0.1))
+
+
+@pytest.mark.parametrize(
+    ("spec", "config", "widths"),
+    [
+        (DISCRETE, in_one_update(Pruning(score="fisher")), [2, 3, 4, 6]),
+        (CONTINUOUS, in_one_update(Pruning(score="magnitude", scope="global")), None),
+        (CONTINUOUS, OUTPUT, [2, 3, 4, 6]),
+        (DISCRETE, in_one_update(Pruning(score="random", min_width=7)), [7, 7, 7, 7]),
+        (DISCRETE, in_one_update(Pruning(score="surgeon", refit=True)), [2, 3, 4, 6]),
+    ],
+    ids=["fisher", "magnitude", "output", "random", "surgeon"],
+)
+def test_every_score_and_option_prunes_and_only_the_actor_is_refitted(
+    spec: Spec, config: sac.Config, widths: list[int] | None
+) -> None:
+    start = random_sac_state(config, spec)
+    state, metrics = update(start, random_rollout(0, config, spec), config)
+    left = [int(state.masks[name].sum()) for name in sorted(state.masks)]
+    if config.prune.scope == "global":
+        assert min(left) >= 2
+        assert [sum(left[:2]), sum(left[2:])] == [20 - 15, 20 - 10]
+    else:
+        assert left == widths
+    for name, mask in state.masks.items():
+        for part in slices_of(state.params, name):
+            assert not np.any(part[~np.asarray(mask)])
+    groups = sac.prunable_groups(start.params, config)
+    masked = apply_masks(groups, start.params, state.masks)
+    jax.tree.map(np.testing.assert_array_equal, state.params["critic"], masked["critic"])
+    kernels = [params["actor"]["head"]["kernel"] for params in (state.params, masked)]
+    assert np.array_equal(*kernels) != config.prune.refit
+    floats = (state.networks, metrics["prune"])
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(floats))
+
+
+def test_the_output_score_looks_at_what_actor_and_critics_read() -> None:
+    start, rollout = random_sac_state(OUTPUT, CONTINUOUS), random_rollout(0, OUTPUT, CONTINUOUS)
+    state, _ = update(start, rollout, OUTPUT)
+    obs, action = rollout.obs.reshape(-1, 3), rollout.action.reshape(-1, 2)
+    critics = reference.both(reference.to_numpy(start.params["critic"]))
+    for network, members, x in (
+        ("actor", [reference.to_numpy(start.params["actor"])], obs),
+        ("critic", critics, np.concatenate([obs, action], axis=1)),
+    ):
+        inputs = [x for _ in members]
+        for layer, following in (("layer_0", "layer_1"), ("layer_1", "head")):
+            inputs = [
+                np.tanh(x @ member[layer]["kernel"] + member[layer]["bias"])
+                for x, member in zip(inputs, members, strict=True)
+            ]
+            outgoing = np.concatenate([member[following]["kernel"] for member in members], axis=1)
+            score = np.abs(inputs).mean(axis=(0, 1)) * np.linalg.norm(outgoing, axis=1)
+            kept = np.asarray(state.masks[f"{network}/{layer}"])
+            # The learner's mean is over a sample of these transitions.
+            assert score[kept].min() > 0.95 * score[~kept].max()
+
+
+@RUNS
+def test_compact_networks_are_the_same_functions_as_masked_ones(run: Run) -> None:
+    state = trained(run).states[-1]
+    groups = sac.prunable_groups(state.params, run.config)
+    small = compact(groups, state.params, state.masks)
+    kept = [int(state.masks[f"actor/layer_{i}"].sum()) for i in range(2)]
+    assert small["actor"]["layer_1"]["kernel"].shape == tuple(kept)
+    rng = np.random.default_rng(0)
+    obs = jnp.asarray(rng.normal(0.0, 3.0, size=(100, 3)), jnp.float32)
+    action = jnp.asarray(rng.uniform(-1.0, 1.0, (100, 2)), jnp.float32)
+    critic_input = obs if run.spec is DISCRETE else jnp.concatenate([obs, action], -1)
+    for wide, narrow in (
+        (apply_mlp(state.params["actor"], obs, "tanh"), apply_mlp(small["actor"], obs, "tanh")),
+        (
+            apply_ensemble(state.params["critic"], critic_input, "tanh"),
+            apply_ensemble(small["critic"], critic_input, "tanh"),
+        ),
+    ):
+        assert np.abs(wide).max() > 1e-3
+        np.testing.assert_allclose(wide, narrow, rtol=0.0, atol=1e-5)
+
+
+def test_no_neuron_goes_before_anything_was_learned() -> None:
+    prune = Pruning(sparsity=0.75, begin=0.0, end=0.3)
+    config = dataclasses.replace(SMALL_SAC, hidden=(8, 12), prune=prune)
+    state = random_sac_state(config, DISCRETE)
+    widths = []
+    for i in range(config.num_updates):
+        state, _ = update(state, random_rollout(i, config, DISCRETE), config)
+        widths.append(int(state.masks["actor/layer_0"].sum()))
+    assert widths[:2] == [8, 8], "two updates of warm-up, whose importance is 0 everywhere"
+    assert widths[-1] == 2

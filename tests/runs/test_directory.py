@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from prune_rl.runs.atomic_files import write_bytes, write_json
+from prune_rl.runs.directory import RunDirectory, RunDirectoryError
+
+ROOT = Path(__file__).parents[2]
+CONFIG: dict[str, Any] = {
+    "env_id": "CartPole-v1",
+    "command": "prune-rl train --env CartPole-v1",
+    "ppo": {"hidden": (256, 256), "learning_rate": 3e-4, "clip_value": None},
+    "prune": {"sparsity": 0.95},
+}
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    return CONFIG | changes
+
+
+def test_a_new_folder_holds_the_resolved_configuration(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "runs" / "one", CONFIG) as run:
+        assert not run.continued
+        assert run.notes == []
+        assert run.config["ppo"]["hidden"] == [256, 256]
+    text = (run.path / "config.json").read_text()
+    stored = json.loads(text)
+    assert stored == run.config == json.loads(json.dumps(CONFIG))
+    assert list(stored) == sorted(stored)
+    assert not list(run.path.glob("*.partial"))
+
+
+def test_versions_name_what_can_change_a_result(tmp_path: Path) -> None:
+    with RunDirectory.open(tmp_path / "run", CONFIG) as run:
+        versions = json.loads((run.path / "versions.json").read_text())
+    assert versions["jax"] == jax.__version__
+    assert versions["python"] == ".".join(str(part) for part in sys.version_info[:3])
+    assert versions["device"]["kind"] == jax.devices()[0].device_kind
+    assert versions["device"]["count"] == len(jax.devices())
+    for name in ("jaxlib", "flax", "optax", "gymnasium", "numpy"):
+        assert versions[name][0].isdigit()
+    checkout = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--show-toplevel"], capture_output=True, text=True, check=False
+    )
+    if checkout.returncode == 0 and Path(checkout.stdout.strip()).resolve() == ROOT:
+        assert isinstance(versions["git"]["dirty"], bool)
+        assert versions["git"]["commit"] is None or len(versions["git"]["commit"]) == 40
+    else:
+        assert versions["git"] is None
+
+
+def test_the_same_configuration_continues(tmp_path: Path) -> None:
+    RunDirectory.open(tmp_path / "run", CONFIG).close()
+    before = (
+        (tmp_path / "run" / "config.json").read_bytes(),
+        (tmp_path / "run" / "versions.json").read_bytes(),
+    )
+    os.rename(tmp_path / "run", tmp_path / "moved")
+    with RunDirectory.open(tmp_path / "moved", changed(command="make experiment ENV=CartPole-v1")) as run:
+        assert run.continued
+        assert run.notes == []
+    after = (run.path / "config.json").read_bytes(), (run.path / "versions.json").read_bytes()
+    assert before == after
+
+
+def test_another_configuration_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    RunDirectory.open(path, CONFIG).close()
+    other = changed(ppo=CONFIG["ppo"] | {"learning_rate": 1e-3}, env_id="LunarLander-v2", new=True, prune={})
+    with pytest.raises(RunDirectoryError) as caught:
+        RunDirectory.open(path, other)
+    assert str(caught.value) == (
+        f"the run directory {path} belongs to another configuration "
+        '(env_id = "CartPole-v1" there, "LunarLander-v2" here, new = absent there, true here, '
+        "ppo.learning_rate = 0.0003 there, 0.001 here, and 1 more): choose another --run-dir, or delete it"
+    )
+    # The refusal frees the lock and changes nothing.
+    RunDirectory.open(path, CONFIG).close()
+
+
+@pytest.mark.parametrize(("there", "here"), [(1, True), (0, False), (1, 1.0), ([1], [1, 2]), (None, 0)])
+def test_values_that_python_calls_equal_still_differ(tmp_path: Path, there: Any, here: Any) -> None:
+    RunDirectory.open(tmp_path / "run", {"x": there}).close()
+    with pytest.raises(RunDirectoryError, match="x = "):
+        RunDirectory.open(tmp_path / "run", {"x": here})
+
+
+def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunDirectoryError, match=r"it holds 'thesis.tex' but no config.json"):
+        RunDirectory.open(tmp_path, CONFIG)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '"text"', "\x00"])
+def test_a_damaged_configuration_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(
+        RunDirectoryError, match=r"config.json is damaged .*choose another --run-dir, or delete"
+    ):
+        RunDirectory.open(tmp_path, CONFIG)
+
+
+def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("pid 1\n")
+    (tmp_path / ".config.json.abc.partial").write_text('{"env')
+    with RunDirectory.open(tmp_path, CONFIG) as run:
+        assert not run.continued
+
+
+def test_unusable_paths(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunDirectoryError, match="a file has that name"):
+            RunDirectory.open(path, CONFIG)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, object(), {1, 2}])
+def test_a_configuration_that_is_not_json(tmp_path: Path, value: Any) -> None:
+    with pytest.raises(RunDirectoryError, match="cannot be written as JSON"):
+        RunDirectory.open(tmp_path / "run", {"x": value})
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_versions_are_noted_once(tmp_path: Path) -> None:
+    RunDirectory.open(tmp_path, CONFIG).close()
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    write_json(tmp_path / "versions.json", versions | {"jax": "0.1.0"})
+    with RunDirectory.open(tmp_path, CONFIG) as run:
+        (note,) = run.notes
+        assert f'jax "0.1.0" -> "{jax.__version__}"' in note
+    recorded = json.loads((tmp_path / "versions.json").read_text())
+    assert recorded["jax"] == "0.1.0"
+    assert recorded["continued_with"] == [versions]
+    with RunDirectory.open(tmp_path, CONFIG) as run:
+        assert run.notes == []
+    (tmp_path / "versions.json").write_text("{")
+    RunDirectory.open(tmp_path, CONFIG).close()
+    assert json.loads((tmp_path / "versions.json").read_text()) == versions
+
+
+HOLD = """
+import sys, time
+from prune_rl.runs.directory import RunDirectory
+run = RunDirectory.open(sys.argv[1], {"x": 1})
+print("open", flush=True)
+time.sleep(60)
+"""
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        with pytest.raises(
+            RunDirectoryError, match=rf"in use by another training process \(pid {holder.pid}\)"
+        ):
+            RunDirectory.open(tmp_path, {"x": 1})
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.communicate()
+    # The operating system freed the lock.
+    with RunDirectory.open(tmp_path, {"x": 1}) as run:
+        assert run.continued
+        with pytest.raises(RunDirectoryError, match="in use"):
+            RunDirectory.open(tmp_path, {"x": 1})
+    run.close()
+
+
+WRITE_FOREVER = """
+import sys
+from prune_rl.runs.atomic_files import write_json
+number = 0
+while True:
+    number += 1
+    write_json(sys.argv[1], {"number": number, "filling": [number] * 20000})
+    print(number, flush=True)
+"""
+
+
+def test_a_reader_never_sees_a_part_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITE_FOREVER, str(path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    seen = set()
+    for _ in range(100):
+        value = json.loads(path.read_text())
+        assert value["filling"] == [value["number"]] * 20000
+        seen.add(value["number"])
+    process.send_signal(signal.SIGKILL)
+    reported = int(process.communicate()[0].split()[-1]) if len(seen) > 1 else 1
+    value = json.loads(path.read_text())
+    assert value["number"] in (reported, reported + 1)
+    assert value["filling"] == [value["number"]] * 20000
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": math.nan})
+    with pytest.raises(TypeError):
+        write_bytes(path, "text")  # type: ignore[arg-type]
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["value.json"]
+    mask = os.umask(0o022)
+    os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
