@@ -26,8 +26,8 @@ def cubic_sparsity(progress: jax.Array | float, final: Share) -> jax.Array:
 def num_removable(share: Share, size: int) -> jax.Array:
     """``⌊share · size⌋``, the neurons that a share of ``size`` neurons stands for: float32[], a whole number.
 
-    A share such as 0.7 is a little off in float32, and so is its product with ``size``; the small term makes up for both,
-    so that 0.7 of 10 neurons are 7 of them, and 0.9 of 1,000,000 are 900,000.
+    A share such as 0.7 is rounded in float32, and so is its product with ``size``. The small term is larger than both
+    errors, so that 0.7 of 10 neurons is 7 and 0.9 of 1,000,000 is 900,000.
     """
     return jnp.floor(jnp.asarray(share, jnp.float32) * size + max(1e-4, size * 2.0**-22))
 
