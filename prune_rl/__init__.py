@@ -28,14 +28,14 @@ _WHERE = {
     "refit": "prune_rl.pruning.brain_surgeon",
     "activations": "prune_rl.dependency.activations",
     "cubic_sparsity": "prune_rl.pruning.mask_schedule",
-    "update_masks": "prune_rl.pruning.mask_schedule",
+    "update_masks": "prune_rl.pruning.ranking",
     "compact": "prune_rl.dependency.compaction",
     "compact_function": "prune_rl.dependency.compaction",
     "expand": "prune_rl.dependency.compaction",
-    "group_sparse": "prune_rl.pruning.group_sparse",
-    "scale_by_width": "prune_rl.pruning.scale_by_width",
-    "dynamic_pruning": "prune_rl.pruning.dynamic",
-    "masks_of": "prune_rl.pruning.dynamic",
+    "group_sparse": "prune_rl.pruning.transforms.group_sparse",
+    "scale_by_width": "prune_rl.pruning.transforms.scale_by_width",
+    "dynamic_pruning": "prune_rl.pruning.transforms.dynamic_pruning",
+    "masks_of": "prune_rl.pruning.transforms.dynamic_pruning",
     "Spec": "prune_rl.spaces",
     "Box": "prune_rl.spaces",
     "Discrete": "prune_rl.spaces",
@@ -62,9 +62,6 @@ if TYPE_CHECKING:
     from prune_rl.learners import sac as sac
     from prune_rl.pruning.brain_surgeon import refit as refit
     from prune_rl.pruning.brain_surgeon import surgeon_importance as surgeon_importance
-    from prune_rl.pruning.dynamic import dynamic_pruning as dynamic_pruning
-    from prune_rl.pruning.dynamic import masks_of as masks_of
-    from prune_rl.pruning.group_sparse import group_sparse as group_sparse
     from prune_rl.pruning.importance import fisher_importance as fisher_importance
     from prune_rl.pruning.importance import magnitude_importance as magnitude_importance
     from prune_rl.pruning.importance import output_importance as output_importance
@@ -72,11 +69,14 @@ if TYPE_CHECKING:
     from prune_rl.pruning.importance import taylor_importance as taylor_importance
     from prune_rl.pruning.layer_norm import layer_norm as layer_norm
     from prune_rl.pruning.mask_schedule import cubic_sparsity as cubic_sparsity
-    from prune_rl.pruning.mask_schedule import update_masks as update_masks
     from prune_rl.pruning.masks import apply_masks as apply_masks
     from prune_rl.pruning.masks import count as count
     from prune_rl.pruning.masks import init_masks as init_masks
-    from prune_rl.pruning.scale_by_width import scale_by_width as scale_by_width
+    from prune_rl.pruning.ranking import update_masks as update_masks
+    from prune_rl.pruning.transforms.dynamic_pruning import dynamic_pruning as dynamic_pruning
+    from prune_rl.pruning.transforms.dynamic_pruning import masks_of as masks_of
+    from prune_rl.pruning.transforms.group_sparse import group_sparse as group_sparse
+    from prune_rl.pruning.transforms.scale_by_width import scale_by_width as scale_by_width
     from prune_rl.spaces import Box as Box
     from prune_rl.spaces import Discrete as Discrete
     from prune_rl.spaces import Spec as Spec

@@ -13,6 +13,11 @@ class Discrete:
     n: int
 
     @property
+    def bounded(self) -> bool:
+        """Whether every action lies between finite bounds."""
+        return True
+
+    @property
     def num_outputs(self) -> int:
         """Network outputs that describe one action distribution: one logit per action."""
         return self.n
@@ -37,6 +42,11 @@ class Box:
     def size(self) -> int:
         """Number of action components."""
         return math.prod(self.shape)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether every action lies between finite bounds."""
+        return all(map(math.isfinite, (*self.low, *self.high)))
 
     @property
     def num_outputs(self) -> int:

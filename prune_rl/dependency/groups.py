@@ -136,6 +136,10 @@ class NeuronGroups(Mapping[str, NeuronGroup]):
             raise ValueError(f"no neuron group named {unknown}; the groups are {list(self)}")
         return NeuronGroups((g for g in self.values() if g.name in names), self._rejected)
 
+    def within(self, key: str | int) -> NeuronGroups:
+        """The groups whose slices all lie in the subtree params[key], such as one network of several."""
+        return self.select(lambda group: all(path_string(s.path[:1]) == str(key) for s in group.slices))
+
     def at(self, key: str | int) -> NeuronGroups:
         """The groups of the subtree params[key]: the first key of every path is dropped, names stay.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -23,6 +24,8 @@ def generalized_advantages(
     successor, the final observation at the end of an episode. Termination sets V(next_obs) to 0; a time limit keeps it;
     both cut the trace. Returns float32[T, N].
     """
+    chex.assert_rank(rewards, 2)
+    chex.assert_equal_shape([rewards, values, next_values, terminated, truncated])
     deltas = rewards + gamma * next_values * (1.0 - terminated) - values
     continues = 1.0 - jnp.asarray(terminated | truncated, jnp.float32)
     return linear_recurrence(gamma * gae_lambda * continues, deltas, reverse=True)

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from prune_rl.spaces import Box, Spec
+from prune_rl.spaces import Discrete, Spec
 
-Params = dict[str, Any]
+Params = dict[str, Any]  # {"layer_0": {"kernel", "bias"}, …, "head": …}, or networks of these by name
 Activation = Callable[[jax.Array], jax.Array]
 
 # Layers with at most so many outputs, an actor's head as a rule, go through `_narrow_product`.
@@ -78,32 +78,31 @@ def apply_ensemble(params: Params, x: jax.Array, activation: str) -> jax.Array:
 
 def _dense(layer: Params, x: jax.Array) -> jax.Array:
     kernel = layer["kernel"]
-    y = _narrow_product(x, kernel) if 1 < kernel.shape[-1] <= NARROW else x @ kernel
+    # XLA's CPU backend alone is slow at the plain gradient, see below.
+    narrow = 1 < kernel.shape[-1] <= NARROW and jax.default_backend() == "cpu"
+    y = _narrow_product(x, kernel) if narrow else x @ kernel
     biased: jax.Array = y + jnp.broadcast_to(layer["bias"], y.shape)
     return biased
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _narrow_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """``x @ kernel`` for a kernel [in, out] of few columns, whose gradient is made as (gᵀ x)ᵀ.
+    """``x @ kernel`` for a kernel [in, out] of few columns, whose gradient is computed as (gᵀ x)ᵀ.
 
-    On a CPU XLA makes xᵀ g, its rows so short, five times slower: 3 % of a gradient step of SAC. The barrier keeps it
-    from turning the one into the other.
+    On a CPU XLA computes xᵀ g, with its short rows, five times slower: 3 % of a gradient step of SAC. The barrier keeps
+    XLA from rewriting the one as the other.
     """
     return x @ kernel
 
 
-def _narrow_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x @ kernel, (x, kernel)
-
-
-def _narrow_backward(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = kept
-    rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    return g @ kernel.T, _barrier(g_rows.T @ rows).T
-
-
-_narrow_product.defvjp(_narrow_forward, _narrow_backward)
+@_narrow_product.defjvp
+def _narrow_product_jvp(
+    primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    (x, kernel), (x_dot, kernel_dot) = primals, tangents
+    rows = x.reshape(-1, x.shape[-1])
+    along_kernel = jax.lax.dot_general(_barrier(kernel_dot.T), rows, (((1,), (1,)), ((), ()))).T
+    return x @ kernel, x_dot @ kernel + along_kernel.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def init_actor_critic(key: jax.Array, spec: Spec, hidden: Sequence[int]) -> Params:
@@ -114,6 +113,6 @@ def init_actor_critic(key: jax.Array, spec: Spec, hidden: Sequence[int]) -> Para
     """
     actor_key, critic_key = jax.random.split(key)
     actor = init_mlp(actor_key, [spec.observation_size, *hidden, spec.action.num_outputs], 0.01)
-    if isinstance(spec.action, Box):
+    if not isinstance(spec.action, Discrete):
         actor["log_std"] = jnp.zeros(spec.action.size, jnp.float32)
     return {"actor": actor, "critic": init_mlp(critic_key, [spec.observation_size, *hidden, 1], 1.0)}

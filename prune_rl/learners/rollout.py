@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 from prune_rl.learners.running_statistics import linear_recurrence
+from prune_rl.pruning.gate import NO_PERFORMANCE
 
 
 @struct.dataclass
@@ -34,24 +36,40 @@ class Rollout:
 
 
 @struct.dataclass
-class Returns:
-    """Returns of the episodes in a rollout.
+class EpisodeReturns:
+    """Returns of training episodes, as a train state carries them from one rollout to the next.
 
-    ``discounted`` float32[T, N]: Σ γ^k r of the episode up to each step; ``episode`` float32[2, N]: discounted and
-    undiscounted return of the episodes that go on after the rollout; ``mean`` float32[]: mean undiscounted return of
-    those that finished in it, ``episodes`` int32[] of them (NaN and 0 if none did); ``running`` float32[]: its running
-    mean over rollouts, NaN before the first finished episode.
+    ``under_way`` float32[2, N]: discounted and undiscounted return of each environment's present episode; ``running``
+    float32[]: running mean over rollouts of the undiscounted return of finished episodes, 0 before the first;
+    ``finished`` int32[]: episodes that have finished.
     """
 
-    discounted: jax.Array
-    episode: jax.Array
-    mean: jax.Array
-    episodes: jax.Array
+    under_way: jax.Array
     running: jax.Array
+    finished: jax.Array
+
+    @staticmethod
+    def create(num_envs: int) -> EpisodeReturns:
+        """No episode has begun."""
+        zero = jnp.zeros((), jnp.float32)
+        return EpisodeReturns(jnp.zeros((2, num_envs), jnp.float32), zero, jnp.zeros((), jnp.int32))
+
+    @property
+    def performance(self) -> jax.Array:
+        """The running return for the gate, float32[]; −inf before the first finished episode."""
+        return jnp.where(self.finished > 0, self.running, NO_PERFORMANCE)
 
 
-def track_returns(rollout: Rollout, episode: jax.Array, running: jax.Array, gamma: float) -> Returns:
-    """Carry the returns of episodes through a rollout; ``episode`` and ``running`` are those of the last one."""
+def track_returns(
+    returns: EpisodeReturns, rollout: Rollout, gamma: float
+) -> tuple[EpisodeReturns, jax.Array, dict[str, jax.Array]]:
+    """Carry the returns of episodes through a rollout.
+
+    Returns them; float32[T, N], the discounted return Σ γ^k r of the episode up to each step; and the metrics "return"
+    (mean undiscounted return of the episodes that finished in the rollout), "episodes" (how many), "running_return",
+    and "total_episodes" (how many so far). A mean over no episode is 0.
+    """
+    chex.assert_equal_shape([rollout.reward, rollout.terminated, rollout.truncated])
     finished = rollout.terminated | rollout.truncated
     cut = rollout.with_cut()
     ends = cut.terminated | cut.truncated
@@ -59,10 +77,13 @@ def track_returns(rollout: Rollout, episode: jax.Array, running: jax.Array, gamm
     started = jnp.concatenate([jnp.ones_like(ends[:1]), ~ends[:-1]]).astype(jnp.float32)
     decay = jnp.stack([gamma * started, started], axis=1)
     rewards = jnp.stack([rollout.reward, rollout.reward], axis=1)
-    rewards = rewards.at[0].add(decay[0] * episode)
+    rewards = rewards.at[0].add(decay[0] * returns.under_way)
     discounted, undiscounted = jnp.moveaxis(linear_recurrence(decay.at[0].set(0.0), rewards), 1, 0)
     last = jnp.stack([discounted[-1], undiscounted[-1]]) * ~ends[-1][None]
     episodes = jnp.sum(finished)
-    mean = jnp.sum(jnp.where(finished, undiscounted, 0.0)) / episodes
-    smoothed = jnp.where(jnp.isnan(running), mean, 0.9 * running + 0.1 * mean)
-    return Returns(discounted, last, mean, episodes, jnp.where(episodes > 0, smoothed, running))
+    mean = jnp.sum(jnp.where(finished, undiscounted, 0.0)) / jnp.maximum(episodes, 1)
+    smoothed = jnp.where(returns.finished > 0, 0.9 * returns.running + 0.1 * mean, mean)
+    running = jnp.where(episodes > 0, smoothed, returns.running)
+    total = returns.finished + episodes
+    metrics = {"return": mean, "episodes": episodes, "running_return": running, "total_episodes": total}
+    return EpisodeReturns(last, running, total), discounted, metrics

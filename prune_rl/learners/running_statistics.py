@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
+import chex
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -22,6 +25,7 @@ class RunningStatistics:
 
     def update(self, batch: jax.Array) -> RunningStatistics:
         """Statistics with ``batch`` [n, *shape] added (Chan et al. 1979, the parallel update of moments)."""
+        chex.assert_shape(batch, (None, *self.mean.shape))
         n = jnp.float32(batch.shape[0])
         mean, var = jnp.mean(batch, axis=0), jnp.var(batch, axis=0)
         total = self.count + n
@@ -34,6 +38,28 @@ class RunningStatistics:
         lead = (1,) * (x.ndim - self.mean.ndim)
         mean, scale = self.mean.reshape(lead + self.mean.shape), jax.lax.rsqrt(self.var + 1e-8)
         return jnp.clip((x - mean) * scale.reshape(mean.shape), -clip, clip)
+
+
+class NormalizationConfig(Protocol):
+    """Hyperparameters of a learner that may normalise observations."""
+
+    @property
+    def normalize_obs(self) -> bool: ...
+
+    @property
+    def clip_obs(self) -> float: ...
+
+
+def normalize(stats: RunningStatistics, obs: jax.Array, config: NormalizationConfig) -> jax.Array:
+    """Observations […, D] as the networks see them: normalised and clipped if ``config.normalize_obs``."""
+    return stats.normalize(obs, config.clip_obs) if config.normalize_obs else obs
+
+
+def update_statistics(
+    stats: RunningStatistics, obs: jax.Array, config: NormalizationConfig
+) -> RunningStatistics:
+    """The statistics with observations [T, N, D] added if ``config.normalize_obs``."""
+    return stats.update(obs.reshape(-1, obs.shape[-1])) if config.normalize_obs else stats
 
 
 def linear_recurrence(decay: jax.Array, x: jax.Array, *, reverse: bool = False) -> jax.Array:

@@ -1,1 +1,3 @@
-"""The method: neuron groups, importance, proximal step, thresholds, compaction. Knows pytrees and optax only."""
+"""The method: importance, proximal step, mask schedule, masks, refit. Knows pytrees, optax and
+`prune_rl.dependency`.
+"""

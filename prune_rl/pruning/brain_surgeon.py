@@ -13,32 +13,50 @@ is the squared error in what the layer feeds, after the best refit: the Optimal 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from prune_rl.dependency.groups import NeuronGroups
-from prune_rl.dependency.tree_paths import KeyPath, leaves_by_path, replace_leaves
+from prune_rl.dependency.tree_paths import KeyPath, Masks, Params, leaves_by_path, replace_leaves
 from prune_rl.pruning.importance import Scores, sum_of_squares
 
-Params = Any
 Activations = Mapping[str, jax.Array]
-Masks = Mapping[str, jax.Array]
 
 
 def surgeon_importance(
-    groups: NeuronGroups, params: Params, activations: Activations, masks: Masks, *, ridge: float = 1e-4
+    groups: NeuronGroups,
+    params: Params,
+    grads: Params | None = None,
+    *,
+    activations: Activations | None = None,
+    masks: Masks | None = None,
+    key: jax.Array | None = None,
+    ridge: float = 1e-4,
 ) -> Scores:
     """The scores above, {group name: float32[size]}; 0 for neurons that are masked.
 
-    ``activations`` is {group name: float[…, size]} over a batch; ``ridge`` is added to C as a share of its mean
-    diagonal, and bounds how finely linear dependence is resolved.
+    Args:
+        groups: from ``find_groups``.
+        params: the pytree in which the groups were found.
+        grads: not used.
+        activations: {group name: float[…, size]} over a batch, from ``prune_rl.activations``.
+        masks: {group name: bool[size]}, the neurons that are left; None or a missing name: all of them.
+        key: not used.
+        ridge: added to C as a share of its mean diagonal; it bounds how finely linear dependence is resolved.
+
+    Raises:
+        ValueError: there are no ``activations``.
     """
+    del grads, key
+    if activations is None:
+        raise ValueError("importance 'surgeon' needs activations={group name: float[…, size]}, got None")
     leaves = leaves_by_path(params)
     scores = {}
     for name, group in groups.items():
-        alive = masks[name]
+        chex.assert_axis_dimension(activations[name], -1, group.size)
+        alive = jnp.ones(group.size, bool) if masks is None or name not in masks else masks[name]
         _, covariance = _moments(activations[name], alive, ridge)
         unexplained = 1.0 / jnp.diagonal(inverse(covariance))
         scores[name] = jnp.where(alive, sum_of_squares(group.outgoing, leaves, group) * unexplained, 0.0)
@@ -65,6 +83,7 @@ def refit(
     """
     leaves = leaves_by_path(params)
     for name, group in groups.items():
+        chex.assert_axis_dimension(activations[name], -1, group.size)
         kept = new_masks[name]
         removed = old_masks[name] & ~kept
         mean, covariance = _moments(activations[name], old_masks[name], ridge)

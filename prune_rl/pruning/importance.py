@@ -1,21 +1,20 @@
 """How much each neuron matters: one function per definition, all behind one signature.
 
-Every function maps ``(groups, params, grads, *, activations, key)`` to ``{group name: float32[size]}`` and ignores what
-it does not need. Scores are non-negative, comparable within a group, and constants for differentiation.
+Every function maps ``(groups, params, grads, *, activations, masks, key)`` to ``{group name: float32[size]}`` and
+ignores what it does not need; `prune_rl.pruning.scores` says what each needs. Scores are non-negative, comparable
+within a group, and constants for differentiation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from prune_rl.dependency.groups import NeuronGroup, NeuronGroups, Slice
-from prune_rl.dependency.tree_paths import Leaves, leaves_by_path
+from prune_rl.dependency.tree_paths import Leaves, Masks, Params, leaves_by_path
 
-Params = Any
 Scores = dict[str, jax.Array]
 Importance = Callable[..., Scores]
 
@@ -26,6 +25,7 @@ def taylor_importance(
     grads: Params | None = None,
     *,
     activations: Mapping[str, jax.Array] | None = None,
+    masks: Masks | None = None,
     key: jax.Array | None = None,
 ) -> Scores:
     """First-order change of the loss when a neuron's gate closes: ``|Σ_k w_out[j,k] ∂L/∂w_out[j,k]|``.
@@ -33,7 +33,7 @@ def taylor_importance(
     This is the gate-Taylor criterion (Molchanov et al. 2019, section 3.2) written with the outgoing weights, so
     that parameters and gradients are all it takes. Raises ``ValueError`` without ``grads``.
     """
-    del activations, key
+    del activations, masks, key
     gates = gate_gradients(groups, params, grads, "taylor")
     return jax.lax.stop_gradient({name: jnp.abs(gate) for name, gate in gates.items()})
 
@@ -44,6 +44,7 @@ def fisher_importance(
     grads: Params | None = None,
     *,
     activations: Mapping[str, jax.Array] | None = None,
+    masks: Masks | None = None,
     key: jax.Array | None = None,
 ) -> Scores:
     """Squared gate gradient, ``(Σ_k w_out[j,k] ∂L/∂w_out[j,k])²``.
@@ -51,7 +52,7 @@ def fisher_importance(
     Averaged over updates it is the gate's diagonal empirical Fisher information (Theis et al. 2018, section 3).
     Raises ``ValueError`` without ``grads``.
     """
-    del activations, key
+    del activations, masks, key
     gates = gate_gradients(groups, params, grads, "fisher")
     return jax.lax.stop_gradient({name: jnp.square(gate) for name, gate in gates.items()})
 
@@ -62,13 +63,14 @@ def magnitude_importance(
     grads: Params | None = None,
     *,
     activations: Mapping[str, jax.Array] | None = None,
+    masks: Masks | None = None,
     key: jax.Array | None = None,
 ) -> Scores:
     """Product of the norms of what enters and what leaves a neuron, ``‖(w_in[:,j], b[j])‖ · ‖w_out[j,:]‖``.
 
     The product does not change when a positively homogeneous neuron is rescaled, ``(w_in, b) · c`` and ``w_out / c``.
     """
-    del grads, activations, key
+    del grads, activations, masks, key
     # Stopped before the square root: its derivative at a norm of 0 is not finite.
     leaves = leaves_by_path(jax.lax.stop_gradient(params))
     return {
@@ -85,14 +87,15 @@ def output_importance(
     grads: Params | None = None,
     *,
     activations: Mapping[str, jax.Array] | None = None,
+    masks: Masks | None = None,
     key: jax.Array | None = None,
 ) -> Scores:
-    """Mean influence on what the neuron feeds, ``E|a_j| · ‖w_out[j,:]‖`` (DESIGN, section 2).
+    """Mean influence on the next layer, ``E|a_j| · ‖w_out[j,:]‖``.
 
     ``activations`` is ``{group name: float[…, size]}``, as ``prune_rl.activations`` returns it; the mean runs
     over all leading axes. Raises ``ValueError`` without it.
     """
-    del grads, key
+    del grads, masks, key
     if activations is None:
         raise ValueError("importance 'output' needs activations={group name: float[…, size]}, got None")
     params, activations = jax.lax.stop_gradient((params, dict(activations)))
@@ -110,34 +113,17 @@ def random_importance(
     grads: Params | None = None,
     *,
     activations: Mapping[str, jax.Array] | None = None,
+    masks: Masks | None = None,
     key: jax.Array | None = None,
 ) -> Scores:
     """Uniform scores in [0, 1): the control that knows nothing. Raises ``ValueError`` without ``key``."""
-    del params, grads, activations
+    del params, grads, activations, masks
     if key is None:
         raise ValueError("importance 'random' needs key=jax.random.key(…), got None")
     keys = jax.random.split(key, max(len(groups), 1))
     return {
         name: jax.random.uniform(keys[i], (group.size,)) for i, (name, group) in enumerate(groups.items())
     }
-
-
-IMPORTANCES: dict[str, Importance] = {
-    "taylor": taylor_importance,
-    "fisher": fisher_importance,
-    "magnitude": magnitude_importance,
-    "output": output_importance,
-    "random": random_importance,
-}
-
-
-def importance_function(name: str | Importance) -> Importance:
-    """The function of that name in ``IMPORTANCES`` (a function is passed through). Raises ``ValueError``."""
-    if callable(name):
-        return name
-    if name not in IMPORTANCES:
-        raise ValueError(f"unknown importance {name!r}; choose one of {', '.join(sorted(IMPORTANCES))}")
-    return IMPORTANCES[name]
 
 
 def gate_gradients(groups: NeuronGroups, params: Params, grads: Params | None, wanted_by: str) -> Scores:

@@ -1,24 +1,23 @@
-"""The dynamic threshold: from scores and the progress of training to masks, on the accelerator.
-
-Four rules bound what may go (DESIGN, section 2; the dynamic threshold after Su et al. 2024): a *schedule* (share of the
-neurons), an *energy* (share of the importance), a *gate* (only while training goes well) and a *floor* (least width).
-"""
+"""The schedule of mask updates: when they come due, and how many neurons may be gone after each."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 
-Masks = dict[str, jax.Array]
 Share = float | jax.Array
-Scope = Literal["layer", "global"]
 
 
 def cubic_sparsity(progress: jax.Array | float, final: Share) -> jax.Array:
-    """``s_t = s_F (1 − (1 − p)³)`` with p clipped to [0, 1] (Zhu & Gupta 2017, section 3, from zero)."""
+    """``s(p) = s_F (1 − (1 − p)³)`` with p clipped to [0, 1], float32[].
+
+    References:
+        Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_, 2017, section 3, with an initial
+        sparsity of 0.
+    """
     remaining = 1.0 - jnp.clip(jnp.asarray(progress, jnp.float32), 0.0, 1.0)
     return jnp.asarray(final, jnp.float32) * (1.0 - remaining**3)
 
@@ -33,191 +32,64 @@ def num_removable(share: Share, size: int) -> jax.Array:
 
 
 def target_width(size: int, sparsity: float, min_width: int) -> int:
-    """Neurons left of ``size`` when a schedule that ends at ``sparsity`` is complete; ``update_masks`` ends there."""
+    """Neurons left of ``size`` when a schedule that ends at ``sparsity`` is complete, as ``update_masks`` leaves
+    them.
+    """
     return size - min(int(num_removable(sparsity, size)), max(size - min_width, 0))
 
 
-def update_masks(
-    masks: Mapping[str, jax.Array],
-    scores: Mapping[str, jax.Array],
-    sparsity: Share | Mapping[str, Share] = 0.5,
-    *,
-    energy: Share | None = None,
-    min_width: int | Mapping[str, int] = 1,
-    scope: Scope = "layer",
-    gate: jax.Array | bool = True,
-    regrow: bool = False,
-) -> Masks:
-    """Remove the lowest-scored neurons, as many as every rule allows. Jittable; all shares may be traced.
+@dataclasses.dataclass(frozen=True)
+class MaskSchedule:
+    """Mask updates at the training updates ``first``, ``first + every``, …, ``number`` of them.
 
-    Args:
-        masks: {group name: bool[size]}, True = kept.
-        scores: {group name: float[size]}, non-negative. NaN keeps its neuron (count them with ``nan_scores``).
-        sparsity: at most this share of the neurons of a layer is gone afterwards (``scope="global"``: of all layers
-            together); a share in [0, 1), or one per group name (``scope="layer"`` only).
-        energy: the removed neurons together hold at most this share of the layer's total score (of all layers'
-            scores with ``scope="global"``). Neurons removed before count as holding nothing, so the bound is one per
-            call. None: no such bound.
-        min_width: each layer keeps at least so many neurons (or all it has, if fewer); one number or one per group.
-        scope: rank within each layer, or over all layers after dividing each layer's scores by their mean over the
-            neurons still there.
-        gate: a boolean scalar; False leaves the masks as they are.
-        regrow: False (default): a removed neuron never returns. True: masks are drawn anew from the scores.
+    The sparsity rises with the mask updates that were made, not with time: one that a closed gate held back does not
+    count, so that a gated schedule may go on after its last regular update.
 
-    Ties go by index (layers by name), the lower index first, so that the count is exact. Raises ``ValueError`` for
-    names or static values that do not fit.
-    """
-    check_options(masks, scores, sparsity, energy, min_width, scope)
-    floors = {name: _of(min_width, name) for name in masks}
-    if scope == "layer":
-        new = {
-            name: _rank_and_cut(mask, scores[name], _of(sparsity, name), energy, floors[name], regrow)
-            for name, mask in masks.items()
-        }
-    else:
-        assert not isinstance(sparsity, Mapping)
-        new = _update_globally(masks, scores, sparsity, energy, floors, regrow)
-    opened = jnp.asarray(gate)
-    return {name: jnp.where(opened, new[name], mask) for name, mask in masks.items()}
-
-
-def nan_scores(scores: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """How many scores of each group are NaN: {group name: int32[]}."""
-    return {name: jnp.sum(jnp.isnan(score)).astype(jnp.int32) for name, score in scores.items()}
-
-
-class Gate(NamedTuple):
-    """Lets the threshold rise only while training goes well. All float32 scalars.
-
-    ``progress`` is the share of the pruning schedule that is done: it rests while the gate is closed.
-    ``reference`` is the highest running return so far; −inf until there is one.
+    Attributes:
+        first: the training update, counted from 1, at which the first mask update is due.
+        every: training updates between two mask updates.
+        number: mask updates in the whole schedule; after these it is complete.
     """
 
-    progress: jax.Array
-    reference: jax.Array
+    first: int
+    every: int
+    number: int
 
-    @staticmethod
-    def create() -> Gate:
-        """A gate at progress 0 with no reference yet."""
-        return Gate(jnp.zeros((), jnp.float32), jnp.full((), -jnp.inf, jnp.float32))
+    @classmethod
+    def create(cls, total_updates: int, begin: float, end: float, every: int) -> MaskSchedule:
+        """Mask updates at the multiples of ``every`` in [``begin`` T, ``end`` T] with T = ``total_updates``.
 
+        If there is no multiple of ``every`` in this window, one mask update is due at its end.
 
-def advance_gate(
-    gate: Gate, running_return: jax.Array, tolerance: Share | None, increment: jax.Array | float
-) -> tuple[Gate, jax.Array]:
-    """One step of the gate: (new gate, open).
+        Raises:
+            ValueError: ``total_updates`` or ``every`` is below 1, or not 0 ≤ ``begin`` ≤ ``end`` ≤ 1.
+        """
+        if total_updates < 1 or every < 1:
+            raise ValueError(f"total_updates and every must be >= 1, got {total_updates} and {every}")
+        if not 0.0 <= begin <= end <= 1.0:
+            raise ValueError(f"begin and end must satisfy 0 <= begin <= end <= 1, got {begin} and {end}")
+        # A product such as 0.07 · 100 is a little more than 7 in float64.
+        first = max(math.ceil(round(begin * total_updates / every, 6)), 1)
+        last = math.floor(round(end * total_updates / every, 6))
+        if last < first:
+            return cls(max(math.ceil(round(end * total_updates, 6)), 1), every, 1)
+        return cls(first * every, every, last - first + 1)
 
-    Open while ``running_return ≥ reference − δ |reference|`` with δ = ``tolerance``; None: always open. Only then does
-    ``progress`` rise by ``increment`` (to at most 1). A ``running_return`` of NaN (no finished episode yet) is open and
-    sets no reference. Never feed it the returns of evaluation episodes.
-    """
-    known = jnp.isfinite(running_return)
-    reference = jnp.where(known, jnp.maximum(gate.reference, running_return), gate.reference)
-    if tolerance is None:
-        opened = jnp.ones((), bool)
-    else:
-        # |−inf| would make the bound NaN before there is a reference.
-        bound = jnp.where(jnp.isfinite(reference), reference - tolerance * jnp.abs(reference), -jnp.inf)
-        opened = ~known | (running_return >= bound)
-    progress = jnp.where(opened, jnp.minimum(gate.progress + increment, 1.0), gate.progress)
-    return Gate(progress.astype(jnp.float32), reference.astype(jnp.float32)), opened
+    @property
+    def last(self) -> int:
+        """The training update of the last mask update, if the gate was never closed."""
+        return self.first + (self.number - 1) * self.every
 
+    def due(self, count: jax.Array, *, gated: bool) -> jax.Array:
+        """Whether a mask update is due after ``count`` (int32[]) training updates, as bool[].
 
-def _rank_and_cut(
-    mask: jax.Array,
-    score: jax.Array,
-    sparsity: Share,
-    energy: Share | None,
-    floor: int,
-    regrow: bool,
-    protected: jax.Array | None = None,
-) -> jax.Array:
-    """The new mask of one ranking: neurons sorted by score, the first k removed."""
-    size = mask.shape[0]
-    keep_always = jnp.isnan(score) if protected is None else jnp.isnan(score) | protected
-    value = jnp.where(jnp.isnan(score), 0.0, score.astype(jnp.float32))
-    order_by = jnp.where(keep_always, jnp.inf, value)
-    if not regrow:
-        order_by = jnp.where(mask, order_by, -jnp.inf)
-        keep_always &= mask
-    order = jnp.argsort(order_by, stable=True)
-    allowed = jnp.minimum(num_removable(sparsity, size), max(size - floor, 0))
-    if energy is not None:
-        weight = jnp.maximum(value if regrow else jnp.where(mask, value, 0.0), 0.0)
-        held = jnp.cumsum(weight[order])
-        allowed = jnp.minimum(allowed, jnp.sum(held <= energy * jnp.sum(weight)))
-    rank = jnp.zeros(size, jnp.int32).at[order].set(jnp.arange(size, dtype=jnp.int32))
-    # Written so that a NaN share removes nothing, instead of everything.
-    kept = ~(rank < allowed) | keep_always
-    return kept if regrow else kept & mask
+        It depends on ``count`` alone, so that it can steer a ``lax.cond`` under ``vmap``. With a gate, updates stay due
+        after ``last``, since some may have been held back.
+        """
+        since = count - self.first
+        on = (since >= 0) & (since % self.every == 0)
+        return on if gated else on & (count <= self.last)
 
-
-def _update_globally(
-    masks: Mapping[str, jax.Array],
-    scores: Mapping[str, jax.Array],
-    sparsity: Share,
-    energy: Share | None,
-    floors: Mapping[str, int],
-    regrow: bool,
-) -> Masks:
-    """One ranking over all layers; each layer's best ``floor`` neurons are protected before it."""
-    # jit sorts the names of a mapping; sorted here too, so that ties fall alike with and without it.
-    masks = {name: masks[name] for name in sorted(masks)}
-    normalised, protected = [], []
-    for name, mask in masks.items():
-        score = scores[name].astype(jnp.float32)
-        alive = ~jnp.isnan(score) if regrow else ~jnp.isnan(score) & mask
-        mean = jnp.sum(jnp.where(alive, score, 0.0)) / jnp.maximum(jnp.sum(alive), 1)
-        normalised.append(score / jnp.where(mean > 0, mean, 1.0))
-        floor = min(floors[name], mask.shape[0])
-        best = _rank_and_cut(mask, score, 1.0, None, floor, regrow)
-        protected.append(best)
-    joined = _rank_and_cut(
-        jnp.concatenate(list(masks.values())),
-        jnp.concatenate(normalised),
-        sparsity,
-        energy,
-        0,
-        regrow,
-        jnp.concatenate(protected),
-    )
-    sizes = [mask.shape[0] for mask in masks.values()]
-    stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return {name: joined[stop - size : stop] for name, size, stop in zip(masks, sizes, stops, strict=True)}
-
-
-def check_options(
-    masks: Mapping[str, jax.Array],
-    scores: Mapping[str, jax.Array],
-    sparsity: Share | Mapping[str, Share],
-    energy: Share | None,
-    min_width: int | Mapping[str, int],
-    scope: str,
-) -> None:
-    """Raise ``ValueError`` for what ``update_masks`` refuses: names, shapes and static values that do not fit."""
-    if not masks:
-        raise ValueError("masks is empty: there is no neuron group to prune")
-    for name, mask in masks.items():
-        if name not in scores:
-            raise ValueError(f"no scores for group {name!r}; scores has {sorted(scores)}")
-        if scores[name].shape != mask.shape:
-            raise ValueError(f"scores of {name!r} have shape {scores[name].shape}, its mask {mask.shape}")
-    if scope not in ("layer", "global"):
-        raise ValueError(f"unknown scope {scope!r}; choose 'layer' or 'global'")
-    if scope == "global" and isinstance(sparsity, Mapping):
-        raise ValueError("scope 'global' takes one sparsity for all layers, got one per group")
-    for what, shares in (("sparsity", sparsity), ("energy", energy)):
-        for share in shares.values() if isinstance(shares, Mapping) else [shares]:
-            if isinstance(share, int | float) and not 0.0 <= share < 1.0:
-                raise ValueError(f"{what} must lie in [0, 1), got {share}")
-    if isinstance(sparsity, Mapping) and not set(masks) <= set(sparsity):
-        raise ValueError(f"sparsity lacks groups {sorted(set(masks) - set(sparsity))}")
-    if isinstance(min_width, Mapping) and not set(masks) <= set(min_width):
-        raise ValueError(f"min_width lacks groups {sorted(set(masks) - set(min_width))}")
-    for width in min_width.values() if isinstance(min_width, Mapping) else [min_width]:
-        if width < 1:
-            raise ValueError(f"min_width must be >= 1, got {width}")
-
-
-def _of(value: Any, name: str) -> Any:
-    return value[name] if isinstance(value, Mapping) else value
+    def progress(self, made: jax.Array) -> jax.Array:
+        """Share of the schedule that is done after ``made`` (int32[]) mask updates: float32[] in [0, 1]."""
+        return jnp.minimum(made.astype(jnp.float32) / self.number, 1.0)

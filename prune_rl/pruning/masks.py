@@ -13,7 +13,7 @@ import numpy as np
 
 from prune_rl.dependency.groups import NeuronGroup, NeuronGroups, Slice
 from prune_rl.dependency.slices import check_masks, checked_slices, concrete_masks, kept_positions
-from prune_rl.dependency.tree_paths import KeyPath, Masks, leaves_by_path
+from prune_rl.dependency.tree_paths import KeyPath, Masks, Params, leaves_by_path, replace_leaves
 
 
 class Kept(NamedTuple):
@@ -87,6 +87,37 @@ def apply_masks(groups: NeuronGroups, params: Any, masks: Masks) -> Any:
         return leaf if keep is None else jnp.where(keep, leaf, 0)
 
     return jax.tree_util.tree_map_with_path(masked, params)
+
+
+def mask_updates(groups: NeuronGroups, updates: Params, params: Params, masks: Masks) -> Params:
+    """``updates`` that take the masked slices of ``params`` to exactly 0 and are the given ones elsewhere.
+
+    Updates of less precision than the params (from bfloat16 gradients, say) come back in that of the params, since
+    −param could not be exact otherwise.
+    """
+    return jax.tree.map(
+        lambda keep, update, old: jnp.where(keep, update, -old),
+        mask_like(groups, params, masks),
+        updates,
+        params,
+    )
+
+
+def mask_state(groups: NeuronGroups, state: Any, params: Params, masks: Masks) -> Any:
+    """``state`` of any optax transformation with the masked slices of its params-shaped parts at exactly 0.
+
+    A leaf of the state belongs to the parameter of its shape whose path its own path ends with, so that moments which
+    cover a part of the params only (``optax.partition``, ``optax.masked``) are found too.
+    """
+    keep = leaves_by_path(mask_like(groups, params, masks))
+    touched = {part.path for name, group in groups.items() if name in masks for part in group.slices}
+    moments = {}
+    for path, leaf in leaves_by_path(state).items():
+        ends = (path[start:] for start in range(len(path) + 1))
+        owner = next((end for end in ends if end in keep and keep[end].shape == jnp.shape(leaf)), None)
+        if owner in touched:
+            moments[path] = jnp.where(keep[owner], leaf, 0)
+    return replace_leaves(state, moments)
 
 
 def count(groups: NeuronGroups, params: Any, masks: Masks) -> Count:

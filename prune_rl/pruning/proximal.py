@@ -1,4 +1,6 @@
-"""Proximal steps of the group-sparse penalty on every neuron's incoming slices; see `prune_rl.pruning.group_sparse`."""
+"""Proximal steps of the group-sparse penalty on every neuron's incoming slices; see
+`prune_rl.pruning.transforms.proximal_step`.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from prune_rl.dependency.groups import NeuronGroup, NeuronGroups
-from prune_rl.dependency.tree_paths import leaves_by_path, replace_leaves
+from prune_rl.dependency.tree_paths import Masks, Params, leaves_by_path, replace_leaves
 from prune_rl.pruning.importance import Scores, sum_of_squares
-
-Params = Any
-Masks = Mapping[str, jax.Array]
 
 SMALLEST = float(np.finfo(np.float32).tiny)
 
@@ -75,8 +74,8 @@ def diagonal_prox(
     """``argmin_x ½ Σ_i D_i (x_i − z_i)² + t_j ‖x_j‖`` for every neuron's incoming slices (Yun et al. 2021, section 3).
 
     With t = ηλ_g the group is 0 if ‖D∘z‖ ≤ t, else x_i = D_i z_i θ / (D_i θ + t), where θ = ‖x‖ is the root of
-    Σ_i (D_i z_i / (D_i θ + t))² = 1 in (0, ‖z‖], found by ``steps`` bisections. This is DESIGN's equation with d = D/η
-    multiplied by η, so that η = 0 is no special case. ``scale`` is D > 0, a pytree like ``params``.
+    Σ_i (D_i z_i / (D_i θ + t))² = 1 in (0, ‖z‖], found by ``steps`` bisections. With d = D/η, the condition is ‖d∘z‖ ≤
+    λ_g; it is multiplied by η here, so that η = 0 is no special case. ``scale`` is D > 0, a pytree like ``params``.
     """
     leaves, scales = leaves_by_path(params), leaves_by_path(scale)
     for name, group in groups.items():

@@ -10,6 +10,28 @@ import jax
 import numpy as np
 
 
+# What each of these is a mean over; other floats are means over the update's gradient steps.
+COUNTS = {"return": "episodes", "running_return": "total_episodes"}
+
+
+def without_placeholders(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics [..., S] of a learner's update with NaN where it returns 0 for want of a value.
+
+    A learner computes no NaN, so that ``JAX_DEBUG_NANS`` can be used: a mean over no episode, or over no gradient step
+    as in SAC's warm-up, is 0 there, and the count beside it says so.
+    """
+    steps = metrics.get("gradient_steps")
+
+    def known(name: str, value: Any) -> Any:
+        array = np.asarray(value)
+        count = metrics.get(COUNTS[name]) if name in COUNTS else steps
+        if name.startswith("prune") or count is None or not np.issubdtype(array.dtype, np.floating):
+            return value
+        return np.where(np.asarray(count) > 0, array, np.nan).astype(array.dtype)
+
+    return {name: value if isinstance(value, Mapping) else known(name, value) for name, value in metrics.items()}
+
+
 def record(metrics: Mapping[str, Any], update: int, start: float) -> dict[str, Any]:
     """One line of the log from one update's metrics [S]; every scalar is a list over seeds."""
     prune = metrics.get("prune", {})
@@ -39,8 +61,11 @@ def joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     if "episodes" in stacked:
         result["episodes"] = stacked["episodes"].sum(0)
         result["return"] = _mean(stacked["return"], stacked["episodes"])
-    if "running_return" in stacked:
-        result["running_return"] = stacked["running_return"][-1]
+    for name in ("running_return", "total_episodes", "prune_progress"):
+        if name in stacked:
+            result[name] = stacked[name][-1]
+    if "gradient_steps" in stacked:
+        result["gradient_steps"] = stacked["gradient_steps"].sum(0)
     if "prune" in stacked:
         over = {"width": _last, "threshold": _max, "removed_importance": _sum, "nan_scores": _max}
         result["prune"] = {

@@ -17,7 +17,7 @@ from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners.registry import Metrics, State, learner_of
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.runs.directory import RunDirectory
-from prune_rl.runs.log_rows import joined, record
+from prune_rl.runs.log_rows import joined, record, without_placeholders
 from prune_rl.runs.logging import MaskHistory, MetricsLog
 from prune_rl.runs.progress import Progress
 from prune_rl.training.config import Config
@@ -126,7 +126,7 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
         while done < total:
             step = CHUNK if isinstance(engine, DeviceEngine) else 1
             n = min(step, every - done % every, total - done)
-            metrics = engine.advance(n)
+            metrics = without_placeholders(engine.advance(n))
             for i in range(n):
                 rows.append(jax.tree.map(lambda x, i=i: x[i], metrics))
                 done += 1

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from prune_rl.learners import ppo, sac
-from prune_rl.learners.sac.replay_buffer import Transitions
+from prune_rl.learners.replay_buffer import Transitions
 from prune_rl.spaces import Box, Discrete, Spec
 
 DISCRETE = Spec(observation_size=3, action=Discrete(4))

@@ -12,7 +12,7 @@ import pytest
 
 from prune_rl.dependency.compaction import compact
 from prune_rl.dependency.find_groups import find_groups
-from prune_rl.pruning.dynamic import dynamic_pruning, masks_of
+from prune_rl.pruning.transforms.dynamic_pruning import dynamic_pruning, masks_of
 
 Array = np.ndarray[Any, Any]
 SIZES = {"first": 20, "second": 10}

@@ -25,10 +25,10 @@ from flax.training.train_state import TrainState
 from prune_rl.dependency.compaction import compact, compact_function
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups, path_string
-from prune_rl.pruning.dynamic import STATIC_ARGS, DynamicPruningState, dynamic_pruning, masks_of
-from prune_rl.pruning.group_sparse import group_sparse
+from prune_rl.pruning.transforms.dynamic_pruning import STATIC_ARGS, DynamicPruningState, dynamic_pruning, masks_of
+from prune_rl.pruning.transforms.group_sparse import group_sparse
 from prune_rl.pruning.importance import magnitude_importance
-from prune_rl.pruning.scale_by_width import scale_by_width
+from prune_rl.pruning.transforms.scale_by_width import scale_by_width
 
 Params = Any
 Array = np.ndarray[Any, Any]

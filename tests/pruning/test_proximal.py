@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups
-from prune_rl.pruning.group_sparse import group_sparse
+from prune_rl.pruning.transforms.group_sparse import group_sparse
 from prune_rl.pruning.importance import magnitude_importance
 from prune_rl.pruning.masks import init_masks
 from prune_rl.pruning.proximal import diagonal_prox, euclidean_prox, penalty_weights

@@ -1,19 +1,18 @@
 """Soft actor-critic: `init`, `act` and `update` over a `State`, with hyperparameters in `Config`."""
 
+from prune_rl.learners.actions import action_noise as action_noise
+from prune_rl.learners.optimizer import learning_rate as learning_rate
+from prune_rl.learners.rollout import Rollout as Rollout
 from prune_rl.learners.sac.config import Config as Config
-from prune_rl.learners.sac.learner import VMAP_AXES as VMAP_AXES
-from prune_rl.learners.sac.learner import Networks as Networks
-from prune_rl.learners.sac.learner import OptState as OptState
-from prune_rl.learners.sac.learner import Rollout as Rollout
-from prune_rl.learners.sac.learner import State as State
-from prune_rl.learners.sac.learner import act as act
-from prune_rl.learners.sac.learner import action_noise as action_noise
-from prune_rl.learners.sac.learner import all_groups as all_groups
 from prune_rl.learners.sac.learner import gradient_noise as gradient_noise
 from prune_rl.learners.sac.learner import gradient_step as gradient_step
-from prune_rl.learners.sac.learner import init as init
-from prune_rl.learners.sac.learner import learning_rate as learning_rate
-from prune_rl.learners.sac.learner import prunable_groups as prunable_groups
-from prune_rl.learners.sac.learner import squashes as squashes
-from prune_rl.learners.sac.learner import target_entropy as target_entropy
 from prune_rl.learners.sac.learner import update as update
+from prune_rl.learners.sac.networks import Networks as Networks
+from prune_rl.learners.sac.networks import all_groups as all_groups
+from prune_rl.learners.sac.networks import prunable_groups as prunable_groups
+from prune_rl.learners.sac.state import VMAP_AXES as VMAP_AXES
+from prune_rl.learners.sac.state import State as State
+from prune_rl.learners.sac.state import act as act
+from prune_rl.learners.sac.state import init as init
+from prune_rl.learners.sac.state import squashes as squashes
+from prune_rl.learners.sac.temperature import target_entropy as target_entropy

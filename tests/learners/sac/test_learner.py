@@ -22,7 +22,7 @@ from random_rollouts import (
 )
 
 from prune_rl.learners import sac
-from prune_rl.learners.sac.replay_buffer import Transitions
+from prune_rl.learners.replay_buffer import Transitions
 from prune_rl.spaces import Box, Spec
 
 Array = np.ndarray

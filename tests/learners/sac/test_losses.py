@@ -19,8 +19,8 @@ from random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, random_batch, rando
 
 from prune_rl.learners import sac
 from prune_rl.learners.distributions import Categorical, SquashedGaussian
+from prune_rl.learners.replay_buffer import Transitions
 from prune_rl.learners.sac import losses as sac_losses
-from prune_rl.learners.sac.replay_buffer import Transitions
 from prune_rl.spaces import Spec
 
 Array = np.ndarray

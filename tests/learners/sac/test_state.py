@@ -20,9 +20,9 @@ from random_rollouts import (
     random_sac_state,
 )
 
+from prune_rl.learners import replay_buffer as replay
 from prune_rl.learners import sac
 from prune_rl.learners.pruning_config import Pruning
-from prune_rl.learners.sac import replay_buffer as replay
 from prune_rl.spaces import Box, Spec
 
 KINDS = pytest.mark.parametrize("spec", [DISCRETE, LOPSIDED], ids=["discrete", "box"])

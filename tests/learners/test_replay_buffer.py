@@ -11,8 +11,8 @@ import pytest
 import scipy.stats
 from compilation import quick_jit
 
+from prune_rl.learners import replay_buffer as replay
 from prune_rl.learners.rollout import Rollout
-from prune_rl.learners.sac import replay_buffer as replay
 from prune_rl.spaces import Box, Discrete, Spec
 
 STEPS, ENVS = 4, 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flashbax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from prune_rl.learners.rollout import Rollout
+from prune_rl.learners.running_statistics import NormalizationConfig, RunningStatistics, normalize
 from prune_rl.spaces import Discrete, Spec
 
 Replay = Any  # flashbax's state: arrays [1, capacity, …] and two counters
@@ -60,6 +62,15 @@ def sample(replay: Replay, key: jax.Array, batch_size: int) -> Transitions:
         drawn = _buffer(capacity_of(replay), batch_size).sample(replay, key).experience
     transitions: Transitions = jax.tree.map(lambda x: jnp.squeeze(x, 1), drawn)
     return transitions
+
+
+def sample_normalized(
+    replay: Replay, key: jax.Array, batch_size: int, stats: RunningStatistics, config: NormalizationConfig
+) -> Transitions:
+    """``sample``, with the observations as the networks see them."""
+    batch = sample(replay, key, batch_size)
+    obs, next_obs = (normalize(stats, x, config) for x in (batch.obs, batch.next_obs))
+    return dataclasses.replace(batch, obs=obs, next_obs=next_obs)
 
 
 def capacity_of(replay: Replay) -> int:

@@ -1,0 +1,68 @@
+"""Hyperparameters that every learner has."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.learners.validation import (
+    check_at_least_one,
+    check_network,
+    check_not_negative,
+    check_positive,
+    check_shares,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig:
+    """Hyperparameters that every learner has; frozen and hashable, so static under ``jit``."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers, of actor and critic alike."""
+    activation: str = "tanh"
+    """Activation of the hidden layers: tanh, relu, silu, gelu or elu."""
+    num_envs: int = 8
+    """Environments per seed, stepped together."""
+    num_steps: int = 128
+    """Steps per environment between two updates."""
+    total_timesteps: int = 500_000
+    """Environment steps per seed in the whole of training, rounded up to whole rollouts: what the learning rate and the
+    pruning schedule count against."""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start."""
+    learning_rate_end: float = 0.0
+    """Adam's step size at the end; it changes linearly in between."""
+    gamma: float = 0.99
+    """Discount factor."""
+    normalize_obs: bool = True
+    """Normalise observations by their running mean and variance."""
+    clip_obs: float = 10.0
+    """Normalised observations are clipped to this range, normalised rewards too."""
+    prune: Pruning | None = Pruning()
+    """How neurons are removed; None: train the wide network and remove nothing."""
+
+    @property
+    def steps_per_update(self) -> int:
+        """Environment steps between two updates."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_updates(self) -> int:
+        """Updates in the whole of training."""
+        return -(-self.total_timesteps // self.steps_per_update)
+
+    @property
+    def learning_steps(self) -> int:
+        """Gradient steps in the whole of training; each learner defines it."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many gradient steps it makes")
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for any value that cannot work."""
+        check_at_least_one(self, "num_envs", "num_steps", "total_timesteps")
+        check_network(self.hidden, self.activation)
+        check_positive(self, "learning_rate", "clip_obs")
+        check_not_negative(self, "learning_rate_end")
+        check_shares(self, "gamma")
+        if self.prune is not None:
+            self.prune.check(self.hidden, self.num_updates)

@@ -1,0 +1,127 @@
+"""From a learner's pruning options to the rules of `prune_rl.pruning.mask_update`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+
+from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.dependency.tree_paths import KeyPath, Params
+from prune_rl.learners.config import LearnerConfig
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.learners.rollout import EpisodeReturns
+from prune_rl.pruning.importance import Scores
+from prune_rl.pruning.mask_schedule import MaskSchedule
+from prune_rl.pruning.mask_update import Pruned, PruningRules, PruningState, Target, mask_update
+from prune_rl.pruning.scores import SCORES
+
+
+def prunable(groups: NeuronGroups, prune: Pruning | None) -> NeuronGroups:
+    """Those of the groups of {"actor", "critic"} that may lose neurons: the actor's, and the critic's when asked."""
+    if prune is None:
+        return NeuronGroups(())
+    return groups if prune.critic else groups.within("actor")
+
+
+def mask_rules(
+    config: LearnerConfig,
+    groups: NeuronGroups,
+    networks: Mapping[str, Callable[..., Any]],
+    *,
+    first_update: int = 0,
+    refit_critic: bool = True,
+) -> PruningRules:
+    """The rules for {"actor", "critic"}, each ranked by itself.
+
+    Args:
+        config: of a pruned run.
+        groups: from ``prunable``.
+        networks: {"actor", "critic"}: the function ``(params, *inputs)`` of each.
+        first_update: no mask update before this training update.
+        refit_critic: whether the critic may be refitted, and scored by "surgeon"; else it is scored by "taylor".
+    """
+    prune, num_updates = config.prune, config.num_updates
+    assert prune is not None
+    begin = max(prune.begin, first_update / num_updates)
+    targets = []
+    for name, sparsity in (("actor", prune.sparsity), ("critic", prune.critic_sparsity)):
+        mine = groups.within(name)
+        if not mine:
+            continue
+        least_squares = name == "actor" or refit_critic
+        score = "taylor" if prune.score == "surgeon" and not least_squares else prune.score
+        tracked = "grads" in SCORES[score].needs
+        targets.append(
+            Target(
+                name=name,
+                groups=mine,
+                sparsity=sparsity,
+                score=None if tracked else score,
+                refit=prune.refit and least_squares,
+                network=networks[name],
+            )
+        )
+    return PruningRules(
+        schedule=MaskSchedule.create(num_updates, begin, max(prune.end, begin), prune.every),
+        targets=tuple(targets),
+        gate=prune.gate,
+        energy=prune.energy,
+        min_width=prune.min_width,
+        scope=prune.scope,
+    )
+
+
+class PrunedState(Protocol):
+    """What pruning looks at in a learner's train state."""
+
+    @property
+    def pruning(self) -> PruningState: ...
+
+    @property
+    def params(self) -> Params: ...
+
+    @property
+    def opt_state(self) -> Any: ...
+
+    @property
+    def importance(self) -> Scores: ...
+
+    @property
+    def returns(self) -> EpisodeReturns: ...
+
+    @property
+    def step(self) -> jax.Array: ...
+
+
+def prune(
+    state: PrunedState,
+    rules: PruningRules,
+    draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]],
+    key: jax.Array,
+) -> tuple[Pruned, dict[str, Any]]:
+    """``mask_update`` after ``state.step`` updates, gated by the running training return.
+
+    Returns its result, and for the log "prune_progress", float32[], the share of the mask schedule that is done, and
+    "prune", the report by group.
+    """
+    pruned = mask_update(
+        rules,
+        state.pruning,
+        state.params,
+        state.opt_state,
+        state.importance,
+        count=state.step,
+        performance=state.returns.performance,
+        draw_inputs=draw_inputs,
+        bias_of=_sibling_bias,
+        key=key,
+    )
+    progress = rules.schedule.progress(pruned.state.updates)
+    return pruned, {"prune_progress": progress, "prune": pruned.report}
+
+
+def _sibling_bias(path: KeyPath) -> KeyPath:
+    """The path of the bias beside a kernel of ``networks.init_mlp``."""
+    return (*path[:-1], jax.tree_util.DictKey("bias"))

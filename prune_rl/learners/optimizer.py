@@ -1,0 +1,56 @@
+"""The optimiser that every learner uses: Adam with a linear schedule, and pruning around it."""
+
+from __future__ import annotations
+
+import optax
+
+from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.learners.config import LearnerConfig
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.pruning.transforms.group_sparse import group_sparse
+from prune_rl.pruning.transforms.scale_by_width import scale_by_width
+
+B2 = 0.999
+
+
+def learning_rate(config: LearnerConfig) -> optax.Schedule:
+    """Adam's step size, linear from start to end over all gradient steps, as a function of the steps made."""
+    return optax.linear_schedule(config.learning_rate, config.learning_rate_end, config.learning_steps)
+
+
+def pruned_adam(
+    config: LearnerConfig,
+    groups: NeuronGroups,
+    *,
+    proximal: bool = True,
+    eps: float = 1e-8,
+    max_grad_norm: float | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Adam that tracks importance, makes proximal steps, and keeps masked slices and moments at 0.
+
+    Args:
+        config: of the learner; its ``prune`` is None in a dense run.
+        groups: the neuron groups that may be pruned; none in a dense run.
+        proximal: whether the group-sparse proximal step, if the config asks for it, acts on these groups.
+        eps: Adam's ε.
+        max_grad_norm: the gradient is scaled down to this global norm first; None: it is not.
+
+    Returns:
+        A transformation whose ``update`` takes ``masks``, see ``group_sparse``; the state is a ``GroupSparseState``.
+    """
+    options, schedule = config.prune or Pruning(strength=0.0), learning_rate(config)
+    steps = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
+    steps.append(optax.adam(schedule, b2=B2, eps=eps))
+    if options.width_exponent > 0:
+        steps.append(scale_by_width(groups, options.width_exponent))
+    return group_sparse(
+        optax.chain(*steps),
+        groups,
+        strength=options.strength if proximal else 0.0,
+        learning_rate=schedule,
+        metric=options.metric,
+        importance="fisher" if options.score == "fisher" else "taylor",
+        decay=options.importance_decay,
+        b2=B2,
+        eps=eps,
+    )

@@ -1,0 +1,229 @@
+"""The mask update: scores neurons, removes some, refits the others, and zeroes what was removed.
+
+PPO, SAC and `dynamic_pruning` all call `mask_update` with a `PruningState`, so schedule, gate, energy rule and floor
+mean the same in each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from prune_rl.dependency.activations import activations as find_activations
+from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.dependency.tree_paths import KeyPath, Params
+from prune_rl.pruning.brain_surgeon import refit
+from prune_rl.pruning.gate import NO_PERFORMANCE, gate_is_open, raise_reference
+from prune_rl.pruning.importance import Scores
+from prune_rl.pruning.mask_schedule import MaskSchedule, Share, cubic_sparsity
+from prune_rl.pruning.masks import apply_masks, init_masks, mask_state
+from prune_rl.pruning.ranking import Scope, check_options, nan_scores, update_masks
+from prune_rl.pruning.scores import score_named
+
+Report = dict[str, dict[str, jax.Array]]
+
+
+class PruningState(NamedTuple):
+    """What pruning carries from one training update to the next; every leaf is an array.
+
+    Attributes:
+        masks: {group name: bool[size]}, True: kept.
+        updates: int32[], mask updates made; due ones that a closed gate held back do not count.
+        reference: float32[], the highest performance at any training update so far, −inf before the first.
+    """
+
+    masks: dict[str, jax.Array]
+    updates: jax.Array
+    reference: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Neurons that are ranked together, and how.
+
+    Attributes:
+        name: such as "actor".
+        groups: the neuron groups.
+        sparsity: share of the neurons of a layer that is gone when the schedule is complete, in [0, 1); a number, a
+            traced scalar, or one per group name.
+        score: a name in ``SCORES``, computed when it is needed; None: the tracked importance.
+        refit: move what removed neurons contributed to the outgoing weights of the others, by least squares.
+        network: the function ``(params, *inputs)`` whose neurons these are; only scores from activations, and the
+            refit, need it.
+    """
+
+    name: str
+    groups: NeuronGroups
+    sparsity: Share | Mapping[str, Share]
+    score: str | None = None
+    refit: bool = False
+    network: Callable[..., Any] | None = None
+
+    @property
+    def needs_activations(self) -> bool:
+        """Whether the mask update looks at activations."""
+        return self.refit or (self.score is not None and "activations" in score_named(self.score).needs)
+
+
+@dataclasses.dataclass(frozen=True)
+class PruningRules:
+    """What bounds the removal of neurons.
+
+    Attributes:
+        schedule: when mask updates are due, and how far the sparsity may rise at each.
+        targets: the neurons; each target is ranked by itself.
+        gate: tolerance δ of the gate, see ``gate_is_open``; None: always open.
+        energy: see ``update_masks``.
+        min_width: see ``update_masks``.
+        scope: see ``update_masks``.
+    """
+
+    schedule: MaskSchedule
+    targets: tuple[Target, ...]
+    gate: Share | None = None
+    energy: Share | None = None
+    min_width: int = 1
+    scope: Scope = "layer"
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for values that cannot work, before anything is traced."""
+        for target in self.targets:
+            masks = init_masks(target.groups)
+            check_options(masks, masks, target.sparsity, self.energy, self.min_width, self.scope)
+        if isinstance(self.gate, int | float) and not 0.0 <= self.gate < float("inf"):
+            raise ValueError(f"gate must be a finite number >= 0, got {self.gate}")
+
+
+class Pruned(NamedTuple):
+    """What a mask update leaves.
+
+    Attributes:
+        state: the new state.
+        params: the given ones, refitted if asked, with the slices of masked neurons at 0.
+        opt_state: the given one with the moments of masked neurons at 0.
+        report: {group name: {"width" int32[], "threshold" float32[] (the highest score removed now),
+            "removed_importance" float32[] (share of the layer's present score removed now), "nan_scores" int32[]}}.
+    """
+
+    state: PruningState
+    params: Params
+    opt_state: Any
+    report: Report
+
+
+def init_pruning(groups: NeuronGroups) -> PruningState:
+    """The state before the first training update: nothing is masked."""
+    return PruningState(
+        masks=init_masks(groups),
+        updates=jnp.zeros((), jnp.int32),
+        reference=jnp.full((), NO_PERFORMANCE, jnp.float32),
+    )
+
+
+def mask_update(
+    rules: PruningRules,
+    state: PruningState,
+    params: Params,
+    opt_state: Any,
+    importance: Scores,
+    *,
+    count: jax.Array,
+    performance: jax.Array | float = NO_PERFORMANCE,
+    draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]] | None = None,
+    bias_of: Callable[[KeyPath], KeyPath | None] = lambda path: None,
+    key: jax.Array | None = None,
+) -> Pruned:
+    """Remove neurons if a mask update is due after ``count`` training updates; else change nothing but the reference.
+
+    Pure and jittable. Scores, activations and the refit are computed only when a mask update is due, the gate is open,
+    and the schedule is not complete. Under ``vmap``, ``count`` must not be batched: a ``lax.cond`` with a batched
+    predicate runs both branches at every training update.
+
+    Args:
+        rules: what bounds the removal.
+        state: from ``init_pruning``, or the last mask update.
+        params: the pytree that holds the neurons of all targets.
+        opt_state: the state of any optax transformation of ``params``, or of parts of it.
+        importance: {group name: float32[size]}, tracked; for targets without a ``score``, and for the report.
+        count: int32[], training updates made.
+        performance: float32[], how well training goes, higher is better; not finite: not known yet.
+        draw_inputs: returns {name of a target: the arguments of its ``network`` after ``params``}. It is called inside
+            the conditional, so a batch that it draws costs nothing at other training updates.
+        bias_of: maps the path of an outgoing kernel to that of the bias added after it, see ``refit``.
+        key: for the score "random".
+    """
+    performance = jnp.asarray(performance, jnp.float32)
+    reference = raise_reference(state.reference, performance)
+    state = state._replace(reference=reference)
+
+    def remove(_: None) -> Pruned:
+        updates = state.updates + 1
+        progress = rules.schedule.progress(updates)
+        inputs = draw_inputs() if draw_inputs is not None else {}
+        masks, new_params, scores = dict(state.masks), params, dict(importance)
+        for position, target in enumerate(rules.targets):
+            groups = target.groups
+            old = {name: state.masks[name] for name in groups}
+            hidden = None
+            if target.needs_activations:
+                assert target.network is not None
+                hidden = find_activations(target.network, groups, params, *inputs[target.name])
+            if target.score is not None:
+                function = score_named(target.score).function
+                mine = None if key is None else jax.random.fold_in(key, position)
+                scores |= function(groups, params, None, activations=hidden, masks=old, key=mine)
+            final = target.sparsity
+            sparsity: Any = (
+                {name: cubic_sparsity(progress, share) for name, share in final.items()}
+                if isinstance(final, Mapping)
+                else cubic_sparsity(progress, final)
+            )
+            new = update_masks(
+                old,
+                {name: scores[name] for name in groups},
+                sparsity,
+                energy=rules.energy,
+                min_width=rules.min_width,
+                scope=rules.scope,
+            )
+            if target.refit:
+                assert hidden is not None
+                new_params = refit(groups, new_params, hidden, old, new, bias_of=bias_of)
+            new_params = apply_masks(groups, new_params, new)
+            masks |= new
+        groups = NeuronGroups(group for target in rules.targets for group in target.groups.values())
+        new_state = PruningState(masks, updates, reference)
+        moments = mask_state(groups, opt_state, new_params, masks)
+        return Pruned(new_state, new_params, moments, _report(state.masks, masks, scores))
+
+    def keep(_: None) -> Pruned:
+        return Pruned(state, params, opt_state, _report(state.masks, state.masks, importance))
+
+    def when_due(_: None) -> Any:
+        if rules.gate is None:
+            return remove(None)
+        incomplete = state.updates < rules.schedule.number
+        return jax.lax.cond(incomplete & gate_is_open(reference, performance, rules.gate), remove, keep, None)
+
+    due = rules.schedule.due(count, gated=rules.gate is not None)
+    pruned: Pruned = jax.lax.cond(due, when_due, keep, None)
+    return pruned
+
+
+def _report(old: Mapping[str, jax.Array], new: Mapping[str, jax.Array], scores: Scores) -> Report:
+    report = {}
+    for name in old:
+        removed = old[name] & ~new[name]
+        score = jnp.where(jnp.isfinite(scores[name]), scores[name], 0.0)
+        total = jnp.sum(jnp.where(old[name], score, 0.0))
+        report[name] = {
+            "width": jnp.sum(new[name]).astype(jnp.int32),
+            "threshold": jnp.max(jnp.where(removed, score, 0.0)),
+            "removed_importance": jnp.sum(jnp.where(removed, score, 0.0)) / jnp.where(total > 0, total, 1.0),
+            "nan_scores": nan_scores({name: scores[name]})[name],
+        }
+    return report

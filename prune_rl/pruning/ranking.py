@@ -1,0 +1,173 @@
+"""From scores to masks: rank neurons, and remove the lowest-scored ones that every rule allows to go.
+
+Three rules bound a removal: a *sparsity* (share of the neurons), an *energy* (share of the importance) and a *floor*
+(minimum width). The dynamic threshold is after Su et al. 2024 (https://arxiv.org/abs/2402.05146).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+from prune_rl.pruning.mask_schedule import Share, num_removable
+
+Scope = Literal["layer", "global"]
+
+
+def update_masks(
+    masks: Mapping[str, jax.Array],
+    scores: Mapping[str, jax.Array],
+    sparsity: Share | Mapping[str, Share] = 0.5,
+    *,
+    energy: Share | None = None,
+    min_width: int | Mapping[str, int] = 1,
+    scope: Scope = "layer",
+    gate: jax.Array | bool = True,
+    regrow: bool = False,
+) -> dict[str, jax.Array]:
+    """Remove the lowest-scored neurons, as many as every rule allows. Jittable; all shares may be traced.
+
+    Args:
+        masks: {group name: bool[size]}, True = kept.
+        scores: {group name: float[size]}, non-negative. NaN keeps its neuron (count them with ``nan_scores``).
+        sparsity: at most this share of the neurons of a layer is gone afterwards (``scope="global"``: of all layers
+            together); a share in [0, 1), or one per group name (``scope="layer"`` only).
+        energy: the removed neurons together hold at most this share of the layer's total score (of all layers'
+            scores with ``scope="global"``). Neurons removed before count as holding nothing, so the bound is one per
+            call. An infinite score does not count to the total, and this rule never removes its neuron. None: no such
+            bound.
+        min_width: each layer keeps at least so many neurons (or all it has, if fewer); one number or one per group.
+        scope: rank within each layer, or over all layers after dividing each layer's scores by their mean over the
+            neurons still there.
+        gate: a boolean scalar; False leaves the masks as they are.
+        regrow: False (default): a removed neuron never returns. True: masks are drawn anew from the scores.
+
+    Ties go by index (layers by name), the lower index first, so that the count is exact. Raises ``ValueError`` for
+    names or static values that do not fit.
+    """
+    check_options(masks, scores, sparsity, energy, min_width, scope)
+    floors = {name: _of(min_width, name) for name in masks}
+    if scope == "layer":
+        new = {
+            name: _rank_and_cut(mask, scores[name], _of(sparsity, name), energy, floors[name], regrow)
+            for name, mask in masks.items()
+        }
+    else:
+        assert not isinstance(sparsity, Mapping)
+        new = _update_globally(masks, scores, sparsity, energy, floors, regrow)
+    opened = jnp.asarray(gate)
+    return {name: jnp.where(opened, new[name], mask) for name, mask in masks.items()}
+
+
+def nan_scores(scores: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """How many scores of each group are NaN: {group name: int32[]}."""
+    return {name: jnp.sum(jnp.isnan(score)).astype(jnp.int32) for name, score in scores.items()}
+
+
+def _rank_and_cut(
+    mask: jax.Array,
+    score: jax.Array,
+    sparsity: Share,
+    energy: Share | None,
+    floor: int,
+    regrow: bool,
+    protected: jax.Array | None = None,
+) -> jax.Array:
+    """The new mask of one ranking: neurons sorted by score, the first k removed."""
+    size = mask.shape[0]
+    keep_always = jnp.isnan(score) if protected is None else jnp.isnan(score) | protected
+    value = jnp.where(jnp.isnan(score), 0.0, score.astype(jnp.float32))
+    order_by = jnp.where(keep_always, jnp.inf, value)
+    if not regrow:
+        order_by = jnp.where(mask, order_by, -jnp.inf)
+        keep_always &= mask
+    order = jnp.argsort(order_by, stable=True)
+    allowed = jnp.minimum(num_removable(sparsity, size), max(size - floor, 0))
+    if energy is not None:
+        weight = jnp.maximum(value if regrow else jnp.where(mask, value, 0.0), 0.0)
+        # A power of two is exact; without it the sum of large scores overflows, and an infinite total allows
+        # everything.
+        weight = weight * jnp.where(
+            jnp.max(jnp.where(jnp.isfinite(weight), weight, 0.0)) > 1e30, 2.0**-100, 1.0
+        )
+        held = jnp.cumsum(weight[order])
+        total = jnp.sum(jnp.where(jnp.isfinite(weight), weight, 0.0))
+        allowed = jnp.minimum(allowed, jnp.sum(held <= energy * total))
+    rank = jnp.zeros(size, jnp.int32).at[order].set(jnp.arange(size, dtype=jnp.int32))
+    # Written so that a NaN share removes nothing, instead of everything.
+    kept = ~(rank < allowed) | keep_always
+    return kept if regrow else kept & mask
+
+
+def _update_globally(
+    masks: Mapping[str, jax.Array],
+    scores: Mapping[str, jax.Array],
+    sparsity: Share,
+    energy: Share | None,
+    floors: Mapping[str, int],
+    regrow: bool,
+) -> dict[str, jax.Array]:
+    """One ranking over all layers; each layer's best ``floor`` neurons are protected before it."""
+    # jit sorts the names of a mapping; sorted here too, so that ties fall alike with and without it.
+    masks = {name: masks[name] for name in sorted(masks)}
+    normalised, protected = [], []
+    for name, mask in masks.items():
+        score = scores[name].astype(jnp.float32)
+        alive = jnp.isfinite(score) if regrow else jnp.isfinite(score) & mask
+        mean = jnp.sum(jnp.where(alive, score, 0.0)) / jnp.maximum(jnp.sum(alive), 1)
+        normalised.append(score / jnp.where(mean > 0, mean, 1.0))
+        floor = min(floors[name], mask.shape[0])
+        best = _rank_and_cut(mask, score, 1.0, None, floor, regrow)
+        protected.append(best)
+    joined = _rank_and_cut(
+        jnp.concatenate(list(masks.values())),
+        jnp.concatenate(normalised),
+        sparsity,
+        energy,
+        0,
+        regrow,
+        jnp.concatenate(protected),
+    )
+    sizes = [mask.shape[0] for mask in masks.values()]
+    stops = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    return {name: joined[stop - size : stop] for name, size, stop in zip(masks, sizes, stops, strict=True)}
+
+
+def check_options(
+    masks: Mapping[str, jax.Array],
+    scores: Mapping[str, jax.Array],
+    sparsity: Share | Mapping[str, Share],
+    energy: Share | None,
+    min_width: int | Mapping[str, int],
+    scope: str,
+) -> None:
+    """Raise ``ValueError`` for what ``update_masks`` refuses: names, shapes and static values that do not fit."""
+    if not masks:
+        raise ValueError("masks is empty: there is no neuron group to prune")
+    for name, mask in masks.items():
+        if name not in scores:
+            raise ValueError(f"no scores for group {name!r}; scores has {sorted(scores)}")
+        if scores[name].shape != mask.shape:
+            raise ValueError(f"scores of {name!r} have shape {scores[name].shape}, its mask {mask.shape}")
+    if scope not in ("layer", "global"):
+        raise ValueError(f"unknown scope {scope!r}; choose 'layer' or 'global'")
+    if scope == "global" and isinstance(sparsity, Mapping):
+        raise ValueError("scope 'global' takes one sparsity for all layers, got one per group")
+    for what, shares in (("sparsity", sparsity), ("energy", energy)):
+        for share in shares.values() if isinstance(shares, Mapping) else [shares]:
+            if isinstance(share, int | float) and not 0.0 <= share < 1.0:
+                raise ValueError(f"{what} must lie in [0, 1), got {share}")
+    if isinstance(sparsity, Mapping) and not set(masks) <= set(sparsity):
+        raise ValueError(f"sparsity lacks groups {sorted(set(masks) - set(sparsity))}")
+    if isinstance(min_width, Mapping) and not set(masks) <= set(min_width):
+        raise ValueError(f"min_width lacks groups {sorted(set(masks) - set(min_width))}")
+    for width in min_width.values() if isinstance(min_width, Mapping) else [min_width]:
+        if width < 1:
+            raise ValueError(f"min_width must be >= 1, got {width}")
+
+
+def _of(value: Any, name: str) -> Any:
+    return value[name] if isinstance(value, Mapping) else value

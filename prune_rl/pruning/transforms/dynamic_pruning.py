@@ -1,0 +1,184 @@
+"""All in one, for projects with an optimiser and a training step: importance, proximal step, mask schedule, masks."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, cast
+
+import jax
+import optax
+
+from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.dependency.tree_paths import Params
+from prune_rl.pruning.gate import NO_PERFORMANCE
+from prune_rl.pruning.importance import Importance
+from prune_rl.pruning.mask_schedule import MaskSchedule, Share
+from prune_rl.pruning.mask_update import PruningRules, PruningState, Target, init_pruning, mask_update
+from prune_rl.pruning.masks import mask_updates
+from prune_rl.pruning.ranking import Scope
+from prune_rl.pruning.transforms.group_sparse import GroupSparseState, group_sparse
+from prune_rl.pruning.transforms.proximal_step import Metric, Scalar
+from prune_rl.pruning.transforms.trained_params import fit_groups, trained_part
+
+# For optax.inject_hyperparams(dynamic_pruning, static_args=STATIC_ARGS): what has to be a Python value.
+STATIC_ARGS = ("total_updates", "begin", "end", "every", "min_width", "decay", "importance")
+
+
+class DynamicPruningState(NamedTuple):
+    """``sparse``: the state of ``group_sparse`` around the inner transformation; ``pruning``: masks and schedule."""
+
+    sparse: GroupSparseState
+    pruning: PruningState
+
+    @property
+    def masks(self) -> dict[str, jax.Array]:
+        """{group name: bool[size]}, True: kept."""
+        return self.pruning.masks
+
+
+def dynamic_pruning(
+    inner: optax.GradientTransformation,
+    groups: NeuronGroups,
+    *,
+    total_updates: int,
+    sparsity: Share = 0.9,
+    begin: float = 0.1,
+    end: float = 0.6,
+    every: int = 100,
+    energy: Share | None = None,
+    min_width: int = 1,
+    scope: Scope = "layer",
+    gate: Share | None = None,
+    strength: Scalar = 0.0,
+    learning_rate: Scalar | None = None,
+    metric: Metric = "euclidean",
+    importance: str | Importance = "taylor",
+    decay: float = 0.99,
+) -> optax.GradientTransformationExtraArgs:
+    """An optax transformation that prunes ``groups`` while it optimises.
+
+    A composition of ``group_sparse`` and ``mask_update``. Mask updates are due at the multiples of ``every`` between
+    the shares ``begin`` and ``end`` of ``total_updates`` (if there is none, once at ``end``). They raise the sparsity
+    of each layer along the cubic schedule to ``sparsity``; then the schedule is complete and the masks stay as they
+    are. The updates take masked slices to exactly 0 and keep them, and the params-shaped moments of ``inner``, there.
+    Read the masks with ``masks_of(opt_state)``.
+
+    With ``gate``, a mask update is made only while ``performance``, an extra argument of ``update`` (a scalar, higher
+    is better), is at least its highest value so far minus ``gate`` times the magnitude of that; one that is held back
+    is made up for later, also after ``end``. ``energy``, ``min_width`` and ``scope`` are those of ``update_masks``;
+    ``strength``, ``learning_rate``, ``metric``, ``importance`` and ``decay`` those of ``group_sparse``.
+
+    The params may be any pytree that optax trains, its leaves any float arrays: raw ones, those of Flax linen and
+    Haiku, the states of Flax NNX (through ``nnx.Optimizer`` or without), Equinox modules. ``init`` takes the trained
+    arrays; ``update(grads, state, params)`` also takes more than these, such as a whole Equinox model: leaves whose
+    gradient is None take no part. The state holds {group: float32[size]} scores and {group: bool[size]} masks.
+
+    How it composes:
+
+    * Nothing may change its updates: it comes last in ``optax.chain``. With ``optax.scale(0.5)`` after it, cut slices
+      halve at each update instead of being 0 at once; the masks follow their schedule all the same.
+      ``optax.lookahead`` around it brings a part of the cut slices back at each sync, and
+      ``optax.contrib.schedule_free`` around it averages them with their past: make the latter ``inner``.
+    * What looks at all gradients at once, such as ``optax.clip_by_global_norm``, belongs into ``inner``: before it in a
+      chain, it would also see the gradients of neurons that are gone.
+    * ``optax.MultiSteps`` and ``optax.apply_if_finite`` around it: updates that they hold back do not count.
+    * ``optax.masked`` and ``optax.partition`` around it: the groups must lie in its part of the params.
+    * ``optax.inject_hyperparams(dynamic_pruning, static_args=STATIC_ARGS)`` makes ``sparsity``, ``energy``,
+      ``strength`` and ``learning_rate`` parts of the state. Optax gives them the dtype of the params, in which 0.9 may
+      be 0.8984: with bfloat16 params, add ``hyperparam_dtype=jnp.float32``.
+    * Moments that are not params-shaped (rows and columns of ``optax.adafactor``) are left as they are.
+
+    Raises:
+        ValueError: for options out of range or traced where they may not be, and from ``update`` without ``params``
+            or with params that the groups do not fit.
+
+    References:
+        Su et al., `Compressing Deep Reinforcement Learning Networks with a Dynamic Structured Pruning Method for
+        Autonomous Driving <https://arxiv.org/abs/2402.05146>`_, 2024
+
+        Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_, 2017
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, optax, prune_rl
+        >>> params = {"a": jax.random.normal(jax.random.key(0), (2, 8)), "b": jnp.ones((8, 1))}
+        >>> fn = lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"]
+        >>> groups = prune_rl.find_groups(fn, params, jnp.ones((1, 2)))
+        >>> tx = prune_rl.dynamic_pruning(optax.adam(1e-2), groups, total_updates=20, every=2, sparsity=0.75)
+        >>> state, update = tx.init(params), jax.jit(tx.update)
+        >>> for _ in range(20):
+        ...     grads = jax.grad(lambda p: jnp.mean(fn(p, jnp.ones((1, 2))) ** 2))(params)
+        ...     updates, state = update(grads, state, params)
+        ...     params = optax.apply_updates(params, updates)
+        >>> print({name: int(mask.sum()) for name, mask in prune_rl.masks_of(state).items()})
+        {'a': 2}
+    """
+    fixed: dict[str, Any] = {"total_updates": total_updates, "begin": begin, "end": end, "every": every}
+    for name, value in {**fixed, "min_width": min_width, "decay": decay}.items():
+        if isinstance(value, jax.Array):
+            raise ValueError(
+                f"{name} must be a Python number, got a JAX array ({value}): the schedule is fixed before training. "
+                "With optax.inject_hyperparams, give it static_args="
+                "prune_rl.pruning.transforms.dynamic_pruning.STATIC_ARGS"
+            )
+    schedule = MaskSchedule.create(total_updates, begin, end, every)
+    sparse = group_sparse(
+        inner, groups, strength, learning_rate, metric=metric, importance=importance, decay=decay
+    )
+
+    def rules(here: NeuronGroups) -> PruningRules:
+        return PruningRules(schedule, (Target("all", here, sparsity),), gate, energy, min_width, scope)
+
+    rules(groups).check()
+
+    def init_fn(params: Params) -> DynamicPruningState:
+        return DynamicPruningState(sparse.init(params), init_pruning(groups))
+
+    def update_fn(
+        updates: Params,
+        state: DynamicPruningState,
+        params: Params | None = None,
+        *,
+        performance: jax.Array | float = NO_PERFORMANCE,
+        **extra: Any,
+    ) -> tuple[Params, DynamicPruningState]:
+        params = trained_part("dynamic_pruning", updates, params)
+        here = fit_groups(groups, params)
+        updates, inner_state = sparse.update(updates, state.sparse, params, masks=state.masks, **extra)
+        pruned = mask_update(
+            rules(here),
+            state.pruning,
+            optax.apply_updates(params, updates),
+            inner_state.proximal,
+            inner_state.importance,
+            count=inner_state.num_updates,
+            performance=performance,
+        )
+        # From the masks, not from the pruned params: params + updates must be exactly 0 at the masked slices.
+        updates = mask_updates(here, updates, params, pruned.state.masks)
+        sparse_state = inner_state._replace(proximal=pruned.opt_state)
+        return updates, DynamicPruningState(sparse_state, pruned.state)
+
+    # optax types update without keyword extras; the extra-args protocol itself allows them.
+    return optax.GradientTransformationExtraArgs(init_fn, cast(Any, update_fn))
+
+
+def masks_of(opt_state: Any) -> dict[str, jax.Array]:
+    """{group: bool[size]}, True = kept, from an optimiser state that contains one ``dynamic_pruning``.
+
+    It may be chained or wrapped as deeply as one likes, and its leaves may be NNX Variables
+    (``masks_of(optimizer.opt_state)`` of an ``nnx.Optimizer``); the masks come as plain arrays.
+
+    Raises:
+        ValueError: there is none, or more than one.
+    """
+
+    def is_ours(node: Any) -> bool:
+        return isinstance(node, DynamicPruningState)
+
+    found = [node for node in jax.tree.leaves(opt_state, is_leaf=is_ours) if is_ours(node)]
+    if len(found) != 1:
+        raise ValueError(
+            f"expected one dynamic_pruning in the optimiser's state, found {len(found)}: give masks_of the state, or "
+            "the part of the state, that holds exactly one"
+        )
+    # A Variable is a pytree with one leaf, its value.
+    return {name: jax.tree.leaves(mask)[0] for name, mask in found[0].masks.items()}
