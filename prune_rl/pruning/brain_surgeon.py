@@ -52,6 +52,7 @@ def surgeon_importance(
     del grads, key
     if activations is None:
         raise ValueError("importance 'surgeon' needs activations={group name: float[…, size]}, got None")
+    params, activations = jax.lax.stop_gradient((params, dict(activations)))
     leaves = leaves_by_path(params)
     scores = {}
     for name, group in groups.items():

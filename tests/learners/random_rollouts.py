@@ -13,6 +13,7 @@ import optax
 
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.replay_buffer import Transitions
+from prune_rl.learners.sac.values import Architecture
 from prune_rl.spaces import Box, Discrete, Spec
 
 DISCRETE = Spec(observation_size=3, action=Discrete(4))
@@ -51,6 +52,11 @@ def random_sac_state(config: sac.Config, spec: Spec, *, step: int = 0) -> sac.St
         target_critic=random_params(2, state.networks.target_critic),
     )
     return dataclasses.replace(state, networks=networks, step=jnp.int32(step))
+
+
+def arch_of(config: sac.Config, spec: Spec) -> Architecture:
+    """What the networks' params do not say."""
+    return Architecture(config.activation, isinstance(spec.action, Discrete))
 
 
 def random_rollout(

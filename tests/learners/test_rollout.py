@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from random_rollouts import DISCRETE, SMALL, random_rollout
 
-from prune_rl.learners.rollout import Rollout, track_returns
+from prune_rl.learners.rollout import EpisodeReturns, Rollout, track_returns
 
 GAMMA = 0.9
-track = jax.jit(track_returns, static_argnums=3)
+track = jax.jit(track_returns, static_argnums=2)
 
 
 class Episodes:
@@ -39,24 +39,27 @@ class Episodes:
 
 def test_returns_equal_a_loop_over_rollouts() -> None:
     loop = Episodes(SMALL.num_envs)
-    episode, running = jnp.zeros((2, SMALL.num_envs)), jnp.float32(jnp.nan)
+    returns, total = EpisodeReturns.create(SMALL.num_envs), 0
     smoothed: float | None = None
     plan = [(0.0, False), (0.3, False), (0.0, True), (0.2, True), (0.0, False), (1.0, False), (0.3, False)]
     for i, (ends, cut) in enumerate(plan):
         rollout = random_rollout(i, SMALL, DISCRETE, ends=ends, cut=cut)
-        returns = track(rollout, episode, running, GAMMA)
+        returns, up_to_each, metrics = track(returns, rollout, GAMMA)
         discounted, finished = loop.follow(rollout)
-        np.testing.assert_allclose(returns.discounted, discounted, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(up_to_each, discounted, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(
-            returns.episode, [loop.discounted, loop.undiscounted], rtol=1e-4, atol=1e-4
+            returns.under_way, [loop.discounted, loop.undiscounted], rtol=1e-4, atol=1e-4
         )
-        assert int(returns.episodes) == len(finished)
-        np.testing.assert_allclose(returns.mean, np.mean(finished) if finished else np.nan, rtol=1e-4)
+        total += len(finished)
+        assert (int(metrics["episodes"]), int(metrics["total_episodes"])) == (len(finished), total)
+        assert int(returns.finished) == total
+        np.testing.assert_allclose(metrics["return"], np.mean(finished) if finished else 0.0, rtol=1e-4)
         if finished:
             now = float(np.mean(finished))
             smoothed = now if smoothed is None else 0.9 * smoothed + 0.1 * now
-        np.testing.assert_allclose(returns.running, np.nan if smoothed is None else smoothed, rtol=1e-4)
-        episode, running = returns.episode, returns.running
+        np.testing.assert_allclose(returns.running, smoothed or 0.0, rtol=1e-4)
+        assert returns.running == metrics["running_return"]
+        np.testing.assert_allclose(returns.performance, -np.inf if smoothed is None else smoothed, rtol=1e-4)
     assert smoothed is not None
 
 
@@ -74,8 +77,8 @@ def test_a_cut_truncates_the_last_step_of_every_environment_and_nothing_else(cut
 
 def test_an_episode_that_was_cut_starts_anew_and_counts_for_nothing() -> None:
     rollout = random_rollout(0, SMALL, DISCRETE, ends=0.0, cut=True)
-    returns = track(rollout, jnp.full((2, SMALL.num_envs), 5.0), jnp.float32(3.0), GAMMA)
-    np.testing.assert_array_equal(returns.episode, np.zeros((2, SMALL.num_envs)))
-    assert int(returns.episodes) == 0
-    assert np.isnan(returns.mean)
+    before = EpisodeReturns(jnp.full((2, SMALL.num_envs), 5.0), jnp.float32(3.0), jnp.int32(4))
+    returns, _, metrics = track(before, rollout, GAMMA)
+    np.testing.assert_array_equal(returns.under_way, np.zeros((2, SMALL.num_envs)))
+    assert (int(metrics["episodes"]), float(metrics["return"]), int(returns.finished)) == (0, 0.0, 4)
     assert float(returns.running) == 3.0

@@ -46,7 +46,9 @@ GROUPS = find_groups(forward, make_params(), X)
 hidden_of = jax.jit(lambda params: activations(forward, GROUPS, params, X))
 outputs_of = jax.jit(lambda params: jnp.concatenate(forward(params, X), axis=1))
 score_of = jax.jit(
-    lambda params, hidden, masks: surgeon_importance(GROUPS, params, hidden, masks, ridge=TINY)
+    lambda params, hidden, masks: surgeon_importance(
+        GROUPS, params, activations=hidden, masks=masks, ridge=TINY
+    )
 )
 
 

@@ -11,14 +11,13 @@ from prune_rl.dependency.activations import activations
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.pruning.importance import (
-    IMPORTANCES,
     fisher_importance,
-    importance_function,
     magnitude_importance,
     output_importance,
     random_importance,
     taylor_importance,
 )
+from prune_rl.pruning.scores import SCORES, gradient_importance, score_named
 
 ACTIVATIONS = [jnp.tanh, jax.nn.relu, jax.nn.softplus, jax.nn.sigmoid, jax.nn.gelu, jax.nn.elu]
 SIZES = {"layer_0": 6, "layer_1": 5}
@@ -167,12 +166,16 @@ def test_random_is_uniform_and_given_by_its_key() -> None:
         assert not np.array_equal(first[name], other[name])
 
 
+MASKS = {name: jnp.ones(size, bool) for name, size in SIZES.items()}
+
+
 def all_scores(groups: NeuronGroups, x: jax.Array) -> Any:
     def score(params: Any, key: jax.Array) -> dict[str, Any]:
         grads = jax.grad(lambda p: loss(jnp.tanh, p, x))(params)
         hidden = activations(lambda p, inputs: forward(jnp.tanh, p, inputs), groups, params, x)
         return {
-            name: f(groups, params, grads, activations=hidden, key=key) for name, f in IMPORTANCES.items()
+            name: score.function(groups, params, grads, activations=hidden, masks=MASKS, key=key)
+            for name, score in SCORES.items()
         }
 
     return score
@@ -212,7 +215,7 @@ def test_a_removed_neuron_scores_exactly_zero(x: jax.Array) -> None:
     params = make_params(jax.random.key(9))
     params["layer_1"]["kernel"] = params["layer_1"]["kernel"].at[2].set(0.0)
     scores = jax.jit(all_scores(make_groups(jnp.tanh, params, x), x))(params, jax.random.key(0))
-    for name in set(IMPORTANCES) - {"random"}:
+    for name in set(SCORES) - {"random"}:
         assert float(scores[name]["layer_0"][2]) == 0.0, name
         assert np.all(np.asarray(scores[name]["layer_0"])[[0, 1, 3, 4, 5]] > 0), name
 
@@ -224,11 +227,22 @@ def test_missing_inputs_and_unknown_names_raise(x: jax.Array) -> None:
         ("taylor", "grads"),
         ("fisher", "grads"),
         ("output", "activations"),
+        ("surgeon", "activations"),
         ("random", "key"),
     ):
         with pytest.raises(ValueError, match=f"{name}.*{missing}"):
-            IMPORTANCES[name](groups, params)
+            SCORES[name].function(groups, params)
     with pytest.raises(ValueError, match=r"'tailor'.*taylor"):
-        importance_function("tailor")
-    assert importance_function("taylor") is taylor_importance
-    assert importance_function(magnitude_importance) is magnitude_importance
+        score_named("tailor")
+    with pytest.raises(ValueError, match=r"'tailor'.*taylor"):
+        gradient_importance("tailor")
+    assert gradient_importance("taylor") is taylor_importance
+    assert gradient_importance(magnitude_importance) is magnitude_importance
+    for name, score in SCORES.items():
+        if score.needs <= {"grads"}:
+            assert gradient_importance(name) is score.function
+        else:
+            with pytest.raises(
+                ValueError, match=rf"'{name}' needs .*choose one of taylor, fisher, magnitude"
+            ):
+                gradient_importance(name)

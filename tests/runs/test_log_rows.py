@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from prune_rl.runs.log_rows import joined, record
+from prune_rl.runs.log_rows import joined, record, without_placeholders
 
 NAN = np.nan
 F = np.float32
@@ -49,6 +49,32 @@ ROWS: list[dict[str, Any]] = [
         "prune": {"actor/layer_0": report([5, 8], [0.25, 0.0], [0.125, 0.0], [1, 0])},
     },
 ]
+
+
+def as_computed(row: dict[str, Any]) -> dict[str, Any]:
+    """The row as a learner computes it: 0 where there is no value, and the counts beside it that say so."""
+    counts = {
+        "gradient_steps": np.where(np.isnan(row["critic_loss"]), 0, 3).astype(np.int32),
+        "total_episodes": np.where(np.isnan(row["running_return"]), 0, 5).astype(np.int32),
+        "prune_progress": np.array([0.0, 0.5], F),
+    }
+    return {name: value if name == "prune" else np.nan_to_num(value) for name, value in row.items()} | counts
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_zeros_that_stand_for_no_value_become_nan(row: dict[str, Any]) -> None:
+    computed = as_computed(row)
+    found = without_placeholders(computed)
+    assert_same({name: found[name] for name in row}, row)
+    for name in ("gradient_steps", "total_episodes", "prune_progress"):
+        np.testing.assert_array_equal(found[name], computed[name])
+
+
+def test_counts_and_progress_of_several_updates() -> None:
+    found = joined([without_placeholders(as_computed(row)) for row in ROWS])
+    np.testing.assert_array_equal(found["gradient_steps"], [6, 3])
+    np.testing.assert_array_equal(found["total_episodes"], [5, 5])
+    np.testing.assert_array_equal(found["prune_progress"], [0.0, 0.5])
 
 
 def assert_same(left: Any, right: Any) -> None:

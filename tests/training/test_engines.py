@@ -169,7 +169,8 @@ def test_sac_on_the_device_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert_identical(engine.tree, end)
     assert {leaf.shape for leaf in jax.tree.leaves(second)} == {(3, 2)}
     # Warm-up has no losses, and what comes after it has.
-    assert np.all(np.isnan(first["critic_loss"][0]))
+    assert not np.any(first["gradient_steps"][0])
+    assert not np.any(first["critic_loss"][0])
     for metrics in (jax.tree.map(lambda x: x[1:], first), second):
         assert all(np.all(np.isfinite(metrics[name])) for name in ("critic_loss", "actor_loss", "alpha"))
     widths = second["prune"]["actor/layer_0"]["width"]
@@ -232,12 +233,12 @@ def test_a_host_run_goes_on_from_the_checkpoint_at_a_cut(make_host: MakeHost, tm
     # A cut is no end of an episode: only those that fell over count, and of those under way nothing is left.
     for s, env in enumerate(envs):
         assert first["episodes"][:, s].tolist() == [sum(env.ends[:16]), sum(env.ends[16:])]
-    assert not np.any(engine.state.episode)
+    assert not np.any(engine.state.returns.under_way)
     checkpoints.save(2, engine.tree)
     second = engine.advance(2)
-    assert not np.any(engine.state.episode)
+    assert not np.any(engine.state.returns.under_way)
     third = engine.advance(1)
-    assert np.any(engine.state.episode), "no cut here"
+    assert np.any(engine.state.returns.under_way), "no cut here"
     assert [len(env.seeds) for env in envs] == [3, 3], "before updates 0, 2 and 4"
     assert len({seed for env in envs for seed in env.seeds}) == 6
 

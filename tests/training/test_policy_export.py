@@ -13,7 +13,9 @@ from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import learner_of
-from prune_rl.learners.sac.losses import policy as sac_policy
+from prune_rl.learners.running_statistics import normalize
+from prune_rl.learners.sac.values import Architecture
+from prune_rl.learners.sac.values import policy as sac_policy
 from prune_rl.pruning.importance import magnitude_importance
 from prune_rl.pruning.mask_schedule import update_masks
 from prune_rl.pruning.masks import apply_masks
@@ -86,11 +88,12 @@ def mode(state, config, obs):
     params = apply_masks(
         learner_of(learner).prunable_groups(state.params, learner), state.params, state.masks
     )
-    seen = ppo.normalize(state, obs, learner)
+    seen = normalize(state.obs_stats, obs, learner)
+    discrete = config.env == "CartPole-v1"
     if config.algo == "sac":
-        distribution = sac_policy(params["actor"], seen, learner.activation, config.env == "CartPole-v1")
+        distribution = sac_policy(params["actor"], seen, Architecture(learner.activation, discrete))
     else:
-        distribution = ppo.distribution(params, seen, learner)
+        distribution = ppo.actor_distribution(params, seen, learner, discrete)
     logits = getattr(distribution, "logits", None)
     return distribution.mean if logits is None else logits
 

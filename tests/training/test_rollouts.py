@@ -13,6 +13,7 @@ import pytest
 
 from prune_rl.envs.cartpole import RESET_RANGE, CartPole, CartPoleState
 from prune_rl.learners import ppo
+from prune_rl.learners.running_statistics import normalize
 from prune_rl.spaces import Discrete, Spec
 from prune_rl.training.rollouts import host_rollout, reset_envs, rollout
 
@@ -102,8 +103,9 @@ def test_what_is_acted_on_next_is_the_successor_or_a_fresh_start(collected: Coll
 
 def test_actions_follow_the_policy_and_vary(collected: Collected) -> None:
     whole = joined(collected)
-    obs = ppo.normalize(collected.state, jnp.asarray(whole.obs), CONFIG)
-    log_prob = ppo.distribution(collected.state.params, obs, CONFIG).log_prob(jnp.ones((2 * T, N), jnp.int32))
+    obs = normalize(collected.state.obs_stats, jnp.asarray(whole.obs), CONFIG)
+    policy = ppo.actor_distribution(collected.state.params, obs, CONFIG, discrete=True)
+    log_prob = policy.log_prob(jnp.ones((2 * T, N), jnp.int32))
     probability = np.exp(np.asarray(log_prob, np.float64))
     variance = np.sum(probability * (1 - probability))
     assert abs(np.sum(whole.action - probability)) < 4 * np.sqrt(variance)

@@ -15,6 +15,7 @@ from prune_rl.pruning.transforms.proximal_step import (
     ProximalStepState,
     Scalar,
     Strength,
+    hyperparameter,
     is_zero,
     proximal_step,
 )
@@ -119,11 +120,7 @@ def group_sparse(
     def init_proximal(params: Params) -> ProximalState:
         state = wrapped.init(params)
         for name in missing:
-            if len(optax.tree.get_all_with_path(state, name)) != 1:
-                raise ValueError(
-                    f"the proximal step needs the {name} of the inner transformation: give {name}=, or make the inner "
-                    f"one with optax.inject_hyperparams, whose state holds it"
-                )
+            hyperparameter(name, None, state)
         return ProximalState(state, step.init(params))
 
     def update_proximal(

@@ -115,7 +115,7 @@ def proximal_step(
             )
         here = fit_groups(groups, params)
         proposal = optax.apply_updates(params, updates)
-        rate = _hyperparameter("learning_rate", learning_rate, inner_state)
+        rate = hyperparameter("learning_rate", learning_rate, inner_state)
         step_size = jnp.asarray(_at(rate, state.count), jnp.float32)
         weights = penalty_weights(here, importance, masks, weight_range)
         thresholds = {
@@ -141,6 +141,23 @@ def is_zero(strength: object) -> bool:
     return isinstance(strength, int | float) and strength == 0
 
 
+def hyperparameter(name: str, given: Any, inner_state: Any) -> Any:
+    """The given value, else the one of that name in an ``inject_hyperparams`` state. Raises ``ValueError``."""
+    if given is not None:
+        return given
+
+    def is_injected(node: Any) -> bool:
+        return name in getattr(node, "hyperparams", ())
+
+    found = [node for node in jax.tree.leaves(inner_state, is_leaf=is_injected) if is_injected(node)]
+    if len(found) != 1:
+        raise ValueError(
+            f"the proximal step needs the {name} of the inner transformation: give {name}=, or make the inner one with "
+            f"optax.inject_hyperparams, whose state holds it (its state has {len(found)} of that name)"
+        )
+    return found[0].hyperparams[name]
+
+
 def _adam_metric(inner_state: Any, b2: float | None, eps: float | None) -> Params:
     """``√v̂ + ε``, a pytree like the params of the one Adam in the state, with Adam's own count."""
 
@@ -153,26 +170,9 @@ def _adam_metric(inner_state: Any, b2: float | None, eps: float | None) -> Param
             "metric 'adam' needs an inner transformation with exactly one Adam (a state with 'nu' and 'count'), found "
             f"{len(found)}"
         )
-    decay, small = _hyperparameter("b2", b2, inner_state), _hyperparameter("eps", eps, inner_state)
+    decay, small = hyperparameter("b2", b2, inner_state), hyperparameter("eps", eps, inner_state)
     correction = 1.0 - jnp.asarray(decay, jnp.float32) ** found[0].count
     return jax.tree.map(lambda nu: jnp.sqrt(nu / correction) + small, found[0].nu)
-
-
-def _hyperparameter(name: str, given: Any, inner_state: Any) -> Any:
-    """The given value, else the one of that name in an ``inject_hyperparams`` state."""
-    if given is not None:
-        return given
-
-    def is_injected(node: Any) -> bool:
-        return name in getattr(node, "hyperparams", ())
-
-    found = [node for node in jax.tree.leaves(inner_state, is_leaf=is_injected) if is_injected(node)]
-    if len(found) != 1:
-        raise ValueError(
-            f"the proximal step needs the {name} of the inner transformation: give it, or make the inner one with "
-            f"optax.inject_hyperparams, whose state holds it (found {len(found)} there)"
-        )
-    return found[0].hyperparams[name]
 
 
 def _at(value: Any, count: jax.Array) -> Any:

@@ -87,7 +87,7 @@ def test_the_losses_equal_their_definitions(spec: Spec, clip_range_vf: float | N
 
     parts = (obs, action, old_log_prob, advantage, old_value)
     batch = ppo.Batch(*(jnp.asarray(x, jnp.int32 if x.dtype == int else jnp.float32) for x in parts))
-    total, metrics = ppo.loss(params, batch, config)
+    total, metrics = ppo.loss(params, batch, config, spec is DISCRETE)
     assert set(metrics) == set(expected)
     for name, number in expected.items():
         np.testing.assert_allclose(metrics[name], number, rtol=1e-3, atol=1e-6, err_msg=name)
@@ -163,9 +163,9 @@ def test_preparing_rollouts_equals_a_loop(spec: Spec) -> None:
         np.testing.assert_allclose(state.obs_stats.mean, seen_obs.mean(0), **close)
         np.testing.assert_allclose(state.obs_stats.var, seen_obs.var(0), **close)
         np.testing.assert_allclose(state.return_stats.var, np.var(loop.seen), **close)
-        np.testing.assert_allclose(state.episode, [loop.discounted, loop.undiscounted], **close)
+        np.testing.assert_allclose(state.returns.under_way, [loop.discounted, loop.undiscounted], **close)
         assert int(metrics["episodes"]) == len(finished)
-        np.testing.assert_allclose(metrics["return"], np.mean(finished) if finished else np.nan, **close)
+        np.testing.assert_allclose(metrics["return"], np.mean(finished) if finished else 0.0, **close)
         target = expected + value
         explained = 1 - np.var(expected) / np.var(target)
         np.testing.assert_allclose(metrics["explained_variance"], explained, rtol=1e-2, atol=1e-2)
@@ -175,20 +175,22 @@ def spec_shape(spec: Spec) -> tuple[int, ...]:
     return () if spec is DISCRETE else (2,)
 
 
-def test_the_running_return_moves_from_nan_towards_the_mean_of_finished_episodes() -> None:
+def test_the_running_return_begins_with_the_first_finished_episode_and_follows_their_mean() -> None:
     state = ppo.init(jax.random.key(0), SMALL, DISCRETE)
-    assert np.isnan(state.running_return)
+    assert int(state.returns.finished) == 0
+    assert float(state.returns.performance) == -np.inf
     state, _, _ = prepare(state, random_rollout(0, SMALL, DISCRETE, ends=0.0, cut=True), SMALL)
-    assert np.isnan(state.running_return), "an episode that was cut short says nothing about the policy"
+    assert int(state.returns.finished) == 0, "an episode that was cut short says nothing about the policy"
+    assert float(state.returns.performance) == -np.inf
     state, _, metrics = prepare(state, random_rollout(1, SMALL, DISCRETE, ends=0.3), SMALL)
-    assert state.running_return == metrics["return"]
-    before = float(state.running_return)
+    assert state.returns.running == metrics["return"]
+    before = float(state.returns.running)
     state, _, metrics = prepare(state, random_rollout(2, SMALL, DISCRETE, ends=0.3), SMALL)
     low, high = sorted((before, float(metrics["return"])))
-    assert low < float(state.running_return) < high
-    before = float(state.running_return)
+    assert low < float(state.returns.running) < high
+    before = float(state.returns.running)
     state, _, _ = prepare(state, random_rollout(3, SMALL, DISCRETE, ends=0.0), SMALL)
-    assert float(state.running_return) == before
+    assert float(state.returns.running) == before
 
 
 def test_switched_off_normalisation_leaves_numbers_alone() -> None:

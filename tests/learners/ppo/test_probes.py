@@ -61,7 +61,7 @@ def value(state: ppo.State, which: int, observed: float) -> float:
 
 
 def probability_of_one(state: ppo.State, which: int, observed: float) -> float:
-    logits = ppo.distribution(state.params, DISCRETE.observation(which, observed), CONFIG)
+    logits = ppo.actor_distribution(state.params, DISCRETE.observation(which, observed), CONFIG, True)
     return float(jnp.exp(logits.log_prob(jnp.int32(1))))
 
 
@@ -120,7 +120,7 @@ def test_the_mean_of_a_continuous_action_finds_its_target() -> None:
         prune=None,
     )
     state = train(env, config)
-    policy = ppo.distribution(state.params, jnp.array([[-1.0], [1.0]]), config)
+    policy = ppo.actor_distribution(state.params, jnp.array([[-1.0], [1.0]]), config, False)
     assert isinstance(policy, Gaussian)
     np.testing.assert_allclose(policy.mean, [[-env.scale], [env.scale]], atol=0.1)
     # Any spread costs reward, so it shrinks from e⁰.

@@ -17,9 +17,12 @@ from random_rollouts import CONTINUOUS, DISCRETE, random_rollout
 
 from prune_rl.dependency.compaction import compact
 from prune_rl.learners import ppo
+from prune_rl.learners.mask_rules import mask_rules, prune
+from prune_rl.learners.networks import apply_mlp
 from prune_rl.learners.pruning_config import Pruning
-from prune_rl.learners.pruning_step import prune
-from prune_rl.pruning.masks import apply_masks, init_masks
+from prune_rl.pruning.mask_update import init_pruning
+from prune_rl.pruning.masks import apply_masks
+from prune_rl.pruning.transforms.track_importance import TrackImportanceState
 
 HIDDEN = (16, 24)
 SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, size in enumerate(HIDDEN)}
@@ -161,7 +164,7 @@ def test_the_report_tells_what_happened(config: ppo.Config) -> None:
 
 def test_dense_training_removes_nothing_and_knows_no_proximal_step() -> None:
     trained = run(DENSE)
-    assert all(bool(mask.all()) for mask in trained.states[-1].masks.values())
+    assert trained.states[-1].masks == {}
     assert all("prune" not in metrics for metrics in trained.metrics)
     # Until pruning begins, the method without a proximal step is dense training.
     early = run(ACTOR).states[1]
@@ -189,25 +192,20 @@ def test_every_score_and_option_prunes_in_one_step(options: Pruning, expected: i
     groups = ppo.prunable_groups(state.params, config)
     rng = np.random.default_rng(0)
     scores = {name: jnp.asarray(rng.random(12), jnp.float32) for name in groups}
-    pruned = jax.jit(prune, static_argnames=("groups", "config", "apply", "total_updates"))(
-        groups,
-        state.params,
-        state.opt_state._replace(importance=scores),
-        state.masks,
-        state.gate,
-        config=options,
-        apply=lambda params, x: ppo.apply_actor_critic(params, x, config),
-        obs=jnp.asarray(rng.normal(size=(64, 3)), jnp.float32),
-        running_return=jnp.float32(3.0),
-        step=jnp.int32(1),
-        total_updates=2,
-        key=jax.random.key(1),
+    tracked = state.opt_state._replace(tracked=TrackImportanceState(scores))
+    state = dataclasses.replace(state, opt_state=tracked, step=jnp.int32(1))
+    networks = {"actor": lambda params, x: apply_mlp(params["actor"], x, config.activation)}
+    rules = mask_rules(config, groups, networks)
+    obs = jnp.asarray(rng.normal(size=(64, 3)), jnp.float32)
+    pruned, report = jax.jit(lambda s, x: prune(s, rules, lambda: {"actor": (x,)}, jax.random.key(1)))(
+        state, obs
     )
-    widths = [int(mask.sum()) for mask in pruned.masks.values()]
+    assert float(report["prune_progress"]) == 1.0
+    widths = [int(mask.sum()) for mask in pruned.state.masks.values()]
     assert all(2 <= width < 12 for width in widths) if expected is None else widths == [expected] * 2
     if options.scope == "global":
         assert sum(widths) == 24 - 18
-    actor, mask = pruned.params["actor"], np.asarray(pruned.masks["actor/layer_1"])
+    actor, mask = pruned.params["actor"], np.asarray(pruned.state.masks["actor/layer_1"])
     for part in (actor["layer_1"]["kernel"].T, actor["layer_1"]["bias"], actor["head"]["kernel"]):
         assert not np.any(part[~mask])
     np.testing.assert_array_equal(actor["log_std"], state.params["actor"]["log_std"])
@@ -227,7 +225,7 @@ def test_training_goes_on_the_same_in_a_compacted_state() -> None:
     groups = ppo.prunable_groups(state.params, config)
     masks = {name: jnp.asarray(rng.random(group.size) < 0.4) for name, group in groups.items()}
     params = apply_masks(groups, state.params, masks)
-    wide = dataclasses.replace(state, params=params, masks=masks)
+    wide = dataclasses.replace(state, params=params, pruning=state.pruning._replace(masks=masks))
 
     small_params = compact(groups, params, masks)
     small_groups = ppo.prunable_groups(small_params, config)
@@ -235,7 +233,7 @@ def test_training_goes_on_the_same_in_a_compacted_state() -> None:
         state,
         params=small_params,
         opt_state=ppo.optimizer(small_groups, config).init(small_params),
-        masks=init_masks(small_groups),
+        pruning=init_pruning(small_groups),
     )
     assert {name: group.size for name, group in small_groups.items()} == {
         n: int(m.sum()) for n, m in masks.items()

@@ -51,11 +51,11 @@ def test_an_update_is_pure_and_compiled_once(assert_traces: Callable[..., Any]) 
     config = dataclasses.replace(SMALL, total_timesteps=6 * SMALL.steps_per_update)
     update = jax.jit(assert_traces(ppo.update, 1), static_argnames="config")
     start = ppo.init(jax.random.key(0), config, DISCRETE)
-    before = jax.tree.map(np.array, (start.params, start.opt_state, start.obs_stats, start.episode))
+    before = jax.tree.map(np.array, (start.params, start.opt_state, start.obs_stats, start.returns))
     rollout = random_rollout(0, config, DISCRETE)
     first, again = update(start, rollout, config), update(start, rollout, config)
     jax.tree.map(np.testing.assert_array_equal, comparable(first), comparable(again))
-    after = jax.tree.map(np.array, (start.params, start.opt_state, start.obs_stats, start.episode))
+    after = jax.tree.map(np.array, (start.params, start.opt_state, start.obs_stats, start.returns))
     jax.tree.map(np.testing.assert_array_equal, before, after)
     state = first[0]
     for i in range(1, 4):

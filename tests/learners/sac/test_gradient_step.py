@@ -15,14 +15,22 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 from compilation import quick_jit
-from random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, random_batch, random_noise, random_sac_state
+from random_rollouts import (
+    CONTINUOUS,
+    DISCRETE,
+    SMALL_SAC,
+    arch_of,
+    random_batch,
+    random_noise,
+    random_sac_state,
+)
 
 from prune_rl.learners import sac
 from prune_rl.spaces import Spec
 
 Array = np.ndarray
 LOSSES = {"critic_loss", "actor_loss", "entropy", "alpha", "q_target"}
-gradient_step = quick_jit(sac.gradient_step, static_argnames="config")
+gradient_step = quick_jit(sac.gradient_step, static_argnames=("config", "arch"))
 
 
 def assert_trees_close(got: Any, expected: Any, **tolerance: float) -> None:
@@ -73,7 +81,7 @@ def test_discrete_gradient_steps_equal_adam_in_numpy(changes: dict[str, Any], ta
         expected = learner(batch, None, targets[i])
         before = networks
         networks, metrics = gradient_step(
-            networks, batch, random_noise(i, networks, config), state.masks, config
+            networks, batch, random_noise(i, networks, config), state.masks, config, arch_of(config, DISCRETE)
         )
         assert set(metrics) == LOSSES
         for name in LOSSES:
@@ -105,7 +113,12 @@ def test_box_gradient_steps_equal_adam_in_numpy_where_noise_does_not_matter(
         expected = learner(batch, np.zeros((config.batch_size, 2)), None)
         before = networks
         networks, metrics = gradient_step(
-            networks, batch, random_noise(i, networks, config), state.masks, config
+            networks,
+            batch,
+            random_noise(i, networks, config),
+            state.masks,
+            config,
+            arch_of(config, CONTINUOUS),
         )
         for name in ("critic_loss", "q_target"):
             np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
@@ -160,7 +173,12 @@ def test_the_temperature_moves_the_entropy_towards_its_target(
         bias = np.array([0.0, 0.0] + [entropy / 2.0 - 0.5 * math.log(2.0 * math.pi * math.e)] * 2)
     networks = certain(state, bias)
     after, metrics = gradient_step(
-        networks, random_batch(0, config, spec), random_noise(rises, networks, config), state.masks, config
+        networks,
+        random_batch(0, config, spec),
+        random_noise(rises, networks, config),
+        state.masks,
+        config,
+        arch_of(config, spec),
     )
     # Of 256 samples of its own noise each; one noise for all would miss by 1.
     assert float(metrics["entropy"]) == pytest.approx(entropy, abs=1e-4 if spec is DISCRETE else 0.25)
@@ -175,7 +193,7 @@ def test_box_targets_hold_the_entropy_of_later_actions_only_when_asked(entropy_b
     state = random_sac_state(config, CONTINUOUS)
     networks = state.networks
     batch, noise = random_batch(0, config, CONTINUOUS), random_noise(0, networks, config)
-    _, metrics = gradient_step(networks, batch, noise, state.masks, config)
+    _, metrics = gradient_step(networks, batch, noise, state.masks, config, arch_of(config, CONTINUOUS))
     actor, target = (reference.to_numpy(x) for x in (networks.params["actor"], networks.target_critic))
     value, _ = reference.soft_value(
         actor,

@@ -21,7 +21,7 @@ from random_rollouts import (
     random_sac_state,
 )
 
-from prune_rl.learners import sac
+from prune_rl.learners import gradient_steps, sac
 from prune_rl.learners.replay_buffer import Transitions
 from prune_rl.spaces import Box, Spec
 
@@ -86,10 +86,17 @@ def test_warm_up_changes_no_network_and_reports_no_loss_and_then_learning_begins
         before = state
         state, metrics = update(state, random_rollout(i, SMALL_SAC, DISCRETE), SMALL_SAC)
         assert int(state.step) == i + 1
-        assert set(metrics) == LOSSES | {"return", "episodes", "running_return"}
+        assert set(metrics) == LOSSES | {
+            "return",
+            "episodes",
+            "running_return",
+            "total_episodes",
+            "gradient_steps",
+        }
         assert np.isfinite(metrics["return"])
+        assert int(metrics["gradient_steps"]) == (0 if i < 2 else SMALL_SAC.gradient_steps)
         for name in LOSSES:
-            assert np.isnan(metrics[name]) == (i < 2), name
+            assert (float(metrics[name]) == 0.0) == (i < 2), name
         leaves = zip(jax.tree.leaves(before.networks), jax.tree.leaves(state.networks), strict=True)
         same = [np.array_equal(a, b) for a, b in leaves]
         assert all(same) if i < 2 else not any(same)
@@ -138,8 +145,8 @@ def test_how_many_gradient_steps_are_drawn_ahead_or_unrolled_changes_nothing(
     assert config.gradient_steps == steps
     state, rollout = random_sac_state(config, LOPSIDED), random_rollout(0, config, LOPSIDED)
     expected, losses = update(state, rollout, config)
-    monkeypatch.setattr(sac, "DRAWN_AHEAD", ahead)
-    monkeypatch.setattr(sac, "UNROLL", unroll)
+    monkeypatch.setattr(gradient_steps, "DRAWN_AHEAD", ahead)
+    monkeypatch.setattr(gradient_steps, "UNROLL", unroll)
     # A function of its own, so that it is traced anew.
     got, metrics = quick_jit(lambda s, r: sac.update(s, r, config))(state, rollout)
     assert_trees_close(got.networks, expected.networks, rtol=1e-3, atol=1e-5)

@@ -20,7 +20,11 @@ from random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, random_batch, rando
 from prune_rl.learners import sac
 from prune_rl.learners.distributions import Categorical, SquashedGaussian
 from prune_rl.learners.replay_buffer import Transitions
-from prune_rl.learners.sac import losses as sac_losses
+from prune_rl.learners.sac import values as sac_values
+from prune_rl.learners.sac.actor import actor_loss
+from prune_rl.learners.sac.critic import critic_loss, critic_target
+from prune_rl.learners.sac.temperature import temperature_loss
+from prune_rl.learners.sac.values import Architecture
 from prune_rl.spaces import Spec
 
 Array = np.ndarray
@@ -48,8 +52,7 @@ class Case(NamedTuple):
             alpha,
             self.batch.obs,
             jnp.asarray(noise, jnp.float32),
-            "tanh",
-            self.discrete,
+            TANH[self.discrete],
         )
 
     @property
@@ -75,12 +78,13 @@ def case(spec: Spec) -> Case:
     return Case(params, batch, None if discrete else rng.normal(size=(ROWS, 2)), discrete)
 
 
-STATIC = ("activation", "discrete")
-policy = quick_jit(sac_losses.policy, static_argnames=STATIC)
-q_values = quick_jit(sac_losses.q_values, static_argnames=STATIC)
-soft_value = quick_jit(sac_losses.soft_value, static_argnames=STATIC)
-actor_gradient = quick_jit(jax.value_and_grad(sac_losses.actor_loss, has_aux=True), static_argnames=STATIC)
-critic_gradient = quick_jit(jax.value_and_grad(sac_losses.critic_loss), static_argnames=STATIC)
+STATIC = "arch"
+TANH = {kind: Architecture("tanh", kind) for kind in (False, True)}
+policy = quick_jit(sac_values.policy, static_argnames=STATIC)
+q_values = quick_jit(sac_values.q_values, static_argnames=STATIC)
+soft_value = quick_jit(sac_values.soft_value, static_argnames=STATIC)
+actor_gradient = quick_jit(jax.value_and_grad(actor_loss, has_aux=True), static_argnames=STATIC)
+critic_gradient = quick_jit(jax.value_and_grad(critic_loss), static_argnames=STATIC)
 
 
 def assert_close(got: Any, expected: Any) -> None:
@@ -89,7 +93,7 @@ def assert_close(got: Any, expected: Any) -> None:
 
 def test_a_discrete_policy_reads_logits() -> None:
     chosen = case(DISCRETE)
-    distribution = policy(chosen.params["actor"], chosen.batch.obs, "tanh", True)
+    distribution = policy(chosen.params["actor"], chosen.batch.obs, TANH[True])
     assert isinstance(distribution, Categorical)
     logits = reference.network(chosen.actor, chosen.obs, "tanh")
     np.testing.assert_allclose(distribution.logits, logits, **CLOSE)
@@ -100,7 +104,7 @@ def test_a_box_policy_reads_means_first_and_then_log_stds_within_limits() -> Non
     actor = chosen.params["actor"]
     for shift in (0.0, 30.0, -50.0):
         moved = {**actor, "head": {**actor["head"], "bias": actor["head"]["bias"] + shift}}
-        distribution = policy(moved, chosen.batch.obs, "tanh", False)
+        distribution = policy(moved, chosen.batch.obs, TANH[False])
         assert isinstance(distribution, SquashedGaussian)
         outputs = reference.network(reference.to_numpy(moved), chosen.obs, "tanh")
         np.testing.assert_allclose(distribution.mean, outputs[:, :2], **CLOSE)
@@ -112,7 +116,7 @@ def test_a_box_policy_reads_means_first_and_then_log_stds_within_limits() -> Non
 def test_q_values_are_those_of_each_critic_at_the_action(spec: Spec) -> None:
     chosen = case(spec)
     batch = chosen.batch
-    q = q_values(chosen.params["critic"], batch.obs, batch.action, "tanh", chosen.discrete)
+    q = q_values(chosen.params["critic"], batch.obs, batch.action, TANH[chosen.discrete])
     expected = reference.q_values(chosen.critic, chosen.obs, np.asarray(batch.action), "tanh")
     assert q.shape == (2, ROWS)
     np.testing.assert_allclose(q, expected, **CLOSE)
@@ -153,8 +157,7 @@ def test_the_sampled_entropy_is_that_of_the_squashed_distribution_on_average() -
         jnp.float32(ALPHA),
         jnp.ones((40_000, 1)),
         jnp.asarray(noise, jnp.float32),
-        "tanh",
-        False,
+        TANH[False],
     )
     error = 4.0 * float(np.std(entropy)) / 200.0
     assert error < 0.03
@@ -176,7 +179,7 @@ def test_the_target_bootstraps_unless_the_episode_terminated(
         terminated=jnp.array([terminated, False]),
         next_obs=jnp.zeros((2, 3)),
     )
-    target = sac_losses.critic_target(batch, jnp.array([10.0, -1.0]), 0.9, scale)
+    target = critic_target(batch, jnp.array([10.0, -1.0]), 0.9, scale)
     assert target.dtype == jnp.float32
     np.testing.assert_allclose(target, [expected, 3.0 * scale - 0.9], rtol=1e-6)
 
@@ -191,7 +194,7 @@ def test_the_critic_loss_and_its_gradient_equal_their_definitions(spec: Spec) ->
         return reference.critic_loss(critic, chosen.obs, action, target, "tanh")
 
     value, slope = critic_gradient(
-        chosen.params["critic"], chosen.batch, jnp.asarray(target, jnp.float32), "tanh", chosen.discrete
+        chosen.params["critic"], chosen.batch, jnp.asarray(target, jnp.float32), TANH[chosen.discrete]
     )
     np.testing.assert_allclose(value, loss(chosen.critic), **CLOSE)
     assert_close(slope, reference.gradient(loss, chosen.critic))
@@ -247,7 +250,7 @@ def test_a_certain_discrete_policy_keeps_a_finite_loss_and_gradient() -> None:
 @pytest.mark.parametrize(("entropy", "goal"), [(1.5, 0.5), (0.5, 1.5), (-3.0, -2.0)])
 def test_the_temperature_falls_while_the_entropy_is_above_its_target(entropy: float, goal: float) -> None:
     log_alpha = jnp.float32(np.log(ALPHA))
-    value, slope = jax.value_and_grad(sac_losses.alpha_loss)(log_alpha, jnp.float32(entropy), goal)
+    value, slope = jax.value_and_grad(temperature_loss)(log_alpha, jnp.float32(entropy), goal)
     np.testing.assert_allclose([value, slope], [ALPHA * (entropy - goal)] * 2, rtol=1e-5)
     # The entropy is a number for this loss, so it cannot train the policy.
-    assert float(jax.grad(sac_losses.alpha_loss, argnums=1)(log_alpha, jnp.float32(entropy), goal)) == 0.0
+    assert float(jax.grad(temperature_loss, argnums=1)(log_alpha, jnp.float32(entropy), goal)) == 0.0

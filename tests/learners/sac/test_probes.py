@@ -19,7 +19,8 @@ from compilation import quick_jit
 from prune_rl.envs.autoreset import JaxEnv
 from prune_rl.learners import sac
 from prune_rl.learners.distributions import Categorical
-from prune_rl.learners.sac import losses as sac_losses
+from prune_rl.learners.sac import values as sac_values
+from prune_rl.learners.sac.values import Architecture
 from prune_rl.training import engines
 from prune_rl.training.rollouts import reset_envs
 
@@ -70,9 +71,9 @@ BOX_CONFIG = sac.Config(
     total_timesteps=30 * 32 * 16,
     prune=None,
 )
-STATIC = ("activation", "discrete")
-policy = quick_jit(sac_losses.policy, static_argnames=STATIC)
-q_values = quick_jit(sac_losses.q_values, static_argnames=STATIC)
+TANH = {kind: Architecture("tanh", kind) for kind in (False, True)}
+policy = quick_jit(sac_values.policy, static_argnames="arch")
+q_values = quick_jit(sac_values.q_values, static_argnames="arch")
 act = quick_jit(sac.act, static_argnames="config")
 
 
@@ -95,11 +96,11 @@ def discrete() -> sac.State:
 def values(state: sac.State, which: int, observed: float) -> np.ndarray:
     """Q of both actions, by both critics: [critic, action]."""
     obs = jnp.broadcast_to(DISCRETE.observation(which, observed), (2, 7))
-    return np.asarray(q_values(state.params["critic"], obs, jnp.arange(2), "tanh", discrete=True))
+    return np.asarray(q_values(state.params["critic"], obs, jnp.arange(2), arch=TANH[True]))
 
 
 def probability_of_one(state: sac.State, which: int, observed: float) -> float:
-    chosen = policy(state.params["actor"], DISCRETE.observation(which, observed), "tanh", discrete=True)
+    chosen = policy(state.params["actor"], DISCRETE.observation(which, observed), arch=TANH[True])
     assert isinstance(chosen, Categorical)
     return float(jax.nn.softmax(chosen.logits)[1])
 
@@ -155,7 +156,7 @@ def test_the_critics_learn_the_reward_of_every_box_action(box: tuple[sac.State, 
     unit = (action - 0.5) / 2.5
     for observed in (-1.0, 1.0):
         obs = jnp.full((9, 1), observed)
-        q = q_values(box[0].params["critic"], obs, jnp.asarray(unit, jnp.float32)[:, None], "tanh", False)
+        q = q_values(box[0].params["critic"], obs, jnp.asarray(unit, jnp.float32)[:, None], TANH[False])
         np.testing.assert_allclose(q, [-((action - BOX.scale * observed) ** 2)] * 2, atol=0.3)
 
 

@@ -11,6 +11,7 @@ from compilation import quick_jit
 from random_rollouts import (
     CONTINUOUS,
     SMALL_SAC,
+    arch_of,
     moments_of,
     random_batch,
     random_noise,
@@ -29,20 +30,21 @@ SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, 
 BASE = dataclasses.replace(SMALL_SAC, hidden=HIDDEN)
 # No mask update comes due.
 GIVEN = dataclasses.replace(BASE, prune=Pruning(critic=True, begin=1.0, end=1.0))
-gradient_step = quick_jit(sac.gradient_step, static_argnames="config")
+ARCH = arch_of(BASE, CONTINUOUS)
+gradient_step = quick_jit(sac.gradient_step, static_argnames=("config", "arch"))
 
 
 def test_a_gradient_step_takes_masked_slices_and_their_moments_to_zero() -> None:
     state = random_sac_state(GIVEN, CONTINUOUS)
     batch = random_batch(0, GIVEN, CONTINUOUS)
     networks, _ = gradient_step(
-        state.networks, batch, random_noise(0, state.networks, GIVEN), state.masks, GIVEN
+        state.networks, batch, random_noise(0, state.networks, GIVEN), state.masks, GIVEN, ARCH
     )
     for tree in moments_of(networks):
         assert all(np.any(part[0]) for name in SIZES for part in slices_of(tree, name))
     rng = np.random.default_rng(0)
     masks = {name: jnp.asarray(rng.random(size) < 0.5) for name, size in SIZES.items()}
-    networks, _ = gradient_step(networks, batch, random_noise(1, networks, GIVEN), masks, GIVEN)
+    networks, _ = gradient_step(networks, batch, random_noise(1, networks, GIVEN), masks, GIVEN, ARCH)
     for name, mask in masks.items():
         kept = np.asarray(mask)
         for tree in (networks.params, *moments_of(networks)):
@@ -72,8 +74,8 @@ def test_training_goes_on_the_same_in_a_compacted_state() -> None:
     start = small
     for i in range(3):
         batch, noise = random_batch(i, config, CONTINUOUS), random_noise(i, wide, config)
-        wide, expected = gradient_step(wide, batch, noise, masks, config)
-        small, metrics = gradient_step(small, batch, noise, small_state.masks, config)
+        wide, expected = gradient_step(wide, batch, noise, masks, config, ARCH)
+        small, metrics = gradient_step(small, batch, noise, small_state.masks, config, ARCH)
         for name in expected:
             np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-3, atol=1e-5, err_msg=name)
     gathered = (compact(groups, wide.params, masks), compact(critics, {"critic": wide.target_critic}, masks))
@@ -102,6 +104,7 @@ def test_the_proximal_step_takes_neurons_of_the_actor_to_zero_and_leaves_the_cri
             random_noise(i, networks, config),
             state.masks,
             config,
+            ARCH,
         )
     for name in SIZES:
         network, layer = name.split("/")

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups
-from prune_rl.pruning.transforms.group_sparse import group_sparse
 from prune_rl.pruning.importance import magnitude_importance
 from prune_rl.pruning.masks import init_masks
 from prune_rl.pruning.proximal import diagonal_prox, euclidean_prox, penalty_weights
+from prune_rl.pruning.transforms.group_sparse import group_sparse
 
 Array = np.ndarray[Any, Any]
 INPUTS, WIDTH, OUTPUTS = 4, 8, 2  # 5 entries per group, bias included
@@ -296,7 +296,7 @@ def numpy_run(
             if metric == "euclidean":
                 d = np.ones_like(d)
             penalty = strength * weights[j] * np.sqrt(INPUTS + 1)
-            d = d / rate  # DESIGN's form, with d = D/η
+            d = d / rate  # d = D/η
             if np.linalg.norm(d * z) <= penalty:
                 x = np.zeros_like(z)
             else:
@@ -311,10 +311,13 @@ def numpy_run(
     return params, importance
 
 
+ADAM = {"b2": 0.999, "eps": 1e-8}
+
+
 @pytest.mark.parametrize(("metric", "strength"), [("euclidean", 0.5), ("adam", 0.2)])
 def test_against_adam_and_prox_in_numpy(metric: Any, strength: float) -> None:
     steps, rate = 12, 0.03
-    tx = group_sparse(optax.adam(rate), GROUPS, strength, rate, metric=metric, decay=0.9)
+    tx = group_sparse(optax.adam(rate), GROUPS, strength, rate, metric=metric, **ADAM, decay=0.9)
     params, state = train(tx, make_params(), steps)
     expected, importance = numpy_run(steps, metric, strength, rate)
     zeros = np.all(columns(expected) == 0, axis=0)
@@ -322,7 +325,50 @@ def test_against_adam_and_prox_in_numpy(metric: Any, strength: float) -> None:
     np.testing.assert_array_equal(np.all(columns(params) == 0, axis=0), zeros)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), params, expected)
     np.testing.assert_allclose(state.importance[NAME], importance, rtol=1e-3, atol=1e-5)
-    assert int(state.count) == steps
+    assert int(state.num_updates) == steps
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "adam"])
+def test_the_step_size_is_said_once_in_the_inner_transformation(metric: Any) -> None:
+    schedule = optax.linear_schedule(3e-2, 3e-3, 12)
+    adam = {"b2": 0.9, "eps": 1e-3}
+    repeated = group_sparse(optax.adam(schedule, **adam), GROUPS, 0.2, schedule, metric=metric, **adam)
+    once = group_sparse(optax.inject_hyperparams(optax.adam)(schedule, **adam), GROUPS, 0.2, metric=metric)
+    (expected, _), (params, _) = (train(tx, make_params(), 12) for tx in (repeated, once))
+    assert not np.array_equal(expected["hidden"]["kernel"], make_params()["hidden"]["kernel"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), params, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [({}, "learning_rate"), ({"learning_rate": 0.1}, "b2"), ({"learning_rate": 0.1, "b2": 0.9}, "eps")],
+)
+def test_what_the_inner_transformation_does_not_say_is_asked_for_before_training(
+    given: dict[str, float], missing: str
+) -> None:
+    tx = group_sparse(optax.adam(0.1), GROUPS, metric="adam", **given)
+    with pytest.raises(ValueError, match=rf"needs the {missing} of the inner.*inject_hyperparams"):
+        tx.init(make_params())
+    group_sparse(optax.adam(0.1), GROUPS, 0.0, metric="adam").init(make_params())  # no step, no step size
+
+
+def test_the_bias_correction_uses_the_count_of_adam_itself() -> None:
+    """With apply_if_finite inside, Adam counts fewer updates than the transformation around it."""
+    rate, broken = 0.05, jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), make_params())
+    inner = optax.apply_if_finite(optax.adam(rate), max_consecutive_errors=5)
+    tx = group_sparse(inner, GROUPS, 0.2, rate, metric="adam", **ADAM)
+    plain = group_sparse(optax.adam(rate), GROUPS, 0.2, rate, metric="adam", **ADAM)
+    params = make_params()
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = tx.update(broken, state, params)
+        # What Adam holds back, the proximal step does not make finite: the params stay as they are for this test.
+    first = jax.tree.map(lambda p: jnp.ones_like(p), params)
+    updates, state = tx.update(first, state, params)
+    assert int(state.num_updates) == 4
+    expected, fresh = plain.update(first, plain.init(params), params)
+    assert int(fresh.num_updates) == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), updates, expected)
 
 
 INNERS = {
@@ -371,7 +417,7 @@ def test_one_update_moves_exactly_as_the_proximal_operator_says() -> None:
 @pytest.mark.parametrize(("metric", "strength"), [("euclidean", 0.3), ("adam", 0.05)])
 def test_training_ends_with_exact_zeros(metric: Any, strength: float) -> None:
     params = make_params(width=WIDTH)
-    tx = group_sparse(optax.adam(1e-2), GROUPS, strength, 1e-2, metric=metric)
+    tx = group_sparse(optax.adam(1e-2), GROUPS, strength, 1e-2, metric=metric, **ADAM)
     trained, _ = train(tx, params, 300)
     zeros = int(np.all(columns(trained) == 0, axis=0).sum())
     assert 0 < zeros < WIDTH
@@ -396,7 +442,7 @@ def test_schedules_see_the_count_of_updates_already_made() -> None:
         fixed = group_sparse(optax.sgd(rate), GROUPS, jnp.float32(strengths[step]), rate)
         updates, carried = fixed.update(
             jax.grad(loss)(expected),
-            fixed.init(expected)._replace(importance=carried.importance, count=carried.count),
+            fixed.init(expected)._replace(tracked=carried.tracked),
             expected,
         )
         expected = optax.apply_updates(expected, updates)
@@ -453,6 +499,8 @@ def test_wrong_options_raise() -> None:
     for options, words in (
         ({"metric": "riemann"}, "riemann.*euclidean.*adam"),
         ({"importance": "tailor"}, "tailor.*taylor"),
+        ({"importance": "output"}, "'output' needs activations.*taylor, fisher, magnitude"),
+        ({"importance": "random"}, "'random' needs key"),
         ({"decay": 1.0}, r"decay.*\[0, 1\).*1.0"),
         ({"decay": -0.1}, "decay.*-0.1"),
         ({"weight_range": (0.0, 1.0)}, "weight_range"),
@@ -465,11 +513,11 @@ def test_wrong_options_raise() -> None:
         with pytest.raises(ValueError, match=words):
             group_sparse(inner, GROUPS, **options)
     params = make_params()
-    tx = group_sparse(inner, GROUPS)
+    tx = group_sparse(inner, GROUPS, learning_rate=0.1)
     with pytest.raises(ValueError, match="params"):
         tx.update(params, tx.init(params))
     for without_one_nu in (inner, optax.chain(optax.scale_by_adam(), optax.scale_by_adam())):
-        tx = group_sparse(without_one_nu, GROUPS, metric="adam")
+        tx = group_sparse(without_one_nu, GROUPS, 1e-3, 0.1, metric="adam", **ADAM)
         with pytest.raises(ValueError, match="nu"):
             tx.update(params, tx.init(params), params)
 
@@ -503,7 +551,8 @@ def test_own_importance_function_and_decay() -> None:
 @pytest.mark.parametrize("metric", ["euclidean", "adam"])
 def test_state_is_a_stable_pytree_under_jit_scan_and_vmap(metric: Any, count_traces: Any) -> None:
     tx = optax.chain(
-        optax.clip_by_global_norm(1.0), group_sparse(optax.adam(1e-2), GROUPS, 1e-2, 1e-2, metric=metric)
+        optax.clip_by_global_norm(1.0),
+        group_sparse(optax.adam(1e-2), GROUPS, 1e-2, 1e-2, metric=metric, **ADAM),
     )
     params = make_params()
     state = tx.init(params)

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from prune_rl.dependency.find_groups import find_groups
-from prune_rl.pruning.transforms.group_sparse import group_sparse
 from prune_rl.pruning.masks import init_masks
+from prune_rl.pruning.transforms.group_sparse import group_sparse
 from prune_rl.pruning.transforms.scale_by_width import scale_by_width
 
 

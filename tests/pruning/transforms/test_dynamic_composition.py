@@ -25,9 +25,14 @@ from flax.training.train_state import TrainState
 from prune_rl.dependency.compaction import compact, compact_function
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups, path_string
-from prune_rl.pruning.transforms.dynamic_pruning import STATIC_ARGS, DynamicPruningState, dynamic_pruning, masks_of
-from prune_rl.pruning.transforms.group_sparse import group_sparse
 from prune_rl.pruning.importance import magnitude_importance
+from prune_rl.pruning.transforms.dynamic_pruning import (
+    STATIC_ARGS,
+    DynamicPruningState,
+    dynamic_pruning,
+    masks_of,
+)
+from prune_rl.pruning.transforms.group_sparse import group_sparse
 from prune_rl.pruning.transforms.scale_by_width import scale_by_width
 
 Params = Any
@@ -360,7 +365,7 @@ def test_multi_steps_counts_its_own_updates(assert_traces: Any) -> None:
         before = params
         params, state = step(params, state)
         watch(params, state)
-        assert int(pruning_state(state).sparse.count) == call // 3
+        assert int(pruning_state(state).sparse.num_updates) == call // 3
         if call % 3:
             jax.tree.map(np.testing.assert_array_equal, params, before)
     watch.check_final()
@@ -382,7 +387,7 @@ def test_multi_steps_that_skip_are_not_counted(assert_traces: Any) -> None:
         params, state = step(params, state, X * jnp.nan if bad else X)
         watch(params, state)
         done += not bad
-        assert int(pruning_state(state).sparse.count) == done // 2
+        assert int(pruning_state(state).sparse.num_updates) == done // 2
         if bad:
             jax.tree.map(np.testing.assert_array_equal, (params, watch.masks), (before, masks))
     watch.check_final()
@@ -767,7 +772,7 @@ def test_optax_maps_over_its_state() -> None:
     state = optax.tree.map_params(tx, lambda leaf: leaf + 1, tx.init(make_params()))
     adam = pruning_state(state).sparse.inner[0]
     assert all(np.all(leaf == 1) for leaf in jax.tree.leaves((adam.mu, adam.nu)))
-    assert int(pruning_state(state).sparse.count) == 0
+    assert int(pruning_state(state).sparse.num_updates) == 0
 
 
 def test_params_and_extra_arguments_reach_the_inner_transformation() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -74,9 +75,9 @@ def gone_share(masks: Any) -> dict[str, Array]:
     return {name: np.sum(~np.asarray(mask), axis=-1) for name, mask in masks.items()}
 
 
-def scheduled(count: int, total: int, sparsity: float, begin: float, end: float, size: int) -> int:
-    """How many neurons the cubic schedule lets go at an update."""
-    p = 1.0 if count >= end * total else max((count - begin * total) / ((end - begin) * total), 0.0)
+def scheduled(made: int, number: int, sparsity: float, size: int) -> int:
+    """How many neurons the cubic schedule lets go with the mask update ``made`` of ``number``."""
+    p = made / number
     share = Fraction(str(sparsity)) if p == 1.0 else Fraction(sparsity * (1 - (1 - p) ** 3))
     return math.floor(share * size + Fraction(1, 10**4))
 
@@ -103,17 +104,17 @@ def moments(state: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("total", "every", "begin", "end", "sparsity"),
+    ("total", "every", "begin", "end", "sparsity", "due"),
     [
-        (200, 10, 0.1, 0.6, 0.9),
-        (205, 20, 0.0, 1.0, 0.7),  # the end is no multiple of every
-        (30, 50, 0.2, 0.8, 0.5),  # every is longer than the training
-        (60, 7, 0.5, 0.5, 0.7),  # one shot
-        (40, 7, 1.0, 1.0, 0.8),
+        (200, 10, 0.1, 0.6, 0.9, range(20, 121, 10)),
+        (205, 20, 0.0, 1.0, 0.7, range(20, 201, 20)),  # the end is no multiple of every
+        (30, 50, 0.2, 0.8, 0.5, [24]),  # every is longer than the training
+        (60, 7, 0.5, 0.5, 0.7, [30]),  # one shot
+        (40, 7, 1.0, 1.0, 0.8, [40]),
     ],
 )
 def test_masks_follow_the_schedule_and_reach_the_wanted_sparsity(
-    total: int, every: int, begin: float, end: float, sparsity: float
+    total: int, every: int, begin: float, end: float, sparsity: float, due: Sequence[int]
 ) -> None:
     tx = dynamic_pruning(
         optax.adam(1e-2), GROUPS, total_updates=total, sparsity=sparsity, begin=begin, end=end, every=every
@@ -121,14 +122,12 @@ def test_masks_follow_the_schedule_and_reach_the_wanted_sparsity(
     _, (masks, _, _) = run(tx, total)
     gone = gone_share(masks)
     for name, size in SIZES.items():
-        expected, due = 0, []
+        made = expected = 0
         for count in range(1, total + 1):
-            at_end = count == math.ceil(end * total)
-            if begin * total <= count <= math.ceil(end * total) and (count % every == 0 or at_end):
-                expected = scheduled(count, total, sparsity, begin, end, size)
-                due.append(count)
+            if count in due:
+                made += 1
+                expected = scheduled(made, len(due), sparsity, size)
             assert gone[name][count - 1] == expected, (name, count)
-        assert due
         assert gone[name][-1] == math.floor(Fraction(str(sparsity)) * size)
 
 
