@@ -65,4 +65,4 @@ class LearnerConfig:
         check_not_negative(self, "learning_rate_end")
         check_shares(self, "gamma")
         if self.prune is not None:
-            self.prune.check(self.hidden, self.num_updates)
+            self.prune.check(self.hidden)

@@ -22,7 +22,7 @@ class Pruning:
     end: float = 0.6
     """Share of training at which the threshold is at its highest (if the gate never rested)."""
     every: int = 1
-    """Learner updates between two mask updates."""
+    """Learner updates between two mask updates; if no multiple of it lies between begin and end, one is made at end."""
     score: Literal["taylor", "fisher", "magnitude", "output", "random", "surgeon"] = "taylor"
     """What orders the neurons, see `prune_rl.pruning.importance`."""
     refit: bool = False
@@ -45,8 +45,8 @@ class Pruning:
     importance_decay: float = 0.99
     """Decay of the running mean of importance over gradient steps."""
 
-    def check(self, hidden: tuple[int, ...], num_updates: int) -> None:
-        """Raise ``ValueError`` for options that cannot work with these hidden widths and this many updates."""
+    def check(self, hidden: tuple[int, ...]) -> None:
+        """Raise ``ValueError`` for options that cannot work with these hidden widths."""
         for name in ("sparsity", "critic_sparsity"):
             _in_range(f"prune.{name}", getattr(self, name), 0.0, 1.0, open_end=True)
         if self.energy is not None:
@@ -69,11 +69,6 @@ class Pruning:
             raise ValueError(
                 f"prune.min_width = {self.min_width} is wider than the narrowest hidden layer ({min(hidden)}); "
                 f"lower it or widen --hidden {' '.join(map(str, hidden))}"
-            )
-        if self.every > self.end * num_updates:
-            raise ValueError(
-                f"prune.every = {self.every} is more than the updates up to prune.end = {self.end} of "
-                f"{num_updates}, so nothing would ever be removed; lower it or train longer"
             )
         _in_range("prune.importance_decay", self.importance_decay, 0.0, 1.0, open_end=True)
         for name, kind in get_type_hints(type(self)).items():

@@ -157,3 +157,19 @@ def test_the_members_of_an_ensemble_are_mlps_of_their_own() -> None:
         kernel = np.asarray(member["layer_0"]["kernel"])
         np.testing.assert_allclose(kernel @ kernel.T, 2.0 * np.eye(4), atol=1e-5)
         assert not np.allclose(outputs[i], outputs[i - 1])
+
+
+@pytest.mark.parametrize("outputs", [1, 3, 40])
+def test_networks_have_forward_and_second_derivatives(outputs: int) -> None:
+    params = init_mlp(jax.random.key(0), [4, 8, outputs], 1.0)
+    x = jax.random.normal(jax.random.key(1), (5, 4))
+    direction = jax.tree.map(jnp.ones_like, params)
+
+    def loss(p: Any) -> jax.Array:
+        return jnp.sum(jnp.square(apply_mlp(p, x, "tanh")))
+
+    slope, along = jax.jvp(loss, (params,), (direction,))[1], jax.grad(loss)(params)
+    expected = sum(float(jnp.sum(leaf)) for leaf in jax.tree.leaves(along))
+    np.testing.assert_allclose(slope, expected, rtol=1e-4)
+    curvature = jax.jvp(jax.grad(loss), (params,), (direction,))[1]
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(curvature))

@@ -123,6 +123,14 @@ def test_the_same_masks_at_the_same_updates(user: str) -> None:
 
 
 @pytest.mark.parametrize("user", USERS)
+def test_a_window_without_a_multiple_of_every_has_one_mask_update_at_its_end(user: str) -> None:
+    seen = run(user, dataclasses.replace(WINDOW, every=50))
+    assert seen.made == [0] * 11 + [1] * 9
+    for size, widths in zip(HIDDEN, seen.widths.values(), strict=True):
+        assert widths == [size] * 11 + [target_width(size, 0.75, 1)] * 9
+
+
+@pytest.mark.parametrize("user", USERS)
 def test_with_an_energy_rule_too_the_window_ends(user: str) -> None:
     seen = run(user, dataclasses.replace(WINDOW, energy=0.05))
     assert seen.made[-1] == 5

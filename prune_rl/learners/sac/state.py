@@ -66,10 +66,7 @@ VMAP_AXES: Any = State(0, 0, 0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
 
 
 def init(key: jax.Array, config: Config, spec: Spec) -> State:
-    """A fresh state for one seed; ``key`` from ``jax.random.key``.
-
-    Raises ``ValueError`` for a bad config, or Box actions without finite bounds.
-    """
+    """A fresh state for one seed. Raises ``ValueError`` for a bad config, or Box actions without finite bounds."""
     config.check()
     if not spec.action.bounded:
         raise ValueError(

@@ -1,8 +1,7 @@
 """Policy and soft values of SAC, for Box actions (Haarnoja et al. 2018) and Discrete ones (Christodoulou 2019).
 
 With Box actions the actor's outputs are mean and log standard deviation of each component, and the critics read the
-action; with Discrete ones they are logits, and the critics' outputs a value per action, so that expectations take the
-place of samples.
+action; with Discrete ones they are logits, and the critics' outputs a value per action: expectations replace samples.
 """
 
 from __future__ import annotations

@@ -74,13 +74,6 @@ def test_bad_pruning_options(name: str, value: Any) -> None:
         config.check()
 
 
-def test_pruning_too_rarely_for_the_length_of_training() -> None:
-    with pytest.raises(ValueError, match=r"prune\.every"):
-        dataclasses.replace(GOOD, prune=Pruning(every=61)).check()
-    dataclasses.replace(GOOD, prune=Pruning(every=60)).check()
-    dataclasses.replace(GOOD, prune=None).check()
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -108,11 +101,6 @@ def test_pruning_too_rarely_for_the_length_of_training() -> None:
         ({"alpha": -0.1}, "alpha must be a finite number >= 0 or absent, got -0.1"),
         ({"target_entropy": -INF}, "target_entropy must be finite or absent, got -inf"),
         ({"target_entropy_end": INF}, "target_entropy_end must be finite or absent, got inf"),
-        (
-            {"prune": Pruning(every=61)},
-            "prune.every = 61 is more than the updates up to prune.end = 0.6 of 100, so nothing would ever be "
-            "removed; lower it or train longer",
-        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
