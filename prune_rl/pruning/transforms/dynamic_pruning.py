@@ -53,6 +53,8 @@ def dynamic_pruning(
     metric: Metric = "euclidean",
     importance: str | Importance = "taylor",
     decay: float = 0.99,
+    b2: float | None = None,
+    eps: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An optax transformation that prunes ``groups`` while it optimises.
 
@@ -65,7 +67,8 @@ def dynamic_pruning(
     With ``gate``, a mask update is made only while ``performance``, an extra argument of ``update`` (a scalar, higher
     is better), is at least its highest value so far minus ``gate`` times the magnitude of that; one that is held back
     is made up for later, also after ``end``. ``energy``, ``min_width`` and ``scope`` are those of ``update_masks``;
-    ``strength``, ``learning_rate``, ``metric``, ``importance`` and ``decay`` those of ``group_sparse``.
+    ``strength``, ``learning_rate``, ``metric``, ``importance``, ``decay``, ``b2`` and ``eps`` those of
+    ``group_sparse``.
 
     The params may be any pytree that optax trains, its leaves any float arrays: raw ones, those of Flax linen and
     Haiku, the states of Flax NNX (through ``nnx.Optimizer`` or without), Equinox modules. ``init`` takes the trained
@@ -121,7 +124,15 @@ def dynamic_pruning(
             )
     schedule = MaskSchedule.create(total_updates, begin, end, every)
     sparse = group_sparse(
-        inner, groups, strength, learning_rate, metric=metric, importance=importance, decay=decay
+        inner,
+        groups,
+        strength,
+        learning_rate,
+        metric=metric,
+        importance=importance,
+        decay=decay,
+        b2=b2,
+        eps=eps,
     )
 
     def rules(here: NeuronGroups) -> PruningRules:

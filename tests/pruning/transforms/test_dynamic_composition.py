@@ -199,7 +199,7 @@ COMPOSED: dict[str, tuple[Callable[[], Any], int]] = {
     ),
     "injected inside": (lambda: prune(optax.inject_hyperparams(optax.adam)(learning_rate=1e-2)), 2),
     "adam's metric": (
-        lambda: prune(optax.adam(1e-2), strength=0.03, learning_rate=1e-2, metric="adam"),
+        lambda: prune(optax.inject_hyperparams(optax.adam)(1e-2), strength=0.03, metric="adam"),
         2,
     ),
 }
@@ -612,8 +612,8 @@ def test_equinox(passed: str, metric: Any, assert_traces: Any) -> None:
     model = Eqx(jax.random.key(0))
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
     groups = find_groups(lambda arrays, x: jax.vmap(eqx.combine(arrays, static))(x), arrays, X)
-    inner = optax.adamw(1e-2, weight_decay=0.1)
-    tx = dynamic_pruning(inner, groups, strength=0.03, learning_rate=1e-2, metric=metric, **OPTIONS)
+    inner = optax.inject_hyperparams(optax.adamw)(1e-2, weight_decay=0.1)
+    tx = dynamic_pruning(inner, groups, strength=0.03, metric=metric, **OPTIONS)
     view = {
         "parameters": lambda model: eqx.filter(model, eqx.is_inexact_array),
         "arrays": lambda model: eqx.filter(model, eqx.is_array),
