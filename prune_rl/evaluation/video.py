@@ -18,10 +18,10 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from prune_rl.atomic_files import write_bytes
 from prune_rl.envs import registry
 from prune_rl.envs.gymnasium_adapter import Adapter, FlatEnv
 from prune_rl.evaluation.evaluate import episode_seed
-from prune_rl.runs.atomic_files import write_bytes
 from prune_rl.spaces import Discrete
 
 Frame = npt.NDArray[np.uint8]

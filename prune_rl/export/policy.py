@@ -127,10 +127,6 @@ class Policy:
         outputs = (x @ head_kernel + head_bias)[..., 0, :]
         return outputs
 
-    def logits(self, obs: ArrayLike) -> Array:
-        """`outputs`, under the name they have where actions are discrete."""
-        return self.outputs(obs)
-
     @property
     def observation_size(self) -> int:
         """D."""

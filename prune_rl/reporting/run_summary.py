@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from prune_rl.atomic_files import write_bytes
 from prune_rl.reporting.caveats import remarks_on
 from prune_rl.reporting.plots import Marks, draw
 from prune_rl.reporting.results import (
@@ -29,7 +30,6 @@ from prune_rl.reporting.results import (
     target_widths,
     widths_text,
 )
-from prune_rl.runs.atomic_files import write_bytes
 from prune_rl.runs.logging import read_metrics
 
 COLUMNS = {"dense": "dense control", "masked": "masked", "compact": "compact"}

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prune_rl.runs.atomic_files import write_bytes
+from prune_rl.atomic_files import write_bytes
 
 # TensorBoard shows each seed up to this many; beyond it, the mean over seeds says more than a hundred curves.
 SEEDS_IN_TENSORBOARD = 16

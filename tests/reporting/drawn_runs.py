@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from prune_rl.runs.atomic_files import write_json
+from prune_rl.atomic_files import write_json
 from prune_rl.runs.directory import RunDirectory
 from prune_rl.runs.logging import MetricsLog
 
