@@ -139,7 +139,7 @@ class Progress:
             get_time=clock,
         )
         self._display.details, self._display.readable = self._details, self._readable
-        fields = {"returns": [], "widths": {}, "start_widths": dict(start_widths or {})}
+        fields: dict[str, Any] = {"returns": [], "widths": {}, "start_widths": dict(start_widths or {})}
         self._id = self._display.add_task(title, total=total_steps, completed=start, **fields)
 
     @property

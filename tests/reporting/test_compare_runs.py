@@ -91,7 +91,9 @@ def change_config(run: Path, **changes: Any) -> Path:
 
 def test_the_number_of_checkpoints_is_no_part_of_a_method(tmp_path: Path) -> None:
     runs = [
-        change_config(make_run(tmp_path / f"run-{seed}", 1, first=seed), checkpoints=1 + 11 * seed, host_resets=1)
+        change_config(
+            make_run(tmp_path / f"run-{seed}", 1, first=seed), checkpoints=1 + 11 * seed, host_resets=1
+        )
         for seed in range(2)
     ]
     over_seeds = aggregate(runs).split("# Methods over seeds")[1]
@@ -115,7 +117,9 @@ def test_other_options_are_part_of_a_method_and_named(tmp_path: Path) -> None:
 def test_runs_of_earlier_versions_are_the_same_method(tmp_path: Path) -> None:
     """Earlier versions kept the steps at the top level, and pruning options in dense runs."""
     for method, prune in (("dense", None), ("dynamic", {"sparsity": 0.975, "begin": 0.1, "end": 0.6})):
-        new, old = (make_run(tmp_path / f"{method}-{seed}", 1, first=seed, method=method) for seed in range(2))
+        new, old = (
+            make_run(tmp_path / f"{method}-{seed}", 1, first=seed, method=method) for seed in range(2)
+        )
         learner = {"hidden": [256, 256], "prune": prune}
         change_config(new, learner=learner | {"total_timesteps": 1000})
         earlier = {**(prune or {"sparsity": 0.5}), "enabled": True}

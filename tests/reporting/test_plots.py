@@ -65,7 +65,9 @@ def test_the_pruning_window_is_shaded(tmp_path: Path) -> None:
 
     assert shaded_columns(draw(records, "run", Marks())) == 0
     half, whole = (
-        shaded_columns(draw(records, "run", Marks(window=(0, end), window_name="pruning schedule (configured)")))
+        shaded_columns(
+            draw(records, "run", Marks(window=(0, end), window_name="pruning schedule (configured)"))
+        )
         for end in (50_000, 100_000)
     )
     assert half > 200

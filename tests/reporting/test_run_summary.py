@@ -101,7 +101,10 @@ def test_a_schedule_that_rested_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("gate", [None, 0.2])
 def test_a_log_without_progress_shows_the_configured_window(tmp_path: Path, gate: float | None) -> None:
     text = write_summary(make_run(tmp_path / "run", 1, pace=None, gate=gate)).read_text()
-    assert "grey: the steps over which the pruning schedule was configured to run; the log does not record" in text
+    assert (
+        "grey: the steps over which the pruning schedule was configured to run; the log does not record"
+        in text
+    )
     prolonged = ", which the gate may have prolonged" if gate else ""
     assert f"the window shown is the configured one{prolonged}." in text
 
