@@ -96,7 +96,7 @@ def test_the_number_of_checkpoints_is_no_part_of_a_method(tmp_path: Path) -> Non
         )
         for seed in range(2)
     ]
-    over_seeds = aggregate(runs).split("# Methods over seeds")[1]
+    over_seeds = aggregate(runs).split("# Methods over seeds")[1].split("# Difference")[0]
     assert cells(over_seeds, "CartPole-v1 ppo dynamic")[1] == "2"
 
 
