@@ -98,8 +98,8 @@ def evaluate_policy(
 
     Args:
         policy: observations float32[num_envs, D] to actions, int[num_envs] or float[num_envs, *shape]. Always called
-            with the same number of rows, so that a jitted policy compiles once; finished environments repeat their
-            last observation. The array is overwritten after the call.
+            with the same number of rows, so that a jitted one compiles once; rows of finished environments repeat
+            their last observation. The array is overwritten after the call.
         env_id: any id that `prune_rl.envs.registry` knows. Without a time limit and an end, it never returns.
         episodes: how many.
         seed: 0 or more.

@@ -71,9 +71,9 @@ def write_video(
 
     Args:
         policy: observations float32[1, D] to actions, int[1] or float[1, *shape]. The returns are those of the
-            evaluation if an action does not depend on the rest of the batch, as with `prune_rl.export.Policy`.
+            evaluation if the action does not depend on the rest of a batch, as that of a `prune_rl.export.Policy`.
         env_id: any id that `prune_rl.envs.registry` knows, if its environment draws "rgb_array".
-        path: its suffix selects the format, ".mp4" (H.264) or ".gif"; missing parent directories are created.
+        path: its suffix says the format, ".mp4" (H.264) or ".gif"; its folder is made if it is missing.
         seed: of the evaluation, 0 or more.
         episodes: how many, one after the other.
         max_steps: length at which an episode is cut; by default 10,000.
@@ -209,7 +209,7 @@ def _described(value: Any) -> str:
 
 
 def _make(env_id: str) -> gymnasium.Env[Any, Any]:
-    """The environment with rendering enabled."""
+    """The environment, ready to draw."""
     if _no_display():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")

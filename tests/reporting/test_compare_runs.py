@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from drawn_runs import cells, make_run, set_returns
 
+from prune_rl.atomic_files import write_json
 from prune_rl.reporting.compare_runs import aggregate
 
 
@@ -85,7 +86,7 @@ def test_without_a_fitting_control(tmp_path: Path) -> None:
 
 def change_config(run: Path, **changes: Any) -> Path:
     path = run / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    write_json(path, json.loads(path.read_text()) | changes)
     return run
 
 
