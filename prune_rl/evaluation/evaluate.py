@@ -34,41 +34,6 @@ class Evaluation:
     lengths: npt.NDArray[np.int64]
     seeds: npt.NDArray[np.int64]
 
-    @property
-    def mean(self) -> float:
-        """Mean return."""
-        return float(self.returns.mean())
-
-    @property
-    def std(self) -> float:
-        """Population standard deviation of the returns."""
-        return float(self.returns.std())
-
-    @property
-    def min(self) -> float:
-        """Lowest return."""
-        return float(self.returns.min())
-
-    @property
-    def max(self) -> float:
-        """Highest return."""
-        return float(self.returns.max())
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object with the summary and every episode."""
-        return {
-            "env_id": self.env_id,
-            "seed": self.seed,
-            "episodes": len(self.returns),
-            "mean": self.mean,
-            "std": self.std,
-            "min": self.min,
-            "max": self.max,
-            "returns": self.returns.tolist(),
-            "lengths": self.lengths.tolist(),
-            "seeds": self.seeds.tolist(),
-        }
-
 
 def episode_seed(seed: int, episode: int) -> int:
     """Seed of one episode: 53 bits, which JSON readers that use float64 represent exactly.
