@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from prune_rl.runs import serialization as leaf_layout
 from prune_rl.atomic_files import write_json
+from prune_rl.runs import serialization as leaf_layout
 from prune_rl.runs.serialization import Layout
 
 FORMAT = 1
