@@ -159,8 +159,8 @@ def _evaluate(arguments: list[str], console: Console) -> int:
 
 def _report(arguments: list[str], console: Console) -> int:
     options = tyro.cli(Report, prog="prune-rl report", args=arguments)
+    from prune_rl.atomic_files import write_bytes
     from prune_rl.reporting.compare_runs import aggregate
-    from prune_rl.runs.atomic_files import write_bytes
 
     text = aggregate(list(options.runs))
     console.print(text, markup=False, soft_wrap=True)

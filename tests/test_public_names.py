@@ -48,7 +48,7 @@ def run_python(code, *arguments):
     return done.stdout.split()
 
 
-@pytest.mark.parametrize("name", sorted({*FIXED, *prune_rl.__all__} - {"__version__"}))
+@pytest.mark.parametrize("name", sorted({*FIXED, *prune_rl.__all__}))
 def test_a_public_name_imports_and_is_documented(name):
     value = getattr(importlib.import_module("prune_rl"), name)
     assert inspect.getdoc(value)
@@ -78,8 +78,14 @@ def test_the_learners_have_what_other_programs_use():
     assert inspect.getdoc(sac.State.params)
 
 
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_a_learner_loads_alone(name):
+    code = f"import prune_rl, sys; assert 'jax' not in sys.modules; print(prune_rl.{name}.Config.__module__)"
+    assert run_python(code) == [f"prune_rl.learners.{name}.config"]
+
+
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="no attribute 'find_group'"):
+    with pytest.raises(AttributeError, match="No prune_rl attribute find_group"):
         prune_rl.find_group  # noqa: B018
     with pytest.raises(ImportError):
         from prune_rl import find_group  # noqa: F401

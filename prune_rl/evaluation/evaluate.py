@@ -1,4 +1,4 @@
-"""Returns of a policy in the real Gymnasium environment, paired over policies by the seed of each episode."""
+"""Evaluation of a policy in the Gymnasium environment, with episode seeds that pair the returns of policies."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from prune_rl.envs import registry
 from prune_rl.envs.gymnasium_adapter import Adapter, FlatEnv
 from prune_rl.spaces import Discrete
 
-_STREAM = int.from_bytes(b"eval", "big")  # keeps evaluation apart from anything else seeded by (seed, index)
+_STREAM = int.from_bytes(b"eval", "big")  # separates evaluation from other streams seeded by (seed, index)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Every episode of an evaluation; episode i of any other one with the same `env_id` and `seed` starts alike.
+    """The episodes of an evaluation. Episode i of every evaluation with the same `env_id` and `seed` starts alike.
 
     Attributes:
         env_id: the environment.
-        seed: what the episodes' seeds were derived from.
+        seed: from which the seeds of the episodes are derived.
         returns: float64[episodes], undiscounted.
-        lengths: int64[episodes], steps.
-        seeds: int64[episodes], what the environment was reset with.
+        lengths: int64[episodes], in environment steps.
+        seeds: int64[episodes], with which the environment was reset.
     """
 
     env_id: str
@@ -34,44 +34,9 @@ class Evaluation:
     lengths: npt.NDArray[np.int64]
     seeds: npt.NDArray[np.int64]
 
-    @property
-    def mean(self) -> float:
-        """Mean return."""
-        return float(self.returns.mean())
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of the returns over these episodes (divided by their number)."""
-        return float(self.returns.std())
-
-    @property
-    def min(self) -> float:
-        """Least return."""
-        return float(self.returns.min())
-
-    @property
-    def max(self) -> float:
-        """Greatest return."""
-        return float(self.returns.max())
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object with the summary and every episode."""
-        return {
-            "env_id": self.env_id,
-            "seed": self.seed,
-            "episodes": len(self.returns),
-            "mean": self.mean,
-            "std": self.std,
-            "min": self.min,
-            "max": self.max,
-            "returns": self.returns.tolist(),
-            "lengths": self.lengths.tolist(),
-            "seeds": self.seeds.tolist(),
-        }
-
 
 def episode_seed(seed: int, episode: int) -> int:
-    """Seed of one episode: 53 bits, so that JSON readers without integers keep it.
+    """Seed of one episode: 53 bits, which JSON readers that use float64 represent exactly.
 
     Raises:
         ValueError: a negative seed.
@@ -90,12 +55,11 @@ def evaluate_policy(
     seed: int,
     num_envs: int = 16,
 ) -> Evaluation:
-    """Run whole episodes, each from a reset with its own seed.
+    """Run complete episodes, each from a reset with its own seed.
 
-    `num_envs` environments advance in lockstep; one that ends its episode takes the next that is not begun. Which one
-    plays an episode, and beside which others, does not matter to it, so neither short nor long ones are preferred, and
-    `num_envs` changes the time only (for a policy whose action does not depend on the rest of the batch: a
-    `prune_rl.export.Policy` does not, a jitted network may in the last bit).
+    `num_envs` environments advance in lockstep; one whose episode has ended starts the next episode. All episodes are
+    counted, so neither short nor long ones are preferred. `num_envs` does not change the result if an action does not
+    depend on the rest of the batch: true for `prune_rl.export.Policy`, up to rounding for a jitted network.
 
     Args:
         policy: observations float32[num_envs, D] to actions, int[num_envs] or float[num_envs, *shape]. Always called
@@ -104,7 +68,7 @@ def evaluate_policy(
         env_id: any id that `prune_rl.envs.registry` knows. Without a time limit and an end, it never returns.
         episodes: how many.
         seed: 0 or more.
-        num_envs: at most as many as there are episodes are made.
+        num_envs: environments that run at once; at most `episodes` are made.
 
     Raises:
         ValueError: `episodes` or `num_envs` is not positive, the seed is negative, the environment is not supported,
@@ -143,7 +107,7 @@ def evaluate_policy(
 
 
 def _native_actions(adapter: Adapter, actions: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
-    """One action per environment, checked and in the environment's own terms."""
+    """One action per environment, checked and converted to the environment's action space."""
     array = np.asarray(actions)
     action = adapter.spec.action
     shape = (count,) if isinstance(action, Discrete) else (count, *action.shape)

@@ -1,4 +1,4 @@
-"""A clip of a policy at play: the first episodes of its evaluation, drawn by the environment, without a display."""
+"""Videos of the first episodes of a policy's evaluation, rendered by the environment without a display."""
 
 from __future__ import annotations
 
@@ -18,39 +18,30 @@ import gymnasium
 import numpy as np
 import numpy.typing as npt
 
+from prune_rl.atomic_files import write_bytes
 from prune_rl.envs import registry
 from prune_rl.envs.gymnasium_adapter import Adapter, FlatEnv
 from prune_rl.evaluation.evaluate import episode_seed
-from prune_rl.runs.atomic_files import write_bytes
+from prune_rl.evaluation.video_encoder import FORMATS, INSTALL, Frame, VideoUnavailable, encoder, ffmpeg
 from prune_rl.spaces import Discrete
 
-Frame = npt.NDArray[np.uint8]
-
-INSTALL = "pip install 'prune_rl[video]'"
-MAX_STEPS = 10_000  # of an episode, so that an environment that never ends does not fill the disk
-DEFAULT_FPS = 30  # of environments that name no rate
-GL_BACKENDS = (
-    "egl",
-    "osmesa",
-)  # what MuJoCo can draw with where there is no display; the first may use a GPU
-GL_TIMEOUT = 300.0  # s; a trial takes about one, on a machine with nothing else to do
-
-
-class VideoUnavailable(ValueError):
-    """This environment or this machine cannot draw the clip; the message is one sentence that says what to do."""
+MAX_STEPS = 10_000  # per episode: an environment without an end must not fill the disk
+DEFAULT_FPS = 30  # for environments without "render_fps"
+GL_BACKENDS = ("egl", "osmesa")  # MuJoCo's renderers that need no display; the first may use a GPU
+GL_TIMEOUT = 300.0  # s; a trial takes about 1 s on an idle machine
 
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-    """A clip that was written.
+    """A video file that was written.
 
     Attributes:
         path: the file.
-        frames: how many it has.
+        frames: number of frames.
         fps: frames per second.
         returns: undiscounted return of each episode shown.
         lengths: steps of each episode shown.
-        cut: whether the episode was left at `max_steps` before its end; its return then is the one up to there.
+        cut: per episode, whether it was cut at `max_steps`; its return then is the one up to that step.
     """
 
     path: Path
@@ -59,28 +50,6 @@ class Clip:
     returns: tuple[float, ...]
     lengths: tuple[int, ...]
     cut: tuple[bool, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Format:
-    """How FFmpeg writes one kind of file, and the greatest rate that its players, or a screen, can show."""
-
-    options: str
-    max_fps: float = 60.0
-
-
-_FORMATS = {
-    # Colour at half the resolution is all that many players take; it needs even sides, so odd ones get a black line.
-    ".mp4": _Format(
-        "-vf pad=ceil(iw/2)*2:ceil(ih/2)*2 -c:v libx264 -pix_fmt yuv420p -crf 20 -movflags +faststart -f mp4"
-    ),
-    # A palette for every frame: one for all would keep all frames in memory until the last is known.
-    # The format counts time in hundredths of a second, and players slow down what lasts less than two.
-    ".gif": _Format(
-        "-vf split[a][b];[a]palettegen=stats_mode=single[p];[b][p]paletteuse=new=1:dither=none -loop 0 -f gif",
-        max_fps=50,
-    ),
-}
 
 
 def write_video(
@@ -95,10 +64,10 @@ def write_video(
 ) -> Clip:
     """Play the first episodes of `evaluate_policy(policy, env_id, seed=seed)` and write what they look like.
 
-    A frame is drawn after each reset and each step, unless that is more than can be shown (see `fps`). Frames go to
-    the encoder one by one, the finished file takes the name `path` last: a failure leaves an older file there as it
-    was. Drawing needs no display. Where there is none, `SDL_VIDEODRIVER` (pygame) and `MUJOCO_GL` (MuJoCo) are set for
-    this process, unless they are set already.
+    A frame is rendered after each reset and each step, unless that exceeds the frame rate that can be shown (see
+    `fps`). Frames are encoded one by one, and the finished file is renamed to `path`: a failure leaves an existing file
+    unchanged. No display is needed. Without one, `SDL_VIDEODRIVER` (pygame) and `MUJOCO_GL` (MuJoCo) are set for this
+    process, unless they are already set.
 
     Args:
         policy: observations float32[1, D] to actions, int[1] or float[1, *shape]. The returns are those of the
@@ -107,10 +76,9 @@ def write_video(
         path: its suffix says the format, ".mp4" (H.264) or ".gif"; its folder is made if it is missing.
         seed: of the evaluation, 0 or more.
         episodes: how many, one after the other.
-        max_steps: of one episode, after which it is cut; by default 10,000.
-        fps: steps shown per second; by default the environment's own rate, real time. Where that is more than a
-            screen shows (60, a GIF's players 50), the clip plays at the same speed, but has only every second,
-            third, … frame and the last one of each episode.
+        max_steps: length at which an episode is cut; by default 10,000.
+        fps: environment steps per second; by default the environment's own rate, real time. Above 60 (GIF: 50) the
+            video keeps that speed, but has only every second, third, … frame and the last one of each episode.
 
     Raises:
         ValueError: an unknown suffix, a number out of range, an unsupported environment, or wrong actions as in
@@ -120,7 +88,7 @@ def write_video(
     """
     path = Path(path)
     check_video(path)
-    style = _FORMATS[path.suffix.lower()]
+    style = FORMATS[path.suffix.lower()]
     if episodes < 1 or (max_steps is not None and max_steps < 1):
         raise ValueError(f"episodes and max_steps must be at least 1, got {episodes} and {max_steps}")
     if fps is not None and not 0.01 <= fps <= 1000.0:
@@ -137,7 +105,7 @@ def write_video(
         first = next(frames)
         with tempfile.TemporaryDirectory(prefix="prune_rl-") as folder:
             encoded = Path(folder) / "clip"
-            with _encoder(encoded, first.shape, shown, style) as write:
+            with encoder(encoded, first.shape, shown, style) as write:
                 write(first)
                 for frame in frames:
                     write(frame)
@@ -149,25 +117,25 @@ def write_video(
 
 
 def check_video(path: str | os.PathLike[str]) -> None:
-    """Refuse, before anything is played, what `write_video` cannot write on this machine.
+    """Check, before any episode is run, that `write_video` can write `path` on this machine.
 
     Raises:
-        ValueError: the suffix of `path` is no format that is known, or `path` is a folder.
+        ValueError: the suffix of `path` is not a known format, or `path` is a directory.
         VideoUnavailable: the encoder is not installed.
     """
     path = Path(path)
-    if path.suffix.lower() not in _FORMATS:
+    if path.suffix.lower() not in FORMATS:
         raise ValueError(
             f"a video cannot be written to {str(path)!r}, whose suffix is {path.suffix!r}; "
-            f"give it the suffix {' or '.join(_FORMATS)}"
+            f"give it the suffix {' or '.join(FORMATS)}"
         )
     if path.is_dir():
         raise ValueError(f"a video cannot be written to {path}, which is a folder; name a file")
-    _ffmpeg()
+    ffmpeg()
 
 
 def video_paths(path: Path, seeds: Sequence[int]) -> dict[int, Path]:
-    """Where the clip of each seed goes: `path`, or for several `video.mp4` becomes `video/seed_K.mp4`."""
+    """File of each seed: `path` itself, or for several seeds `video/seed_K.mp4` instead of `video.mp4`."""
     if len(seeds) == 1:
         return {seeds[0]: path}
     return {seed: path.with_suffix("") / f"seed_{seed}{path.suffix}" for seed in seeds}
@@ -175,7 +143,7 @@ def video_paths(path: Path, seeds: Sequence[int]) -> dict[int, Path]:
 
 @dataclasses.dataclass
 class _Film:
-    """Episodes played for a camera; the lists are those of `Clip` and grow with every episode."""
+    """Runs episodes and renders them; the lists are those of `Clip` and grow with every episode."""
 
     env: FlatEnv
     env_id: str
@@ -189,7 +157,7 @@ class _Film:
     cut: list[bool] = dataclasses.field(default_factory=list)
 
     def frames(self, seeds: Sequence[int]) -> Iterator[Frame]:
-        """Every `every`-th frame of one episode per seed, and its last."""
+        """Every `every`-th frame, and the last one, of one episode per seed."""
         for seed in seeds:
             obs, _ = self.env.reset(seed=seed)
             total, steps, over = 0.0, 0, False
@@ -206,7 +174,7 @@ class _Film:
             self.cut.append(not over)
 
     def _action(self, obs: npt.NDArray[np.float32]) -> Any:
-        """The policy's action in the environment's own terms."""
+        """The policy's action, checked and converted to the environment's action space."""
         action = self.adapter.spec.action
         shape = (1,) if isinstance(action, Discrete) else (1, *action.shape)
         array = np.asarray(self.policy(obs[None]))
@@ -225,7 +193,7 @@ class _Film:
             raise VideoUnavailable(
                 f"a package that draws {self.env_id} is missing ({error}); install it with: {INSTALL}"
             ) from error
-        except Exception as error:  # whatever a graphics library throws
+        except Exception as error:  # graphics libraries raise many types
             said = " ".join(str(error).split()) or type(error).__name__
             raise VideoUnavailable(f"{self.env_id} could not be drawn: {said}") from error
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape[2:] != (3,):
@@ -262,10 +230,10 @@ def _no_display() -> bool:
 
 
 def _choose_gl() -> None:
-    """Name the first OpenGL that works here in `MUJOCO_GL`.
+    """Set `MUJOCO_GL` to the first OpenGL backend that works on this machine.
 
-    Left to itself Gymnasium tries them in one process, where a failed trial of the first spoils the second. Hence each
-    is tried in a process of its own.
+    Gymnasium tries them in one process, where a failed attempt with the first breaks the second. Here each is tried in
+    a separate process.
     """
     if "MUJOCO_GL" in os.environ or not _no_display():
         return
@@ -280,62 +248,3 @@ def _choose_gl() -> None:
         "MuJoCo cannot draw here: there is no display, and neither EGL nor OSMesa works; "
         "install one, on Debian and Ubuntu with: apt install libegl1 libgl1-mesa-dri (or: apt install libosmesa6)"
     )
-
-
-def _ffmpeg() -> str:
-    """The encoder's executable."""
-    try:
-        import imageio_ffmpeg
-
-        return str(imageio_ffmpeg.get_ffmpeg_exe())
-    except ImportError as error:
-        raise VideoUnavailable(
-            f"the package imageio-ffmpeg writes videos, and is missing; install it with: {INSTALL}"
-        ) from error
-    except RuntimeError as error:  # no executable for this platform
-        raise VideoUnavailable(f"there is no FFmpeg to write videos with: {error}") from error
-
-
-@contextlib.contextmanager
-def _encoder(
-    path: Path, shape: tuple[int, ...], rate: Fraction, style: _Format
-) -> Iterator[Callable[[Frame], None]]:
-    """A function that adds a frame to the file, which is complete when the block ends.
-
-    FFmpeg is driven directly, because imageio-ffmpeg's own writer does not look at how it ended.
-    """
-    height, width, _ = shape
-    source = ("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(rate), "-i", "-")
-    command = (_ffmpeg(), "-v", "error", *source, "-an", *style.options.split(), "-y", str(path))
-    with (
-        tempfile.TemporaryFile() as log,
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log) as process,
-    ):
-        assert process.stdin is not None
-        pipe = process.stdin
-
-        def failure() -> OSError:
-            status = process.wait()
-            log.seek(0)
-            said = log.read().decode(errors="replace").strip().splitlines() or [f"exit status {status}"]
-            return OSError(f"FFmpeg could not write the video: {said[-1]}")
-
-        def write(frame: Frame) -> None:
-            if frame.shape != shape:
-                raise VideoUnavailable(f"the frames change their shape, from {shape} to {frame.shape}")
-            try:
-                pipe.write(np.ascontiguousarray(frame).data)
-            except BrokenPipeError:  # it has ended
-                raise failure() from None
-
-        try:
-            yield write
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-            if process.wait():
-                raise failure()
-        except BaseException:
-            process.kill()
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
-            raise

@@ -1,4 +1,4 @@
-"""The fields of a policy's JSON description: from and to Python, with every type and range checked on the way in."""
+"""The fields of a policy's JSON description, converted from and to Python; types and ranges are checked on reading."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from typing import Any
 
 from prune_rl.spaces import Box, Discrete
 
-_MAX_SIZE = 1 << 28  # elements of one axis; as float32 already the bytes allowed for all tensors
-_MAX_LENGTH = 64  # hidden layers, and axes of an action (of which NumPy allows no more)
+_MAX_SIZE = 1 << 28  # elements of one axis; as float32 they take the 1 GiB allowed for all tensors
+_MAX_LENGTH = 64  # hidden layers, and axes of an action (NumPy's maximum)
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What `policy.json` says about a policy, apart from the checksums.
+    """The content of `policy.json` apart from the checksums.
 
     Attributes:
         observation_size: D.
         widths: neurons of each hidden layer; may be empty (a linear policy).
-        activation: a name, not yet checked.
-        normalised: whether the tensors hold `obs_mean` and `obs_std`.
-        obs_clip: positive, may be infinite; in JSON infinities are null.
+        activation: a name; not checked here.
+        normalised: whether `obs_mean` and `obs_std` are among the tensors.
+        obs_clip: positive, may be infinite. In JSON, infinities are null.
         action: the action space.
         squash: whether actions are squashed with tanh.
         metadata: any JSON object.
@@ -74,7 +74,7 @@ class Description:
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the tensors that belong to it."""
+        """Names and shapes of the policy's tensors."""
         shapes: dict[str, tuple[int, ...]] = {}
         sizes = (self.observation_size, *self.widths, self.action.num_outputs)
         for name, fan_in, fan_out in zip(layer_names(len(self.widths)), sizes[:-1], sizes[1:], strict=True):

@@ -1,7 +1,7 @@
-"""Reading and writing the two files of a policy without trusting either: bounded, checksummed, replaced as a pair.
+"""Reading and writing the two files of a policy: bounded sizes, checksums, replaced as a pair.
 
-Imports only the standard library, NumPy and safetensors. Nothing here executes what it reads: the tensors are raw
-numbers, the description is JSON. The checksums find damage; they do not authenticate.
+Imports only the standard library, NumPy and safetensors. Files are treated as untrusted input and nothing in them is
+executed: tensors are raw numbers, the description is JSON. The checksums detect damage; they do not authenticate.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import reprlib
 import stat
 from collections.abc import Callable, Mapping
@@ -18,6 +17,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 import safetensors.numpy
+
+from prune_rl.atomic_files import pending, write_together
 
 FORMAT = "prune_rl.policy"
 VERSION = 1
@@ -31,26 +32,27 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class PolicyFileError(ValueError):
-    """A policy file is missing, damaged, hostile, or of an unknown version; the message is one sentence."""
+    """A policy file is missing, damaged, malformed, or of an unknown version; the message is one sentence."""
 
 
 def write_pair(directory: Path, description: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
-    """Write `policy.safetensors` and `policy.json` into `directory`, in place of an earlier pair if there is one.
+    """Write `policy.safetensors` and `policy.json` into `directory`, replacing an earlier pair.
 
-    Both files are written and synced beside their final names first. Then the tensors are renamed, then the
-    description; a crash between the two leaves the new description under its temporary name, where `read_pair` finds
-    it. So one complete pair, old or new, can be read at every moment. Not meant for two writers at the same time.
+    Both files are written and flushed under temporary names, then the tensors are renamed, then the description. A
+    crash between the two renames leaves the new description under its temporary name, where `read_pair` finds it. At
+    every moment one complete pair, old or new, can be read. Not safe for concurrent writers.
 
     Raises:
-        ValueError: the description is not JSON (NaN, other Python objects) or larger than 1 MiB, or the tensors are
-            larger than 1 GiB: such a pair could be written but not read again.
+        ValueError: the description cannot be represented as JSON (NaN, other Python objects) or exceeds 1 MiB, or the
+            tensors exceed 1 GiB: such a pair could be written but not read again.
+        OSError: the files cannot be written.
     """
     if sum(tensor.nbytes for tensor in tensors.values()) > MAX_TENSORS_BYTES:
         raise ValueError(f"the policy's tensors take more than the {MAX_TENSORS_BYTES} bytes allowed")
     data = safetensors.numpy.save(dict(tensors))
     document = {**description, "format": FORMAT, "version": VERSION, "tensors_sha256": _sha256(data)}
     try:
-        # What a reader will see, lists for tuples and str for other keys, is what the checksum has to be of.
+        # The checksum covers what a reader will see: lists instead of tuples, strings instead of other keys.
         document = _parse(json.dumps(document, allow_nan=False).encode())
         text = json.dumps({**document, "sha256": _checksum(document)}, indent=1).encode()
     except (TypeError, ValueError, RecursionError) as error:
@@ -61,43 +63,35 @@ def write_pair(directory: Path, description: Mapping[str, Any], tensors: Mapping
             "put less into its metadata"
         )
     directory.mkdir(parents=True, exist_ok=True)
-    finals = [directory / TENSORS_FILE, directory / DESCRIPTION_FILE]
-    for final, content in zip(finals, (data, text), strict=True):
-        with _pending(final).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    for final in finals:
-        os.replace(_pending(final), final)
-    _sync_directory(directory)
+    write_together({directory / TENSORS_FILE: data, directory / DESCRIPTION_FILE: text})
 
 
 def read_pair(
     path: Path, expected_shapes: Callable[[dict[str, Any]], Shapes]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Read the description at `path` and the tensors beside it.
+    """Read the description at `path` and the tensors in the same directory.
 
     Args:
         path: `…/policy.json`.
-        expected_shapes: validates the fields of a description and returns names and shapes of the tensors that must
-            go with it, before any tensor is read; its `ValueError`s become `PolicyFileError`s.
+        expected_shapes: validates a description and returns the names and shapes of its tensors. Called before any
+            tensor is read; a `ValueError` it raises becomes a `PolicyFileError`.
 
     Returns:
-        The description, and float32 tensors of exactly the expected names and shapes; their values are not looked at.
+        The description, and float32 tensors with exactly the expected names and shapes. Values are not checked.
 
     Raises:
-        PolicyFileError: for anything else than a complete pair of files.
+        PolicyFileError: the files are not a complete, undamaged pair.
     """
     try:
         return _read_pair(path, expected_shapes)
     except PolicyFileError:
-        if not _pending(path).exists():
+        if not pending(path).exists():
             raise
-        try:  # what a save leaves that was cut short before its last step, see write_pair
-            return _read_pair(_pending(path), expected_shapes)
+        try:  # left by a `write_pair` that was interrupted before its last rename
+            return _read_pair(pending(path), expected_shapes)
         except PolicyFileError:
             pass
-        raise  # the error of the file that was asked for
+        raise  # the error of the requested file
 
 
 def _read_pair(
@@ -172,7 +166,7 @@ def _read_bounded(path: Path, limit: int) -> bytes:
 
 
 def _parse(text: bytes) -> Any:
-    """Strict JSON: UTF-8 only, without the NaN and infinities that Python's parser lets through (also as 1e999)."""
+    """Strict JSON in UTF-8: rejects NaN and infinities (1e999 too), which Python's parser accepts."""
 
     def finite(literal: str) -> float:
         if not math.isfinite(value := float(literal)):
@@ -183,7 +177,7 @@ def _parse(text: bytes) -> Any:
 
 
 def _checksum(document: Mapping[str, Any]) -> str:
-    """SHA-256 of everything but the checksum itself, whatever the order of keys and the white space."""
+    """SHA-256 of all fields but the checksum itself, independent of key order and whitespace."""
     content = {key: value for key, value in document.items() if key != "sha256"}
     return _sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode())
 
@@ -195,19 +189,6 @@ def _sha256(data: bytes) -> str:
 def _one_line(value: object) -> str:
     text = " ".join((str(value) if isinstance(value, Exception) else reprlib.repr(value)).split())
     return text if len(text) <= 120 else text[:117] + "..."
-
-
-def _pending(path: Path) -> Path:
-    return path.with_name(path.name + ".new")
-
-
-def _sync_directory(directory: Path) -> None:
-    if os.name == "posix":  # elsewhere a directory cannot be opened, nor synced
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _fail(path: Path, reason: str) -> NoReturn:

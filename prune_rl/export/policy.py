@@ -1,6 +1,6 @@
-"""The compact policy: an MLP that acts with NumPy alone, and the directory it is saved in.
+"""The compact policy: an MLP evaluated with NumPy, and its directory on disk.
 
-Imports neither JAX nor Gymnasium, so that it runs on a small device.
+Imports neither JAX nor Gymnasium, so that it runs on small devices.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Layer = tuple[Array, Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Policy:
-    """A deterministic policy. Arrays are copied to read-only float32; calls share no buffers, so threads may call.
+    """A deterministic policy. Arrays are copied to read-only float32. Calls are thread-safe.
 
     Attributes:
         layers: (kernel float32[in, out], bias float32[out]) of each layer, the last one being the linear head.
@@ -36,7 +36,7 @@ class Policy:
         obs_clip: positive, may be infinite; no effect without mean and std.
         squash: Box only. True: the action is tanh of the head's output, rescaled from [-1, 1] to the (finite) bounds.
             False: it is the head's output, clipped to the bounds.
-        metadata: what JSON can say; tuples become lists in the file.
+        metadata: JSON data; tuples become lists in the file.
 
     Raises:
         ValueError: shapes that do not chain, NaN or infinity, std <= 0, low > high, an unknown activation.
@@ -77,7 +77,7 @@ class Policy:
         set_field("layers", layers)
         set_field("obs_clip", float(self.obs_clip))
         set_field("_obs_shape", (size,))
-        set_field("_clip", (-clip, clip))  # arrays: ufuncs take twice as long to look at a Python number
+        set_field("_clip", (-clip, clip))  # arrays, since ufuncs take twice as long with Python numbers
         set_field("_to_action", _post_processing(self.action, self.squash))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -91,7 +91,7 @@ class Policy:
 
         Returns:
             Discrete: np.int64, or int64[...] for a batch. Box: float32[*action.shape] or float32[..., *action.shape].
-            A batch gives the same bits as its rows one at a time.
+            A batch gives bitwise the same results as its rows one at a time.
 
         Raises:
             ValueError: the observation does not have D elements.
@@ -113,23 +113,19 @@ class Policy:
         head_kernel, head_bias = self.layers[-1]
         if x.ndim == 1:
             for kernel, bias in self.layers[:-1]:
-                x = x.dot(kernel)  # a third of the time of `@`
+                x = x.dot(kernel)  # takes a third of the time of `@`
                 x += bias
                 x = activation(x)
             outputs: Array = x.dot(head_kernel)
             outputs += head_bias
             return outputs
-        # As [..., 1, D] every row goes through the same matrix-vector product as a single observation. One product
-        # for the whole batch would be faster but differ in the last bit, which is enough to change an episode.
+        # As [..., 1, D] every row is multiplied like a single observation. One matrix product for the whole batch would
+        # be faster, but differ in the last bit, which can change an episode.
         x = x[..., None, :]
         for kernel, bias in self.layers[:-1]:
             x = activation(x @ kernel + bias)
         outputs = (x @ head_kernel + head_bias)[..., 0, :]
         return outputs
-
-    def logits(self, obs: ArrayLike) -> Array:
-        """`outputs`, under the name they have where actions are discrete."""
-        return self.outputs(obs)
 
     @property
     def observation_size(self) -> int:
@@ -182,11 +178,12 @@ class Policy:
 def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
     """Write the policy into the directory `path` as `policy.safetensors` and `policy.json`.
 
-    An earlier policy there is replaced; a crash at any moment leaves the old one or the new one.
+    Replaces an earlier policy there; a crash at any moment leaves the old policy or the new one.
 
     Raises:
         ValueError: the metadata is not JSON, or the policy is too large to be loaded again (1 MiB of description,
             1 GiB of tensors).
+        OSError: the files cannot be written.
     """
     description = Description(
         observation_size=policy.observation_size,
@@ -202,10 +199,10 @@ def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
 
 
 def load_policy(path: str | os.PathLike[str]) -> Policy:
-    """Load a policy from its directory, from a run directory that has it in `policy/`, or from its `policy.json`.
+    """Load a policy from its directory, from a run directory that contains `policy/`, or from its `policy.json`.
 
     Raises:
-        PolicyFileError: whatever is wrong with the files, in one sentence.
+        PolicyFileError: the files are missing, damaged or malformed.
     """
     path = Path(path)
     folders = (path, path / "policy")
@@ -230,7 +227,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
 
 
 def measure_latency(policy: Policy, *, repeats: int = 2000) -> float:
-    """Median seconds of one decision at batch size 1, with about 0.05 µs of clock in it.
+    """Median time of one action at batch size 1, in seconds; includes about 0.05 µs for the clock.
 
     Raises:
         ValueError: `repeats` is not positive.
@@ -288,7 +285,7 @@ def _post_processing(action: Discrete | Box, squash: bool) -> Callable[[Array], 
         raise ValueError("each lower action bound must be at most its upper bound, and neither NaN")
     if squash and not np.isfinite([low, high]).all():
         raise ValueError("squash needs finite action bounds, and these are not")
-    with np.errstate(invalid="ignore"):  # inf - inf, where there is no squash that needs them
+    with np.errstate(invalid="ignore"):  # inf - inf for unbounded actions, which are not squashed
         centre, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
     shape = action.shape
 

@@ -25,10 +25,16 @@ def cubic_sparsity(progress: jax.Array | float, final: Share) -> jax.Array:
 def num_removable(share: Share, size: int) -> jax.Array:
     """``⌊share · size⌋``, the neurons that a share of ``size`` neurons stands for: float32[], a whole number.
 
-    A share such as 0.7 is rounded in float32, and so is its product with ``size``. The small term is larger than both
-    errors, so that 0.7 of 10 neurons is 7 and 0.9 of 1,000,000 is 900,000.
+    Computed in integers, in units of 2⁻²⁴, for ``size`` below 2²⁴: a float32 product would be rounded, and differently
+    with and without ``jit``. A small term covers the rounding of the share itself, so that 0.7 of 10 neurons is 7. 0
+    for a share of NaN.
     """
-    return jnp.floor(jnp.asarray(share, jnp.float32) * size + max(1e-4, size * 2.0**-22))
+    share = jnp.asarray(share, jnp.float32)
+    units = jnp.round(share * 2.0**24).astype(jnp.uint32)
+    count = jnp.uint32(256 * max(1678, (3 * size + 3) // 4))  # 1e-4, or 3/4 of a unit per neuron
+    for digit in (units & 255, (units >> 8) & 255, units >> 16):
+        count = (count >> 8) + digit * jnp.uint32(size)
+    return jnp.where(jnp.isnan(share), 0.0, (count >> 8).astype(jnp.float32))
 
 
 def target_width(size: int, sparsity: float, min_width: int) -> int:

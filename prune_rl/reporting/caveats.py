@@ -1,32 +1,40 @@
-"""What a reader of one run's results should know beside the numbers: what is missing, few, unequal or unclean."""
+"""Caveats of one run's results: missing controls, few seeds or episodes, missed targets, an unclean checkout."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from prune_rl.reporting.results import difference_to_dense, target_widths, widths_text
+from prune_rl.reporting.pruning_schedule import Config, Records, Window, target_neurons, target_widths
+from prune_rl.reporting.statistics import difference_to_dense
+from prune_rl.reporting.tables import widths_text
+from prune_rl.runs.evaluation_file import Entries
 
 ENOUGH_SEEDS = 5
 ENOUGH_EPISODES = 100
 
-Config = Mapping[str, Any]
-Entries = Sequence[Mapping[str, Any]]  # evaluation.json["seeds"]
-
 
 def remarks_on(
-    config: Config, versions: Mapping[str, Any], records: Sequence[Mapping[str, Any]], seeds: Entries
+    config: Config, versions: Mapping[str, Any], records: Records, seeds: Entries, window: Window | None
 ) -> list[str]:
-    """Sentences of one point each, from config.json, versions.json, metrics.jsonl and evaluation.json's "seeds"."""
-    remarks = []
+    """Caveats, one or two sentences each.
+
+    Args:
+      config: config.json in today's layout.
+      versions: versions.json.
+      records: lines of metrics.jsonl.
+      seeds: evaluation.json["seeds"].
+      window: the pruning window of the run.
+    """
+    remarks: list[str] = []
     if not seeds:
         remarks.append("The policies are not evaluated yet: run `prune-rl evaluate RUN --write`.")
     if not records:
         remarks.append("There is no metrics.jsonl, so there is no picture.")
     pruned = config.get("method") != "dense"
     if pruned:
-        remarks += _missing_control(config, seeds)
+        remarks += _missing_control(config, seeds) + _schedule(config, records, window)
     if 0 < len(seeds) < ENOUGH_SEEDS:
         say = "One training seed only" if len(seeds) == 1 else f"Only {len(seeds)} training seeds"
         episodes_only = len(seeds) == 1 and difference_to_dense(seeds, "compact") is not None
@@ -79,18 +87,42 @@ def _same_function(seeds: Entries) -> list[str]:
     ]
 
 
+def _schedule(config: Config, records: Records, window: Window | None) -> list[str]:
+    if window is None or not records:
+        return []
+    gate = config["learner"]["prune"].get("gate") is not None
+    if not window.measured:
+        prolonged = ", which the gate may have prolonged" * gate
+        return [
+            "metrics.jsonl does not record the progress of the pruning schedule: the window shown is the configured "
+            f"one{prolonged}."
+        ]
+    first = config.get("seed", 0)
+    rest = [
+        f"seed {first + index} {progress:.1%}"
+        for index, (end, progress) in enumerate(zip(window.ends, window.progress, strict=True))
+        if end is None
+    ]
+    why = " It does not advance while the gate is closed." * gate
+    return (
+        [f"The pruning schedule was not complete at the end of the log ({', '.join(rest)} done).{why}"]
+        if rest
+        else []
+    )
+
+
 def _missed_target(config: Config, seeds: Entries) -> list[str]:
-    targets = target_widths(config)
+    total, layers = target_neurons(config), target_widths(config)
     kept = {entry["seed"]: entry["policies"].get("compact") for entry in seeds}
     missed = [
         f"seed {seed} kept {widths_text([policy])}"
         for seed, policy in kept.items()
-        if policy and sum(policy["widths"]) > sum(targets)
+        if policy and total is not None and sum(policy["widths"]) > total
     ]
-    if not targets or not missed:
+    if not missed:
         return []
-    target = widths_text([{"widths": targets}])
+    target = widths_text([{"widths": layers}]) if layers else f"{total}"
     prune = config["learner"]["prune"]
     rules = [name for name in ("gate", "energy") if prune.get(name) is not None]
-    why = f": its {' or '.join(rules)} rule held the threshold back" if rules else ""
+    why = f": its {' or '.join(rules)} rule limited what was removed" if rules else ""
     return [f"Not every seed reached the target of {target} neurons ({', '.join(missed)}){why}."]

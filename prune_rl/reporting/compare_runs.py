@@ -1,6 +1,6 @@
-"""One Markdown report over many runs: each seed, each method over its seeds, and paired differences to dense ones.
+"""One Markdown report over several runs: each seed, each method over its seeds, and paired differences to dense runs.
 
-It reads what the run directories hold and measures nothing.
+Everything is read from the run directories; nothing is measured here.
 """
 
 from __future__ import annotations
@@ -14,32 +14,18 @@ from typing import Any
 
 import numpy as np
 
-from prune_rl.reporting.results import (
-    Difference,
-    Policy,
-    as_evaluated,
-    mean,
-    own_policy,
-    paired_difference,
-    read_config,
-    read_evaluation,
-    removed,
-    return_text,
-    signed,
-    t_interval,
-    table,
-    widths_text,
-)
+from prune_rl.reporting.statistics import Difference, mean, paired_difference, t_interval
+from prune_rl.reporting.tables import removed, return_text, signed, table, widths_text
+from prune_rl.runs.config_file import read_config
+from prune_rl.runs.evaluation_file import Policy, as_evaluated, own_policy, read_evaluation
 
-# Keys that do not change what one seed computes: which seeds ran together, how often they were saved, what was typed.
+# What does not change the result of a seed: which seeds ran together, how they were started, how often they were saved.
 NOT_PART_OF_A_METHOD = ("seed", "seeds", "command", "run_dir", "checkpoints")
-# Follows from the steps, and would only repeat them in a label.
-DERIVED = ("learner.total_timesteps",)
 
 
 @dataclasses.dataclass
 class _Method:
-    """Runs that differ only in their seeds: the policy of each seed, where it is from, and the control beside it."""
+    """Runs that differ only in their seeds: per seed its policy, run directory, and control measured with it."""
 
     config: dict[str, Any]
     own: dict[int, Policy] = dataclasses.field(default_factory=dict)
@@ -56,28 +42,26 @@ class _Method:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What makes two runs the same method; how a dense run would have pruned is no part of it."""
-        config = _without(self.config, NOT_PART_OF_A_METHOD)
-        if self.dense:
-            config["learner"] = _without(config.get("learner") or {}, ("prune",))
-        return config
+        """The options that runs of one method have in common."""
+        return _without(self.config, NOT_PART_OF_A_METHOD)
 
     @property
     def task(self) -> dict[str, Any]:
-        """Everything but the method and how it prunes: runs with equal tasks may be compared."""
+        """All options but those of pruning; runs with equal tasks can be compared."""
         config = _without(self.config, (*NOT_PART_OF_A_METHOD, "method"))
         config["learner"] = _without(config.get("learner") or {}, ("prune",))
         return config
 
 
 def aggregate(runs: Sequence[str | os.PathLike[str]]) -> str:
-    """Markdown over several runs: every seed, every method over its seeds, and paired differences to dense controls.
+    """Markdown tables over several runs: every seed, every method over its seeds, and paired differences to dense.
 
-    Runs that differ only in their seeds count as one method. A method is compared, seed by seed, with the control
-    measured beside it, or else with a dense run given that shares everything but the method and its pruning options.
+    Runs that differ only in their seeds, and in how often they were saved, count as one method. A method is compared
+    seed by seed with the dense control measured with it, or else with a dense run among `runs` that has the same
+    options apart from pruning.
 
     Raises:
-      ValueError: no run is given; one of them is no run directory or is not evaluated; two hold the same method and
+      ValueError: no run is given; one of them is not a run directory or not evaluated; two have the same method and
         seed.
     """
     methods: dict[str, _Method] = {}
@@ -119,16 +103,12 @@ Labels = list[tuple[_Method, str]]
 
 
 def _labels(methods: list[_Method]) -> Labels:
-    """Each method with its name, and the options in which it differs from others of that name."""
+    """Each method with its name, followed by the options in which it differs from methods of the same name."""
     flat = [_flat(method.settings) for method in methods]
     labels = []
     for method, mine in zip(methods, flat, strict=True):
         same = [other for each, other in zip(methods, flat, strict=True) if each.name == method.name]
-        differing = [
-            key
-            for key, value in mine.items()
-            if key not in DERIVED and any(other.get(key) != value for other in same)
-        ]
+        differing = [key for key, value in mine.items() if any(other.get(key) != value for other in same)]
         labels.append(
             (method, method.name + "".join(f", {key.rpartition('.')[2]} {mine[key]}" for key in differing))
         )
@@ -223,12 +203,12 @@ def _interval_text(difference: Difference) -> str:
 
 
 def _pairs(method: _Method, methods: list[_Method]) -> list[tuple[Sequence[float], Sequence[float]]]:
-    """Returns of the method and of its controls, for the seeds that have both over the same number of episodes."""
+    """Returns of the method and of its control, per seed that has both over the same number of episodes."""
     controls: dict[int, Policy] = {}
     for other in methods:
         if other.dense and other.task == method.task:
             controls |= other.own
-    controls |= method.controls  # played in the same evaluation, so surely the same episodes
+    controls |= method.controls  # measured in the same evaluation, hence on the same episodes
     pairs = [
         (method.own[seed]["returns"], controls[seed]["returns"]) for seed in method.own if seed in controls
     ]

@@ -1,4 +1,4 @@
-"""The picture of a run: training return and kept neurons over environment steps."""
+"""Plot of a run: training return and kept neurons over environment steps."""
 
 from __future__ import annotations
 
@@ -26,16 +26,19 @@ POINTS = 1500  # more than the picture has pixels across; longer logs are thinne
 
 @dataclasses.dataclass(frozen=True)
 class Marks:
-    """What the curves are compared with.
+    """Reference levels and spans beside the curves.
 
     Attributes:
-      window: first and last step of the pruning schedule.
-      target_widths: neurons per layer the schedule aims at, by group name.
-      evaluated: mean return over evaluation episodes, per seed, of the policies that `evaluated_name` says.
+      window: first and last environment step of the pruning schedule.
+      window_name: its label.
+      target_widths: neurons per layer at the end of the schedule, by group name.
+      evaluated: mean return over evaluation episodes, per seed.
+      evaluated_name: which policies were evaluated.
       control: the dense control's mean over evaluation episodes and seeds.
     """
 
     window: tuple[float, float] | None = None
+    window_name: str = "pruning schedule"
     target_widths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     evaluated: Sequence[float] = ()
     evaluated_name: str = "compact policy"
@@ -47,9 +50,9 @@ def draw(records: Sequence[Mapping[str, Any]], title: str, marks: Marks) -> byte
 
     Args:
       records: lines of metrics.jsonl, at least one; "running_return" (else "return") [S] and "widths"
-        {group: [S]} are drawn where they are there.
+        {group: [S]} are drawn where present.
       title: printed above.
-      marks: levels to compare with.
+      marks: reference levels and spans.
 
     Raises:
       ValueError: there are no records.
@@ -134,7 +137,7 @@ def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Mar
         panel.annotate(f"target: {target}", (0.0, target), xycoords=("axes fraction", "data"), xytext=(5, 4),
                        textcoords="offset points", fontsize=8.5)  # fmt: skip
     if marks.window is not None:
-        panel.annotate("pruning schedule", (marks.window[0], 1.0), xycoords=("data", "axes fraction"),
+        panel.annotate(marks.window_name, (marks.window[0], 1.0), xycoords=("data", "axes fraction"),
                        xytext=(5, -12), textcoords="offset points", fontsize=8.5, color=GREY)  # fmt: skip
     smallest = min([*ends, *targets])
     largest = max(float(np.nanmax(kept)) for kept in widths.values())

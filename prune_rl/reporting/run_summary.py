@@ -1,49 +1,34 @@
-"""summary.md of one run: what its policies do and weigh, how they were made, and what a reader should know beside it.
+"""summary.md of one run: returns and sizes of its policies, how they were made, and caveats.
 
-It reads what the run directory holds and measures nothing.
+Everything is read from the run directory; nothing is measured here.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from prune_rl.atomic_files import write_bytes
 from prune_rl.reporting.caveats import remarks_on
 from prune_rl.reporting.plots import Marks, draw
-from prune_rl.reporting.results import (
-    Policy,
-    as_evaluated,
-    difference_to_dense,
-    mean,
-    number,
-    own_policy,
-    read_config,
-    read_evaluation,
-    read_json,
-    removed,
-    return_text,
-    table,
-    target_widths,
-    widths_text,
-)
-from prune_rl.runs.atomic_files import write_bytes
+from prune_rl.reporting.pruning_schedule import Config, Records, Window, pruning_window, target_widths
+from prune_rl.reporting.statistics import difference_to_dense, mean
+from prune_rl.reporting.tables import difference_text, number, removed, return_text, table, widths_text
+from prune_rl.runs.config_file import read_config, read_json
+from prune_rl.runs.evaluation_file import Entries, Policy, as_evaluated, own_policy, read_evaluation
 from prune_rl.runs.logging import read_metrics
 
 COLUMNS = {"dense": "dense control", "masked": "masked", "compact": "compact"}
 PACKAGES = ("python", "prune_rl", "jax", "jaxlib", "flax", "optax", "gymnasium", "numpy")
 
-Config = Mapping[str, Any]
-Entries = Sequence[Mapping[str, Any]]  # evaluation.json["seeds"]
-
 
 def write_summary(run: str | os.PathLike[str]) -> Path:
-    """Writes summary.md and, where there are metrics, summary.png into the run directory; returns summary.md.
+    """Writes summary.md and, if there are metrics, summary.png into the run directory; returns the path of summary.md.
 
     Raises:
-      ValueError: `run` is no run directory, or one of its JSON files is damaged.
+      ValueError: `run` is not a run directory, or one of its JSON files is damaged.
     """
     path = Path(run)
     config = read_config(path)
@@ -54,19 +39,21 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
     seeds: Entries = evaluation["seeds"]
     config = as_evaluated(config, evaluation)
     records = read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").exists() else []
+    window = pruning_window(config, records)
     title = _title(config)
     parts = [f"# {title}"]
     if seeds:
         parts.append(_verdict(seeds))
     if records:
-        write_bytes(path / "summary.png", draw(records, title, _marks(config, records, seeds)))
-        parts += ["![return and kept neurons over environment steps](summary.png)", _caption(records)]
+        write_bytes(path / "summary.png", draw(records, title, _marks(config, records, seeds, window)))
+        caption = _caption(config, records, window)
+        parts += ["![return and kept neurons over environment steps](summary.png)", caption]
     if seeds:
         parts += ["## The policy", _policy_table(seeds)]
         if len(seeds) > 1:
             parts += ["## Each seed", _seed_table(seeds)]
     parts += ["## How it was made", _origin(config, versions, seeds)]
-    remarks = remarks_on(config, versions, records, seeds)
+    remarks = remarks_on(config, versions, records, seeds, window)
     if remarks:
         parts += ["## Remarks", "\n".join(f"- {remark}" for remark in remarks)]
     write_bytes(path / "summary.md", ("\n\n".join(parts) + "\n").encode())
@@ -100,18 +87,18 @@ def _verdict(seeds: Entries) -> str:
         return f"{kept} It returns **{returns}**; there is no dense control to compare it with."
     dense = mean([mean(e["policies"]["dense"]["returns"]) for e in seeds if "dense" in e["policies"]])
     interval = f" ({difference.interval_name})" if difference.interval else ""
-    return f"{kept} It returns **{returns}**, the dense control {dense:.1f}; paired difference {difference}{interval}."
+    compared = f"the dense control {dense:.1f}; paired difference {difference_text(difference)}{interval}."
+    return f"{kept} It returns **{returns}**, {compared}"
 
 
-def _caption(records: Sequence[Mapping[str, Any]]) -> str:
+def _caption(config: Config, records: Records, window: Window | None) -> str:
     text = (
-        "Lines are returns while training, when actions are sampled to explore (smoothed over updates); diamonds are "
-        "the policies evaluated after training, which take their best action."
+        "Lines are returns during training, with exploration (smoothed over updates); diamonds are the policies "
+        "evaluated after training, which act greedily."
     )
     if any(record.get("widths") for record in records):
-        text += (
-            " Below, the neurons that the masks keep; grey: the steps over which the pruning schedule rises."
-        )
+        grey = f"; grey: {window.sentence(config.get('seed', 0))}" if window else ""
+        text += f" Below, the number of neurons kept{grey}."
     return text
 
 
@@ -144,7 +131,7 @@ def _policy_table(seeds: Entries) -> str:
     found = [difference for difference in differences.values() if difference]
     if found:
         kind = next((f" [{d.interval_name}]" for d in found if d.interval), f", equal in all {found[0].unit}")
-        cells = [str(differences.get(name) or "-") for name in names]
+        cells = [difference_text(d) if (d := differences.get(name)) else "-" for name in names]
         rows.append([f"paired difference to dense{kind}", *cells])
     notes = ["Sizes are those of the actor, which alone is shipped" + (
         "; where seeds differ, their mean, and widths from the narrowest to the widest." if several else "."
@@ -175,7 +162,10 @@ def _seed_table(seeds: Entries) -> str:
         if compared:
             difference = difference_to_dense([entry], "compact")
             bootstrapped |= difference is not None and difference.interval is not None
-            rows[-1] += [f"{mean(control['returns']):.1f}" if control else "-", str(difference or "-")]
+            rows[-1] += [
+                f"{mean(control['returns']):.1f}" if control else "-",
+                difference_text(difference) if difference else "-",
+            ]
     heads = ["seed", "return, mean ± std over episodes", "worst episode", "widths"]
     if pruned:
         heads += ["neurons removed", "weights removed"]
@@ -194,7 +184,7 @@ def _origin(config: Config, versions: Mapping[str, Any], seeds: Entries) -> str:
         "command": f"`{config.get('command', 'unknown')}`",
         "pruning": _schedule(config),
         "seeds": f"{first}" if count == 1 else f"{first} to {first + count - 1}",
-        "steps per seed": number(config.get("steps", math.nan))
+        "steps per seed": number(learner.get("total_timesteps", float("nan")))
         + (f", in whole rollouts of {number(rollout)}" if rollout else ""),
         "evaluation": f"in Gymnasium, episodes seeded from {config.get('evaluation_seed', '?')}, best action instead "
         "of a sampled one, policy at the end of training"
@@ -208,16 +198,17 @@ def _origin(config: Config, versions: Mapping[str, Any], seeds: Entries) -> str:
 
 
 def _schedule(config: Config) -> str:
-    """The pruning options that were in force, in words; empty for a run that does not prune."""
-    if not target_widths(config):
+    """The pruning options in words; empty for a dense run."""
+    prune = (config.get("learner") or {}).get("prune") or {}
+    if "sparsity" not in prune:
         return ""
-    prune = config["learner"]["prune"]
     parts = [
         f"at most {prune['sparsity']:.1%} of "
         + ("all hidden neurons" if prune.get("scope") == "global" else "each hidden layer")
     ]
     if {"begin", "end"} <= set(prune):
-        parts.append(f"threshold rising from {prune['begin']:.0%} to {prune['end']:.0%} of the steps")
+        rests = ", without the updates in which the gate is closed" if prune.get("gate") is not None else ""
+        parts.append(f"schedule from {prune['begin']:.0%} to {prune['end']:.0%} of the steps{rests}")
     parts += [
         f"{name} {prune[name]}"
         for name in ("score", "min_width", "gate", "energy", "strength", "width_exponent")
@@ -235,26 +226,21 @@ def _device(versions: Mapping[str, Any]) -> str:
     return f"{accelerator}, processor {versions.get('cpu', '?')}"
 
 
-def _marks(config: Config, records: Sequence[Mapping[str, Any]], seeds: Entries) -> Marks:
-    targets = target_widths(config)
-    prune = (config.get("learner") or {}).get("prune") or {}
+def _marks(config: Config, records: Records, seeds: Entries, window: Window | None) -> Marks:
     layers = [name for name in records[-1].get("widths") or {} if name.startswith("actor")]
-    steps = config.get("steps", records[-1]["step"])
     own = [policy for policy in map(own_policy, seeds) if policy is not None]
     control = [entry["policies"]["dense"] for entry in seeds if "dense" in entry["policies"]]
     pruned = config.get("method") != "dense"
     return Marks(
-        window=(prune["begin"] * steps, prune["end"] * steps)
-        if targets and {"begin", "end"} <= set(prune)
-        else None,
-        # Ranked over all layers, a layer has no target of its own.
-        target_widths=dict(zip(layers, targets, strict=False)) if prune.get("scope") != "global" else {},
+        window=(window.begin, window.end) if window else None,
+        window_name=window.name if window else "",
+        target_widths=dict(zip(layers, target_widths(config), strict=False)),
         evaluated=tuple(mean(policy["returns"]) for policy in own),
         evaluated_name="compact policy" if pruned else "dense policy",
         control=mean([mean(policy["returns"]) for policy in control]) if control and pruned else None,
     )
 
 
-def _size_cell(policies: Sequence[Policy], key: str) -> str:
+def _size_cell(policies: list[Policy], key: str) -> str:
     kept, share = mean([p[key]["kept"] for p in policies]), mean([removed(p[key]) for p in policies])
     return f"{number(kept)} ({share:.1%})" if share else number(kept)

@@ -1,9 +1,8 @@
-"""Checkpoints that survive `kill -9`, come back bit for bit, and notice damage.
+"""Checkpoints that survive `kill -9`, restore bit for bit, and detect damage.
 
-orbax writes a checkpoint beside its final name and renames it last, so an interrupted save never counts. What
-orbax does not promise, that the bytes read are those written, two checksums do: one over the leaves, stored
-in the header, and one per file, compared before orbax opens any of them (it reads in threads, which complain
-on their own).
+orbax writes a checkpoint under a temporary name and renames it last, so an interrupted save is never restored. Two
+checksums verify that the bytes read are those written, which orbax does not: one over the leaves, stored in the header,
+and one per file, compared before orbax opens any of them (its reader threads report errors on their own).
 """
 
 from __future__ import annotations
@@ -22,8 +21,8 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
+from prune_rl.atomic_files import write_json
 from prune_rl.runs import serialization as leaf_layout
-from prune_rl.runs.atomic_files import write_json
 from prune_rl.runs.serialization import Layout
 
 FORMAT = 1
@@ -32,16 +31,16 @@ FILE_SUMS = "sha256.json"
 
 
 class CheckpointMismatchError(ValueError):
-    """A checkpoint is whole but holds other leaves than the template: it belongs to another configuration."""
+    """An undamaged checkpoint has other leaves than the template: it belongs to another configuration."""
 
 
 class _DamagedError(Exception):
-    """A checkpoint that cannot be trusted; never leaves this module."""
+    """A checkpoint is damaged; not raised outside this module."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """What `Checkpoints.restore` found: the tree has the template's structure, dtypes, shapes and placement."""
+    """A restored checkpoint; the tree has the template's structure, dtypes, shapes and device placement."""
 
     step: int
     tree: Any
@@ -74,16 +73,16 @@ class Checkpoints:
             )
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, oldest first; whether they are undamaged shows only in `restore`."""
+        """Steps of the complete checkpoints, oldest first. Damage is detected by `restore` only."""
         return sorted(int(step) for step in self._manager.all_steps())
 
     def save(self, step: int, tree: Any, metadata: dict[str, Any] | None = None) -> None:
-        """Writes one checkpoint, and returns when it is complete on disk.
+        """Writes one checkpoint; returns when it is complete on disk.
 
         Args:
           step: larger than every step saved before.
           tree: any pytree of arrays: JAX or NumPy, of every dtype, typed PRNG keys and empty arrays included.
-          metadata: JSON data that comes back beside the tree.
+          metadata: JSON data, returned by `restore` with the tree.
 
         Raises:
           ValueError: `step` is not larger than the newest step.
@@ -102,7 +101,7 @@ class Checkpoints:
             "leaves_sha256": leaf_layout.digest(arrays),
         }
         header["sha256"] = _digest_json(header)
-        # orbax refuses arrays without elements; the layout alone brings those back.
+        # orbax rejects arrays without elements; those are restored from the layout alone.
         stored = {name: array for name, array in arrays.items() if array.size} or {
             "empty": np.zeros(1, np.int8)
         }
@@ -115,14 +114,14 @@ class Checkpoints:
                 force=True,
             )
         folder = self._folder(int(step))
-        # A process killed before this line leaves a checkpoint that the header's checksum still vouches for.
+        # If the process is killed before this line, the header's checksum still verifies the checkpoint.
         write_json(folder / FILE_SUMS, _digest_files(folder))
 
     def restore(self, template: Any) -> Checkpoint | None:
         """Reads the newest checkpoint that is complete and undamaged; None if there is none.
 
-        A damaged one is moved to the subfolder "damaged", so that its step can be saved again, and leaves a
-        sentence in `notes`.
+        A damaged one is moved to the subdirectory "damaged", so that its step can be saved again, and is reported in
+        `notes`.
 
         Args:
           template: a tree like the one saved; of its leaves (arrays or ShapeDtypeStruct) only type, shape,
@@ -149,7 +148,7 @@ class Checkpoints:
         return None
 
     def close(self) -> None:
-        """Ends orbax's helpers; the object is not used afterwards."""
+        """Stops orbax's threads; the object cannot be used afterwards."""
         with _quiet():
             self._manager.close()
 
@@ -165,7 +164,7 @@ class Checkpoints:
         try:
             sums = dict(json.loads((folder / FILE_SUMS).read_bytes()))
         except (FileNotFoundError, ValueError, TypeError):
-            return  # the header's checksum decides
+            return  # the header's checksum is checked instead
         present = _digest_files(folder)
         for name in sorted(sums):
             if present.get(name) != sums[name]:
@@ -248,7 +247,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Orbax tells its progress, and each damaged file it meets, on the absl logger; `notes` says what matters."""
+    """Silences the absl logger, on which orbax reports its progress and every damaged file; `notes` reports those."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

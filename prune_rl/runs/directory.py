@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import jax
 
-from prune_rl.runs.atomic_files import TEMPORARY_SUFFIX, write_json
+from prune_rl.atomic_files import TEMPORARY_SUFFIX, write_json
 
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "flashbax", "orbax-checkpoint"),

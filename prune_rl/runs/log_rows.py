@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-
 # What each of these is a mean over; other floats are means over the update's gradient steps.
 COUNTS = {"return": "episodes", "running_return": "total_episodes"}
 
@@ -29,7 +28,9 @@ def without_placeholders(metrics: Mapping[str, Any]) -> dict[str, Any]:
             return value
         return np.where(np.asarray(count) > 0, array, np.nan).astype(array.dtype)
 
-    return {name: value if isinstance(value, Mapping) else known(name, value) for name, value in metrics.items()}
+    return {
+        name: value if isinstance(value, Mapping) else known(name, value) for name, value in metrics.items()
+    }
 
 
 def record(metrics: Mapping[str, Any], update: int, start: float) -> dict[str, Any]:

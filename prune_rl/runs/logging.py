@@ -1,21 +1,19 @@
-"""What a run measures while it trains: metrics.jsonl, the same for TensorBoard, and the masks over time."""
+"""Log of a training run: metrics.jsonl, and the same records as TensorBoard events."""
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prune_rl.runs.atomic_files import write_bytes
+from prune_rl.atomic_files import write_bytes
 
-# TensorBoard shows each seed up to this many; beyond it, the mean over seeds says more than a hundred curves.
+# TensorBoard gets one curve per seed up to this many seeds, and always the mean.
 SEEDS_IN_TENSORBOARD = 16
 _TO_JSON = {math.inf: "Infinity", -math.inf: "-Infinity"}
 _FROM_JSON = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
@@ -24,8 +22,8 @@ _FROM_JSON = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 class MetricsLog:
     """Appends records to metrics.jsonl and to TensorBoard events in the folder tensorboard/ beside it.
 
-    Opening an existing file cuts a half-written last line off. A continued run calls `rewind` before its
-    first `write`, so that its lines are those of a run that was never interrupted.
+    Opening an existing file removes an incomplete last line. A continued run calls `rewind` before its first
+    `write`, so that its lines equal those of an uninterrupted run.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -44,9 +42,9 @@ class MetricsLog:
 
         Args:
           step: environment steps per seed so far.
-          record: numbers, texts, arrays (JAX or NumPy) and lists of numbers, or mappings of these. JSON has
-            no word for values that are not finite: NaN (no value, such as a return before any episode ended)
-            is written as null, infinities as "Infinity" and "-Infinity"; `read_metrics` turns them back.
+          record: numbers, strings, arrays (JAX or NumPy) and lists of numbers, or mappings of these. JSON cannot
+            represent non-finite values: NaN (no value, such as a return before any episode has ended) is written
+            as null, infinities as "Infinity" and "-Infinity"; `read_metrics` converts them back.
 
         Raises:
           TypeError: a value is none of these.
@@ -60,10 +58,10 @@ class MetricsLog:
             self._tensorboard().add_scalar(tag, value, step)
 
     def rewind(self, step: int) -> None:
-        """Drops every line after `step` (all of them for -1), and has TensorBoard forget them.
+        """Removes every line after `step` (all of them for -1), here and in TensorBoard.
 
         Raises:
-          ValueError: a line that is not the last one is damaged.
+          ValueError: a line other than the last one is damaged.
         """
         kept = [json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n"
                 for record in _read_lines(self.path) if record["step"] <= step]  # fmt: skip
@@ -83,13 +81,12 @@ class MetricsLog:
             self._events = None
 
     def _tensorboard(self) -> Any:
-        # Made at the first write: purge_step, which voids older events from that step on, is known only by
-        # then.
+        # Created at the first write, when purge_step, from which on older events are ignored, is known.
         if self._events is None:
             from tensorboardX import SummaryWriter
 
             folder = self.path.parent / "tensorboard"
-            # The number keeps a second writer in the same second from overwriting the first one's file.
+            # Event files are named by the second; the number keeps two writers in one second apart.
             number = len(list(folder.glob("events.*")))
             self._events = SummaryWriter(
                 str(folder), purge_step=self._purge_step, flush_secs=10, filename_suffix=f".{number:03d}"
@@ -99,7 +96,7 @@ class MetricsLog:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl in order; null reads as NaN. A half-written last line is left out.
+    """The records of metrics.jsonl in order, null as NaN. An incomplete last line is skipped.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -108,85 +105,8 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [_restore(record) for record in _read_lines(Path(path))]
 
 
-class MaskHistory:
-    """The masks over time, one small file per change: masks/step_000000001024.npz.
-
-    Each file holds bool[S, n] per group. A write equal to the one before makes no file: the masks at a step
-    are those of the newest file up to it.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._last: dict[str, np.ndarray[Any, Any]] | None = None
-        self._looked_back = False
-
-    def steps(self) -> list[int]:
-        """Steps at which the masks changed, in order."""
-        names = (file.stem.removeprefix("step_") for file in self.path.glob("step_*.npz"))
-        return sorted(int(name) for name in names if name.isdigit())
-
-    def write(self, step: int, masks: Mapping[str, Any]) -> None:
-        """Stores bool[S, n] per group, unless nothing changed since the last write.
-
-        Raises:
-          TypeError: a mask is not boolean.
-        """
-        arrays = {name: np.asarray(mask) for name, mask in masks.items()}
-        for name, array in arrays.items():
-            if array.dtype != np.bool_:
-                raise TypeError(f"the mask of {name} has dtype {array.dtype}, it must be bool")
-        if not self._looked_back:
-            self._last = self._newest()
-        if self._last is not None and _equal(self._last, arrays):
-            return
-        buffer = io.BytesIO()
-        # The prefix keeps a group called "file" apart from savez's own argument of that name.
-        members: dict[str, Any] = {f"masks/{name}": array for name, array in arrays.items()}
-        np.savez_compressed(buffer, **members)
-        write_bytes(self._file(step), buffer.getvalue())
-        self._last = {name: array.copy() for name, array in arrays.items()}
-
-    def read(self, step: int) -> dict[str, np.ndarray[Any, Any]]:
-        """The masks at `step`: those of the newest change up to it, bool[S, n] per group.
-
-        Raises:
-          ValueError: no masks were stored up to `step`, or the file is damaged.
-        """
-        at = max((known for known in self.steps() if known <= step), default=None)
-        if at is None:
-            raise ValueError(f"{self.path} holds no masks up to step {step}")
-        try:
-            with np.load(self._file(at), allow_pickle=False) as stored:
-                return {name.removeprefix("masks/"): stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{self._file(at)} is damaged ({error}): delete it") from None
-
-    def rewind(self, step: int) -> None:
-        """Removes the masks stored after `step` (all of them for -1)."""
-        for later in self.steps():
-            if later > step:
-                self._file(later).unlink()
-        self._looked_back = False
-
-    def _newest(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        self._looked_back = True
-        steps = self.steps()
-        try:
-            return self.read(steps[-1]) if steps else None
-        except ValueError:
-            return None  # a damaged file hides no change: the next masks are written whatever they are
-
-    def _file(self, step: int) -> Path:
-        return self.path / f"step_{step:012d}.npz"
-
-
-def _equal(left: dict[str, np.ndarray[Any, Any]], right: dict[str, np.ndarray[Any, Any]]) -> bool:
-    return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
-
-
 def _plain(value: Any, key: str) -> Any:
-    """JSON types, floats as the shortest text that reads back as the same number of the same precision."""
+    """JSON types; floats as the shortest decimal that identifies them in their own precision."""
     if value is None or isinstance(value, (str, bool)):
         return value
     if isinstance(value, Mapping):
@@ -225,7 +145,7 @@ def _restore(value: Any) -> Any:
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
-        # After the last line break comes nothing, or what a killed process had not finished.
+        # What follows the last line break is empty, or the incomplete line of a killed process.
         if number == len(lines):
             return
         try:
@@ -239,7 +159,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """TensorBoard's tags and values: a list over seeds gives its mean and, for a few seeds, each of them."""
+    """TensorBoard's tags and values: of a list over seeds the mean and, for few seeds, each value."""
     for key, value in record.items():
         tag = f"{prefix}{key}"
         if isinstance(value, dict):

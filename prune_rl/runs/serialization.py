@@ -1,7 +1,7 @@
-"""A tree of arrays as plain NumPy arrays under short names, with a description that brings every leaf back as it was.
+"""A pytree of arrays as NumPy arrays under short names, with a layout from which every leaf can be restored.
 
-The description, the layout, is JSON data: {name: {"path": str, "shape": [int], "dtype": str}}; for a typed PRNG key,
-shape and dtype are those of its data, and "key" (its dtype) and "implementation" come on top.
+The layout is JSON data: {name: {"path": str, "shape": [int], "dtype": str}}. For a typed PRNG key, shape and dtype are
+those of its data, with the additional fields "key" (its dtype) and "implementation".
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def flatten(tree: Any) -> tuple[dict[str, NDArray[Any]], dict[str, dict[str, Any
 
 
 def mismatch(template: Any, layout: Layout) -> str | None:
-    """The first leaf, by path, in which `layout` is not that of `template`, in words; None where they agree.
+    """Describes the first leaf, by path, in which `layout` differs from `template`; None if there is none.
 
-    Of the template's leaves (arrays or ShapeDtypeStruct) only shape and dtype are compared.
+    The template's leaves are arrays or ShapeDtypeStruct; only shape and dtype are compared.
     """
     found = {leaf["path"]: leaf for leaf in layout.values()}
     wanted = _leaves_by_path(template)
@@ -62,9 +62,9 @@ def mismatch(template: Any, layout: Layout) -> str | None:
 
 
 def unflatten(template: Any, layout: Layout, arrays: Arrays) -> Any:
-    """The tree that `flatten` took apart, every leaf of the type, and in the place, of the template's leaf.
+    """The inverse of `flatten`; every leaf gets the type and the device placement of the template's leaf.
 
-    `mismatch(template, layout)` must be None. A template's leaf that is a ShapeDtypeStruct stands for a JAX array.
+    `mismatch(template, layout)` must be None. A ShapeDtypeStruct in the template stands for a JAX array.
     """
     by_path = {leaf["path"]: (leaf, arrays[name]) for name, leaf in layout.items()}
     restored: list[Any] = []
@@ -76,13 +76,13 @@ def unflatten(template: Any, layout: Layout, arrays: Arrays) -> Any:
         elif isinstance(wanted, (np.ndarray, np.generic)):
             restored.append(array[()] if isinstance(wanted, np.generic) else array)
         else:
-            # A copy: JAX must not keep a view of NumPy's memory that it may be asked to donate.
+            # A copy: the array may be donated, so JAX must own its memory.
             restored.append(_place(jnp.array(array, copy=True), wanted))
     return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(template), restored)
 
 
 def digest(arrays: Arrays) -> str:
-    """SHA-256 over names, dtypes, shapes and bytes, in the order given: another bit anywhere is another digest."""
+    """SHA-256 over names, dtypes, shapes and bytes, in the given order."""
     result = hashlib.sha256()
     for name, array in arrays.items():
         result.update(f"{name} {array.dtype} {array.shape};".encode())
@@ -99,7 +99,7 @@ def _describe_template(leaf: Any) -> str:
 
 
 def _describe_saved(leaf: Mapping[str, Any]) -> str:
-    # The data of a typed key has one axis more than the key.
+    # The data of a typed key has one more axis than the key.
     return f"{leaf['key']}{leaf['shape'][:-1]}" if "key" in leaf else f"{leaf['dtype']}{leaf['shape']}"
 
 

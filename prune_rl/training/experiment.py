@@ -11,15 +11,15 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from prune_rl.atomic_files import write_json
 from prune_rl.envs import make as backends
 from prune_rl.envs import registry
 from prune_rl.evaluation.evaluate import evaluate_policy
 from prune_rl.evaluation.video import check_video, video_paths, write_video
 from prune_rl.export.policy import Policy, load_policy, measure_latency
-from prune_rl.reporting.results import read_evaluation
 from prune_rl.reporting.run_summary import write_summary
-from prune_rl.runs.atomic_files import write_json
 from prune_rl.runs.directory import RunDirectoryError
+from prune_rl.runs.evaluation_file import read_evaluation
 from prune_rl.training.config import Config, from_json
 from prune_rl.training.loop import check_engine, policy_paths, train
 

@@ -18,7 +18,8 @@ from prune_rl.learners.registry import Metrics, State, learner_of
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.runs.directory import RunDirectory
 from prune_rl.runs.log_rows import joined, record, without_placeholders
-from prune_rl.runs.logging import MaskHistory, MetricsLog
+from prune_rl.runs.logging import MetricsLog
+from prune_rl.runs.mask_history import MaskHistory
 from prune_rl.runs.progress import Progress
 from prune_rl.training.config import Config
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine

@@ -17,8 +17,10 @@ from clips import frames_of
 from prune_rl.envs import registry
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.evaluation import video as video
+from prune_rl.evaluation import video_encoder
 from prune_rl.evaluation.evaluate import episode_seed, evaluate_policy
-from prune_rl.evaluation.video import VideoUnavailable, check_video, video_paths, write_video
+from prune_rl.evaluation.video import check_video, video_paths, write_video
+from prune_rl.evaluation.video_encoder import VideoUnavailable
 from prune_rl.export.policy import Policy
 from prune_rl.spaces import Box, Discrete
 
@@ -264,7 +266,7 @@ def test_a_failing_encoder_says_why_and_leaves_the_older_file(
 ) -> None:
     # Frames that do not fit a pipe's buffer: some are still to be written when it ends.
     drawn_by(lambda step: np.zeros((400, 400, 3), np.uint8))
-    monkeypatch.setitem(video._FORMATS, ".mp4", video._Format(options))
+    monkeypatch.setitem(video_encoder.FORMATS, ".mp4", video_encoder.Format(options))
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"an older one")
     with pytest.raises(OSError, match=r"^FFmpeg could not write the video: .+") as caught:

@@ -1,16 +1,17 @@
-"""Run directories as training leaves them, written through the same interfaces, with drawn numbers: made in no time."""
+"""Run directories as training leaves them, written through the same interfaces, with random numbers."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from prune_rl.runs.atomic_files import write_json
+from prune_rl.atomic_files import write_json
 from prune_rl.runs.directory import RunDirectory
 from prune_rl.runs.logging import MetricsLog
 
@@ -42,12 +43,24 @@ def make_run(
     method: str = "dynamic",
     control: bool = True,
     episodes: int = 100,
+    pace: Sequence[float] | None = (),
     **prune: Any,
 ) -> Path:
-    """One run directory; `control`: with a dense control measured beside it; `prune`: options of pruning."""
+    """One run directory.
+
+    Args:
+      path: where.
+      seeds: how many.
+      first: the first of them.
+      method: "dynamic" or "dense".
+      control: with a dense control measured beside it.
+      episodes: of the evaluation.
+      pace: per seed, how fast the pruning schedule advances, 1 as configured (the default); None: the log does not
+        record its progress.
+      prune: options of pruning.
+    """
     rng = np.random.default_rng(first)
     options = {
-        "enabled": True,
         "sparsity": 0.975,
         "begin": 0.1,
         "end": 0.6,
@@ -60,18 +73,21 @@ def make_run(
         "method": method,
         "seed": first,
         "seeds": seeds,
-        "steps": STEPS,
         "evaluation_seed": 1_000_000,
         "episodes": episodes,
-        "learner": {"hidden": [256, 256], "prune": options},
+        "learner": {
+            "total_timesteps": STEPS,
+            "hidden": [256, 256],
+            "prune": None if method == "dense" else options,
+        },
         "command": f"prune-rl train CartPole-v1 --seeds {seeds} --no-control",
     }
     RunDirectory.open(path, config).close()
     log = MetricsLog(path / "metrics.jsonl")
     level = np.full(seeds, 20.0)
     for step in range(1000, STEPS + 1, 1000):
-        progress = np.clip((step / STEPS - 0.1) / 0.5, 0, 1)
-        share = 0.975 * (1 - (1 - progress) ** 3)
+        progress = max((step / STEPS - 0.1) / 0.5, 0)
+        share = 0.975 * (1 - (1 - min(progress, 1)) ** 3)
         level = level + 0.06 * (490 - 100 * (0.3 < progress < 0.9) - level) + rng.normal(0, 9, seeds)
         record: dict[str, Any] = {
             "return": level if step > 3000 else [math.nan] * seeds,
@@ -83,6 +99,8 @@ def make_run(
                 "actor/layer_0": np.full(seeds, kept),
                 "actor/layer_1": np.minimum(256, kept + np.arange(seeds)),
             }
+            if pace is not None:
+                record["prune_progress"] = np.clip(progress * np.array(pace or [1.0] * seeds), 0, 1)
         log.write(step, record)
     log.close()
     entries = []

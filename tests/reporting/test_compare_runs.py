@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from drawn_runs import cells, make_run, set_returns
 
+from prune_rl.atomic_files import write_json
 from prune_rl.reporting.compare_runs import aggregate
 
 
@@ -14,7 +16,7 @@ def test_joins_seeds_and_pairs_methods(tmp_path: Path) -> None:
     runs = [
         make_run(tmp_path / "small-0", 2, control=False),
         make_run(tmp_path / "small-2", 1, first=2, control=False),
-        make_run(tmp_path / "dense", 3, method="dense", enabled=False, sparsity=0.5),
+        make_run(tmp_path / "dense", 3, method="dense"),
         make_run(tmp_path / "mild", 2, control=False, sparsity=0.5),
     ]
     text = aggregate([*runs, runs[0]])
@@ -82,11 +84,49 @@ def test_without_a_fitting_control(tmp_path: Path) -> None:
     assert "Only dense runs were given." in aggregate([short])
 
 
-def test_how_a_dense_run_would_have_pruned_is_no_other_method(tmp_path: Path) -> None:
-    first = make_run(tmp_path / "first", 1, method="dense", sparsity=0.5)
-    second = make_run(tmp_path / "second", 1, first=1, method="dense", sparsity=0.9)
-    over_seeds = aggregate([first, second]).split("# Methods over seeds")[1]
-    assert cells(over_seeds, "CartPole-v1 ppo dense")[1] == "2"
+def change_config(run: Path, **changes: Any) -> Path:
+    path = run / "config.json"
+    write_json(path, json.loads(path.read_text()) | changes)
+    return run
+
+
+def test_the_number_of_checkpoints_is_no_part_of_a_method(tmp_path: Path) -> None:
+    runs = [
+        change_config(
+            make_run(tmp_path / f"run-{seed}", 1, first=seed), checkpoints=1 + 11 * seed, host_resets=1
+        )
+        for seed in range(2)
+    ]
+    over_seeds = aggregate(runs).split("# Methods over seeds")[1].split("# Difference")[0]
+    assert cells(over_seeds, "CartPole-v1 ppo dynamic")[1] == "2"
+
+
+def test_other_options_are_part_of_a_method_and_named(tmp_path: Path) -> None:
+    runs = [
+        change_config(make_run(tmp_path / f"resets-{number}", 1), host_resets=number, checkpoints=5)
+        for number in (1, 12)
+    ]
+    shorter = make_run(tmp_path / "shorter", 1)
+    learner = json.loads((shorter / "config.json").read_text())["learner"]
+    change_config(shorter, host_resets=1, checkpoints=5, learner=learner | {"total_timesteps": 5000})
+    over_seeds = aggregate([*runs, shorter]).split("# Methods over seeds")[1].split("# Difference")[0]
+    for resets, steps in ((1, 100_000), (12, 100_000), (1, 5000)):
+        name = f"CartPole-v1 ppo dynamic, host_resets {resets}, total_timesteps {steps}"
+        assert cells(over_seeds, name)[1] == "1"
+
+
+def test_runs_of_earlier_versions_are_the_same_method(tmp_path: Path) -> None:
+    """Earlier versions kept the steps at the top level, and pruning options in dense runs."""
+    for method, prune in (("dense", None), ("dynamic", {"sparsity": 0.975, "begin": 0.1, "end": 0.6})):
+        new, old = (
+            make_run(tmp_path / f"{method}-{seed}", 1, first=seed, method=method) for seed in range(2)
+        )
+        learner = {"hidden": [256, 256], "prune": prune}
+        change_config(new, learner=learner | {"total_timesteps": 1000})
+        earlier = {**(prune or {"sparsity": 0.5}), "enabled": True}
+        change_config(old, steps=1000, learner=learner | {"total_updates": 7, "prune": earlier})
+        over_seeds = aggregate([new, old]).split("# Methods over seeds")[1].split("# Difference")[0]
+        assert cells(over_seeds, f"CartPole-v1 ppo {method}")[1] == "2"
 
 
 def test_runs_that_cannot_be_reported(tmp_path: Path) -> None:

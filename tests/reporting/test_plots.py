@@ -53,6 +53,27 @@ def test_many_seeds_layers_and_targets_fit() -> None:
     assert imread(io.BytesIO(picture)).shape[:2] == (992, 1280)
 
 
+def test_the_pruning_window_is_shaded(tmp_path: Path) -> None:
+    records = read_metrics(make_run(tmp_path / "run", 1) / "metrics.jsonl")
+
+    def shaded_columns(picture: bytes) -> int:
+        """Columns of the picture's lower half that are light grey for a good part of their height."""
+        image = imread(io.BytesIO(picture))[..., :3]
+        lower = image[image.shape[0] // 2 :]
+        grey = (np.ptp(lower, axis=-1) < 0.01) & (np.abs(lower.mean(-1) - 0.955) < 0.01)
+        return int((grey.mean(axis=0) > 0.3).sum())
+
+    assert shaded_columns(draw(records, "run", Marks())) == 0
+    half, whole = (
+        shaded_columns(
+            draw(records, "run", Marks(window=(0, end), window_name="pruning schedule (configured)"))
+        )
+        for end in (50_000, 100_000)
+    )
+    assert half > 200
+    assert whole == pytest.approx(2 * half, rel=0.05)
+
+
 def test_odd_logs() -> None:
     with pytest.raises(ValueError, match="nothing to draw"):
         draw([], "empty", Marks())

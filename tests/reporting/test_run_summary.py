@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from drawn_runs import cells, make_run, set_returns
 
+from prune_rl.atomic_files import write_json
 from prune_rl.cli import parse_train
 from prune_rl.reporting.run_summary import write_summary
-from prune_rl.runs.atomic_files import write_json
 
 
 def test_summary_of_one_seed(tmp_path: Path) -> None:
@@ -38,9 +38,8 @@ def test_summary_of_one_seed(tmp_path: Path) -> None:
     assert row[3].startswith(f"{difference.mean():+.1f} [-")
     assert f"paired difference {row[3]} (95% bootstrap interval over 100 episodes)." in text
     assert "`prune-rl train CartPole-v1 --seeds 1 --no-control`" in text
-    assert (
-        "- pruning: at most 97.5% of each hidden layer, threshold rising from 10% to 60% of the steps" in text
-    )
+    assert "- pruning: at most 97.5% of each hidden layer, schedule from 10% to 60% of the steps" in text
+    assert "grey: the steps over which the pruning schedule ran, from 10,000 to 60,000." in text
     versions = json.loads((run / "versions.json").read_text())
     assert f"jax {versions['jax']}" in text
     assert versions["cpu"] in text
@@ -81,7 +80,39 @@ def test_summary_of_five_seeds(tmp_path: Path) -> None:
 
 def test_a_missed_target_names_the_rules_that_were_on(tmp_path: Path) -> None:
     text = write_summary(make_run(tmp_path / "run", 2, gate=0.2, energy=None)).read_text()
-    assert "(seed 1 kept 7·8): its gate rule held the threshold back." in text
+    assert "(seed 1 kept 7·8): its gate rule limited what was removed." in text
+
+
+def test_a_schedule_that_rested_is_told(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "late", 2, first=3, gate=0.2, pace=(1.0, 0.7))
+    text = write_summary(run).read_text()
+    assert "ran, from 10,000 to 60,000–82,000, depending on the seed." in text
+    assert "schedule from 10% to 60% of the steps, without the updates in which the gate is closed" in text
+    assert "not complete" not in text
+    run = make_run(tmp_path / "never", 2, first=3, gate=0.2, pace=(1.0, 0.5))
+    text = write_summary(run).read_text()
+    assert "the pruning schedule of seed 4 was not complete at the end of the log." in text
+    assert (
+        "- The pruning schedule was not complete at the end of the log (seed 4 90.0% done). It does not advance while "
+        "the gate is closed." in text
+    )
+
+
+@pytest.mark.parametrize("gate", [None, 0.2])
+def test_a_log_without_progress_shows_the_configured_window(tmp_path: Path, gate: float | None) -> None:
+    text = write_summary(make_run(tmp_path / "run", 1, pace=None, gate=gate)).read_text()
+    assert (
+        "grey: the steps over which the pruning schedule was configured to run; the log does not record"
+        in text
+    )
+    prolonged = ", which the gate may have prolonged" if gate else ""
+    assert f"the window shown is the configured one{prolonged}." in text
+
+
+def test_neurons_ranked_over_all_layers_have_one_target(tmp_path: Path) -> None:
+    text = write_summary(make_run(tmp_path / "run", 2, scope="global", sparsity=0.975)).read_text()
+    # 0.975 of 512 neurons leave 13.
+    assert "Not every seed reached the target of 13 neurons (seed 0 kept 7·7, seed 1 kept 7·8)." in text
 
 
 def test_equal_returns_have_no_interval(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import pytest
 
-from prune_rl.runs.atomic_files import write_bytes, write_json
+from prune_rl.atomic_files import write_bytes, write_json
 from prune_rl.runs.directory import RunDirectory, RunDirectoryError
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +185,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
 
 WRITE_FOREVER = """
 import sys
-from prune_rl.runs.atomic_files import write_json
+from prune_rl.atomic_files import write_json
 number = 0
 while True:
     number += 1

@@ -43,11 +43,11 @@ def test_plain_lines_every_interval() -> None:
     assert len(lines) == 5
     assert lines[0] == "PPO on CartPole-v1: 1,000 steps to do"
     assert lines[1] == (
-        "PPO on CartPole-v1 | 300/1,000 steps (30%) | 50.0 steps/s (2 seeds together) "
-        "| return 301.0 [300.0 302.0] | actor 16 | 0:28 left"
+        "PPO on CartPole-v1 | 300/1,000 steps | 30% | 50.0 steps/s (2 seeds together) "
+        "| return 301.0 [300.0 302.0] | actor 16 | 0:00:28 left"
     )
-    assert "1,000/1,000 steps (100%)" in lines[-1]
-    assert "0:00 left" in lines[-1]
+    assert "1,000/1,000 steps | 100%" in lines[-1]
+    assert "0:00:00 left" in lines[-1]
 
 
 def test_speed_leaves_compilation_and_earlier_runs_out() -> None:
@@ -56,11 +56,12 @@ def test_speed_leaves_compilation_and_earlier_runs_out() -> None:
     with Progress(10_000, "run", start=5000, console=console, clock=clock) as progress:
         clock.now += 60
         progress.update(6000)
-        assert "16.7 steps/s" in progress.line()
+        assert "steps/s" not in progress.line()
+        assert "left" not in progress.line()
         clock.now += 1
         progress.update(7000)
         assert "1000 steps/s" in progress.line()
-        assert "0:03 left" in progress.line()
+        assert "0:00:03 left" in progress.line()
 
 
 def test_widths_per_network_from_their_start() -> None:
@@ -71,6 +72,41 @@ def test_widths_per_network_from_their_start() -> None:
     assert "| actor 256·256 → 12·9, critic 64 |" in progress.line() + " |"
     progress.update(2, [1.0, 2.0], {"actor/layer_0": [12, 15], "actor/layer_1": [9, 9], "dense": [3, 3]})
     assert "actor 256·256 → 12–15·9, network ? → 3" in progress.line()
+
+
+def test_a_network_that_got_faster_counts_with_its_present_speed() -> None:
+    clock = Clock()
+    console, _ = plain_console()
+    progress = Progress(10**6, "run", console=console, clock=clock)
+    for step, seconds in [*((1000 * n, 60) for n in range(1, 20)), *((10_000 * n, 60) for n in range(2, 9))]:
+        clock.now += seconds
+        progress.update(step)
+    assert "| 166.7 steps/s |" in progress.line()
+
+
+def test_a_dense_run_shows_no_widths() -> None:
+    console, text = plain_console()
+    for start in (None, {}):
+        with Progress(10, "run", console=console, start_widths=start, interval=0) as progress:
+            progress.update(5, [1.0], {})
+            progress.update(10, [1.0], {"actor/layer_0": []})
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with Progress(10, "run", console=terminal) as progress:
+        progress.update(10, [1.0], {})
+    assert "run | 5/10 steps | 50% | return 1.0\n" in text.getvalue()
+    assert isinstance(terminal.file, io.StringIO)
+    assert "return 1.0" in terminal.file.getvalue()
+
+
+def test_a_live_display_on_a_terminal_that_knows_ascii_only() -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    with Progress(10, "run", console=Console(file=stream, force_terminal=True, width=80)) as progress:
+        progress.update(5, [1.0], {"actor/layer_0": [8], "actor/layer_1": [8]})
+        progress.update(10, [1.0], {"actor/layer_0": [4], "actor/layer_1": [3]})
+    stream.flush()
+    assert b"actor 8x8 -> 4x3" in raw.getvalue()
+    assert b"10/10 steps" in raw.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -151,7 +187,8 @@ def run_in_terminal(term: str) -> str:
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb", "", "nonsense"])
 def test_real_terminals(term: str) -> None:
     output = run_in_terminal(term)
-    assert "1,000/1,000 steps (100%)" in output
+    assert "1,000/1,000 steps" in output
+    assert "100%" in output
     assert "actor 256 → 128" in output
     assert "checkpoint 500 is damaged" in output
     assert "Traceback" not in output

@@ -20,7 +20,8 @@ from prune_rl.export.policy import load_policy
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.registry import learner_of
 from prune_rl.runs.checkpoints import Checkpoints
-from prune_rl.runs.logging import MaskHistory, read_metrics
+from prune_rl.runs.logging import read_metrics
+from prune_rl.runs.mask_history import MaskHistory
 from prune_rl.training import config as config_module
 from prune_rl.training.config import Config
 from prune_rl.training.engines import Learners, init_runner, seed_keys

@@ -1,0 +1,1 @@
+"""What lies in a run directory: configuration, checkpoints, logs, masks, evaluation file."""
