@@ -470,8 +470,6 @@ def test_masked_is_compact_for_random_architectures(chunk: int) -> None:
             for seed, network in zip(seeds, networks, strict=True)
         ]
     )
-    kept = quick_jit(lambda: [init_masks(groups) for groups in found])()
-    assert all(mask.all() for masks in kept for mask in masks.values())
-    assert (
-        sum(group.size for groups in found for group in groups.values()) > EACH
-    )  # there is something to remove
+    assert all(mask.all() for groups in found for mask in init_masks(groups).values())
+    removable = sum(group.size for groups in found for group in groups.values())
+    assert removable > EACH  # the networks have neurons to remove
