@@ -97,9 +97,6 @@ def resize(
         choices = following
 
 
-# --- evaluation ---
-
-
 def evaluate(
     program: Program, leaves: Sequence[Any], kept: KeptPositions | None = None, watched: Iterable[int] = ()
 ) -> dict[int, Any]:
