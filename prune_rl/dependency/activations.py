@@ -10,16 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from prune_rl.dependency.groups import NeuronGroups
-from prune_rl.dependency.interpreter import evaluate
 from prune_rl.dependency.jaxpr import Equation, Traced, trace
-from prune_rl.dependency.resizing import Kept, settle
+from prune_rl.dependency.resizing import KeptPositions, evaluate, resize
 from prune_rl.dependency.slices import axis_slices, checked_slices, kept_positions
+from prune_rl.dependency.tree_paths import Indices, Params
 
-Reading = tuple[int, int, np.ndarray[Any, Any]]  # value, axis, positions of each neuron along it
+Reading = tuple[int, int, Indices]  # value, axis, positions of each neuron along it
 
 
 def activations(
-    fn: Callable[..., Any], groups: NeuronGroups, params: Any, *inputs: Any
+    fn: Callable[..., Any], groups: NeuronGroups, params: Params, *inputs: Any
 ) -> dict[str, jax.Array]:
     """The value that each group's outgoing kernels are multiplied with: after the nonlinearity.
 
@@ -57,13 +57,13 @@ def _readings(traced: Traced, groups: NeuronGroups) -> dict[str, list[Reading]]:
     """By group name, what every outgoing kernel is contracted with, each once."""
     value_of = dict(zip(traced.paths, traced.program.inputs, strict=False))
 
-    def all_gone(kept: Kept) -> None:
+    def all_gone(kept: KeptPositions) -> None:
         none = {name: np.zeros(group.size, bool) for name, group in groups.items()}
         for path, axes in axis_slices(groups).items():
             for axis, pieces in axes.items():
-                kept.set(value_of[path], axis, kept_positions(pieces, none))
+                kept.assign(value_of[path], axis, kept_positions(pieces, none))
 
-    positions = settle(traced.program, len(traced.paths), all_gone).positions
+    positions = resize(traced.program, len(traced.paths), all_gone).positions
     neuron_of: dict[int, tuple[str, int]] = {}
     for group in groups.values():
         piece = group.slices[0]
@@ -84,7 +84,7 @@ def _readings(traced: Traced, groups: NeuronGroups) -> dict[str, list[Reading]]:
 
 def _read(
     roots: list[int], neuron_of: dict[int, tuple[str, int]], groups: NeuronGroups
-) -> dict[str, np.ndarray[Any, Any]]:
+) -> dict[str, Indices]:
     """By group, the positions of its neurons along an axis, int64[size, positions per neuron]."""
     rows: dict[str, list[list[int]]] = {}
     for position, root in enumerate(roots):
@@ -104,7 +104,7 @@ def _inside(equations: Iterable[Equation], looped: bool = False) -> set[int]:
     return found
 
 
-def _along(value: jax.Array, axis: int, where: np.ndarray[Any, Any]) -> jax.Array:
+def _along(value: jax.Array, axis: int, where: Indices) -> jax.Array:
     """The neurons last; several positions of a neuron count as further examples."""
     moved = jnp.moveaxis(value, axis, -1).astype(jnp.float32)
     if where.shape == (moved.shape[-1], 1) and bool((where[:, 0] == np.arange(len(where))).all()):

@@ -9,18 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.dependency.groups import NeuronGroup, NeuronGroups, Slice, path_string
-from prune_rl.dependency.interpreter import evaluate
-from prune_rl.dependency.jaxpr import make_struct, shape_struct, shape_structs, trace
-from prune_rl.dependency.resizing import Kept, settle
-from prune_rl.dependency.slices import axis_slices, checked_slices, concrete_masks, kept_positions
-from prune_rl.dependency.tree_paths import KeyPath, Masks, leaves_by_path
-from prune_rl.dependency.union_find import Flags
+from prune_rl.dependency.groups import NeuronGroups, path_string
+from prune_rl.dependency.jaxpr import trace
+from prune_rl.dependency.resizing import KeptPositions, evaluate, resize
+from prune_rl.dependency.slices import AxisSlices, axis_slices, checked_slices, concrete_masks, kept_positions
+from prune_rl.dependency.tree_paths import (
+    Flags,
+    KeyPath,
+    Masks,
+    Params,
+    leaves_by_path,
+    make_struct,
+    shape_struct,
+    shape_structs,
+)
 
-Table = Mapping[KeyPath, Mapping[int, list[tuple[NeuronGroup, Slice]]]]
 
-
-def compact(groups: NeuronGroups, params: Any, masks: Masks) -> Any:
+def compact(groups: NeuronGroups, params: Params, masks: Masks) -> Params:
     """The same tree with the slices of masked neurons gathered out of every leaf.
 
     Args:
@@ -41,7 +46,7 @@ def compact(groups: NeuronGroups, params: Any, masks: Masks) -> Any:
     return jax.tree_util.tree_map_with_path(gather, params)
 
 
-def expand(groups: NeuronGroups, small: Any, masks: Masks) -> Any:
+def expand(groups: NeuronGroups, small: Params, masks: Masks) -> Params:
     """The full-size tree of a compacted one, with zeros at masked neurons: the inverse of `compact` on masked
     parameters.
 
@@ -66,7 +71,7 @@ def expand(groups: NeuronGroups, small: Any, masks: Masks) -> Any:
 
 
 def compact_function(
-    fn: Callable[..., Any], groups: NeuronGroups, params: Any, masks: Masks, *inputs: Any
+    fn: Callable[..., Any], groups: NeuronGroups, params: Params, masks: Masks, *inputs: Any
 ) -> Callable[..., Any]:
     """Adapt fn to compacted parameters, also where it fixes the widths (flax.linen.Dense(features=64)).
 
@@ -92,12 +97,12 @@ def compact_function(
         full = jax.tree_util.tree_map_with_path(lambda path, leaf: _struct(leaf, shapes[path]), small)
         traced = trace(fn, full, *inputs)
 
-        def assign(kept: Kept) -> None:
+        def assign(kept: KeptPositions) -> None:
             for path, value in zip(traced.paths, traced.program.inputs, strict=False):
                 for axis, keep in kept_axes.get(path, {}).items():
-                    kept.set(value, axis, keep)
+                    kept.assign(value, axis, keep)
 
-        kept = settle(traced.program, len(traced.paths), assign, exact=True)
+        kept = resize(traced.program, len(traced.paths), assign, exact=True)
         values = evaluate(traced.program, jax.tree_util.tree_leaves((small, inputs)), kept)
         return jax.tree_util.tree_unflatten(traced.out_tree, [values[v] for v in traced.program.outputs])
 
@@ -107,7 +112,7 @@ def compact_function(
     return small_fn
 
 
-def _kept(table: Table, masks: Masks) -> dict[KeyPath, dict[int, Flags]]:
+def _kept(table: AxisSlices, masks: Masks) -> dict[KeyPath, dict[int, Flags]]:
     """{leaf path: {axis: bool[full length]}}, the kept positions of every axis that the groups touch."""
     kept: dict[KeyPath, dict[int, Flags]] = {}
     for path, axes in table.items():

@@ -1,4 +1,4 @@
-"""The numbers that values hold at a removed neuron, and what primitives make of them."""
+"""Constant folding at removed neurons: the scalar that every value holds where a neuron's parameters are 0."""
 
 from __future__ import annotations
 
@@ -9,125 +9,282 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.dependency.index_maps import Tie
+from prune_rl.dependency.interpreter import Analysis, Entry
 from prune_rl.dependency.jaxpr import Equation
+from prune_rl.dependency.propagation import Positions
+from prune_rl.dependency.rules import CUMULATIVE, ELEMENTWISE, MOVES, REDUCTIONS, WINDOWS
+from prune_rl.dependency.structural_rules import AxisMap, Links
+from prune_rl.dependency.tree_paths import Flags, Indices
 
-UNKNOWN = 0
-Codes = np.ndarray[Any, np.dtype[np.int64]]  # by position
+UNKNOWN = 0  # the id of what is not a known scalar
+Ids = np.ndarray[Any, np.dtype[np.int64]]  # by position, indices into a ScalarTable
+# A sum keeps being one over neurons through these primitives and through MOVES.
+LINEAR = frozenset(("convert_element_type", "copy", "neg", "sqrt", "square", "integer_pow"))
 
 
-class Numbers:
-    """A table of scalars: values are handled as codes, its indices; `UNKNOWN` is the code of what is not known."""
+class ScalarTable:
+    """Known scalars, each stored once and referred to by its id, and what primitives make of them."""
 
     def __init__(self) -> None:
-        self._numbers: list[Any] = [None]
-        self._code_of: dict[tuple[str, bytes], int] = {}
+        self._scalars: list[Any] = [None]
+        self._id_of: dict[tuple[str, bytes], int] = {}
         self._folded: dict[tuple[int, tuple[int, ...]], int] = {}
 
-    def code(self, number: Any) -> int:
-        """The code of a scalar array, `UNKNOWN` of None."""
-        if number is None:
+    def id_of(self, scalar: Any) -> int:
+        """The id of a scalar array, `UNKNOWN` of None."""
+        if scalar is None:
             return UNKNOWN
-        if _is_zero(number):
-            number = np.zeros_like(number)  # −0 is no other number
-        key = (str(number.dtype), number.tobytes())
-        if key not in self._code_of:
-            self._code_of[key] = len(self._numbers)
-            self._numbers.append(number)
-        return self._code_of[key]
+        if _is_zero(scalar):
+            scalar = np.zeros_like(scalar)  # -0 is the same as 0
+        key = (str(scalar.dtype), scalar.tobytes())
+        if key not in self._id_of:
+            self._id_of[key] = len(self._scalars)
+            self._scalars.append(scalar)
+        return self._id_of[key]
 
-    def obstacle(self, row: tuple[int, ...]) -> str:
-        """Why a contraction of these numbers at a removed neuron is not exact, or nothing."""
-        numbers = [self._numbers[code] for code in row]
-        for number in numbers:
-            if _is_bad(number):
-                return f"a removed neuron's activation would be {number}"
-        if not any(map(_is_zero, numbers)):
+    def contraction_obstacle(self, ids: tuple[int, ...]) -> str:
+        """Why a contraction of these scalars at a removed neuron is not exact; empty if it is."""
+        scalars = [self._scalars[i] for i in ids]
+        for scalar in scalars:
+            if _is_not_finite(scalar):
+                return f"a removed neuron's activation would be {scalar}"
+        if not any(map(_is_zero, scalars)):
             return "is contracted with a kernel that does not become 0 with its parameters"
         return ""
 
-    def equals(self, code: int, number: Any) -> int:
-        """1 if the code stands for this number, else 0."""
-        known = self._numbers[code]
-        return int(known is not None and bool(known == number))
+    def equals(self, i: int, scalar: Any) -> int:
+        """1 if `i` is the id of this scalar, else 0."""
+        known = self._scalars[i]
+        return int(known is not None and bool(known == scalar))
 
-    def elementwise(self, equation: Equation, row: tuple[int, ...]) -> int:
-        """What an elementwise primitive makes of its operands' codes."""
-        key = (id(equation), row)
+    def elementwise(self, equation: Equation, ids: tuple[int, ...]) -> int:
+        """The result of an elementwise primitive."""
+        key = (id(equation), ids)
         if key not in self._folded:
-            self._folded[key] = self.code(_fold(equation, [self._numbers[code] for code in row]))
+            self._folded[key] = self.id_of(_fold(equation, [self._scalars[i] for i in ids]))
         return self._folded[key]
 
-    def reduced(self, equation: Equation, code: int) -> int:
-        """What a reduction makes of equal numbers, however many there are."""
-        number = self._numbers[code]
-        counts = ("sum", "prod", "logsumexp")
-        exact = not equation.name.endswith(counts) or (_is_zero(number) and "log" not in equation.name)
-        if not exact:
-            return code if _is_bad(number) else UNKNOWN
-        return code
+    def reduced(self, equation: Equation, i: int) -> int:
+        """The result of a reduction over any number of equal scalars."""
+        scalar = self._scalars[i]
+        depends_on_count = equation.name.endswith(("sum", "prod", "logsumexp"))
+        if depends_on_count and not (_is_zero(scalar) and "log" not in equation.name):
+            return i if _is_not_finite(scalar) else UNKNOWN
+        return i
 
-    def product(self, row: tuple[int, ...], zero: int) -> int:
-        """0 where every operand axis that carries the neuron on to the output is 0 there, else unknown."""
-        numbers = [self._numbers[code] for code in row]
-        if any(map(_is_bad, numbers)):
-            return self.code(np.asarray(np.nan))
-        return zero if all(map(_is_zero, numbers)) else UNKNOWN
+    def product(self, ids: tuple[int, ...], zero: int) -> int:
+        """The result of a contraction along an axis that the operands carry to the output: 0 if all are 0."""
+        scalars = [self._scalars[i] for i in ids]
+        if any(map(_is_not_finite, scalars)):
+            return self.id_of(np.asarray(np.nan))
+        return zero if all(map(_is_zero, scalars)) else UNKNOWN
 
 
-def map_codes(codes: Sequence[Codes | int], function: Callable[[tuple[int, ...]], int]) -> Codes | int:
-    """`function` of the operands' codes, position by position; a single code stands for all positions."""
-    if all(isinstance(c, int) for c in codes):
-        return function(tuple(int(c) for c in codes))
-    rows = np.stack(np.broadcast_arrays(*codes), axis=-1)
+class ConstantFolding(Analysis):
+    """The scalar that each value holds at a removed neuron: parameter leaves hold 0 there.
+
+    The state of a value v: along[v][i], its scalars by position along axis i; everywhere[v], if the whole value is
+    one scalar; sums[v], the roots of the neurons that it is a sum over. Absent: not known.
+    """
+
+    def __init__(self, positions: Positions, candidates: Indices) -> None:
+        self.positions = positions
+        self.candidates = candidates
+        self.scalars = ScalarTable()
+        self.everywhere: dict[int, int] = {}
+        self.along: dict[int, dict[int, Ids]] = {}
+        self.sums: dict[int, Indices] = {}
+        program = positions.program
+        for value, scalar in positions.uniform.items():
+            self.everywhere[value] = self.scalars.id_of(scalar)
+        for value in program.inputs:
+            numeric = not jnp.issubdtype(program.avals[value].dtype, jax.dtypes.extended)
+            if numeric and positions.sources[value] is not None:
+                zero = self.scalars.id_of(np.zeros((), program.avals[value].dtype))
+                for axis in range(len(program.shape(value))):
+                    removable = self.removable(value, axis)
+                    if removable.any():
+                        self.along.setdefault(value, {})[axis] = np.where(removable, zero, UNKNOWN)
+
+    def removable(self, value: int, axis: int) -> Flags:
+        """Which positions along an axis are candidates for removal."""
+        return np.isin(self.positions.of(value, axis), self.candidates)
+
+    def at(self, value: int, axis: int) -> Ids | int:
+        """The scalars along an axis; a single id where all are the same."""
+        everywhere = self.everywhere.get(value, UNKNOWN)
+        return everywhere if everywhere else self.along.get(value, {}).get(axis, UNKNOWN)
+
+    def _set(self, value: int, axis: int, ids: Ids | int) -> None:
+        if np.any(ids):
+            n = self.positions.program.shape(value)[axis]
+            self.along.setdefault(value, {})[axis] = np.broadcast_to(ids, (n,))
+
+    def _clear(self, value: int) -> None:
+        for table in (self.everywhere, self.along, self.sums):
+            table.pop(value, None)
+
+    # --- the transfer function of a primitive ---
+
+    def primitive(self, equation: Equation) -> None:
+        for value in equation.outs:
+            self._clear(value)
+        links, ins = self.positions.links[id(equation)], equation.ins
+        if links.opaque:
+            return
+        for k, value in enumerate(equation.outs):
+            function = self._function(equation, k, moved=False)
+            if function is not None:
+                everywhere = function(tuple(self.everywhere.get(v, UNKNOWN) for v in ins))
+                if everywhere:
+                    self.everywhere[value] = everywhere
+            for axis in range(len(links.outs[k])):
+                if self.removable(value, axis).any():
+                    self._set(value, axis, self._along(equation, links, k, axis))
+        if equation.name == "reduce_sum":
+            over = [self.positions.of(ins[k], i) for k, i in links.summed]
+            self._mark_sum(equation.outs[0], [roots[np.isin(roots, self.candidates)] for roots in over])
+        elif equation.name in MOVES | LINEAR:
+            for value in equation.outs:
+                self._mark_sum(value, [self.sums[v] for v in ins if v in self.sums])
+
+    def _mark_sum(self, value: int, roots: list[Indices]) -> None:
+        if any(map(len, roots)):
+            self.sums[value] = np.concatenate(roots)
+
+    def _along(self, equation: Equation, links: Links, k: int, axis: int) -> Ids | int:
+        """The scalars of output k along one of its axes."""
+        name, ins, maps = equation.name, equation.ins, links.outs[k][axis]
+        program = self.positions.program
+        if name in ("dot_general", "conv_general_dilated"):
+            held = [_selected(self.at(ins[m.operand], m.axis), m) for m in maps]
+            zero = self.scalars.id_of(np.zeros((), program.avals[equation.outs[k]].dtype))
+            return map_ids(held, lambda ids: self.scalars.product(ids, zero)) if held else UNKNOWN
+        function = self._function(equation, k, moved=True)
+        if function is None:
+            return UNKNOWN
+        if all(m.source is None and m.target is None for m in maps):
+            by_operand = {m.operand: self.at(ins[m.operand], m.axis) for m in maps}
+            held = [by_operand.get(j, self.everywhere.get(v, UNKNOWN)) for j, v in enumerate(ins)]
+            if name in MOVES:
+                held = [by_operand[j] for j in sorted(by_operand)]
+                if name == "pad" and any(map(any, equation.params["padding_config"])):
+                    held.append(self.everywhere.get(ins[1], UNKNOWN))
+            return map_ids(held, function) if held else UNKNOWN
+        pieces = []
+        for m in maps:
+            size = program.shape(ins[m.operand])[m.axis]
+            pieces.append((np.broadcast_to(self.at(ins[m.operand], m.axis), (size,)), m))
+        return assemble_ids(pieces, program.shape(equation.outs[k])[axis])
+
+    def _function(self, equation: Equation, k: int, moved: bool) -> Callable[[tuple[int, ...]], int] | None:
+        """From the operands' ids to output k's, for the primitives that act on all positions of an axis alike."""
+        name = equation.name
+        if name in ELEMENTWISE:
+            return lambda ids: self.scalars.elementwise(equation, ids)
+        if name in MOVES:
+            if name in ("optimization_barrier", "sort") and not moved:
+                return lambda ids: ids[k]
+            if name in ("dynamic_slice", "gather") and not moved:
+                return lambda ids: ids[0]
+            if name == "dynamic_update_slice" and not moved:
+                return lambda ids: ids[0] if ids[0] == ids[1] else UNKNOWN
+            return lambda ids: ids[0] if all(i == ids[0] for i in ids) else UNKNOWN
+        if name in REDUCTIONS | CUMULATIVE | WINDOWS:
+            return lambda ids: self.scalars.reduced(equation, ids[0])
+        return None
+
+    # --- calls, loops and branches ---
+
+    def enter(self, equation: Equation, inner: int, outer: int, entry: Entry) -> None:
+        self._copy(outer, inner, -1 if entry == "slice" else 0)
+
+    def leave(self, equation: Equation, inner: int, outer: int, stacked: bool = False) -> None:
+        self._copy(inner, outer, 1 if stacked else 0)
+
+    def _copy(self, source: int, target: int, shift: int) -> None:
+        self._clear(target)
+        if source in self.everywhere:
+            self.everywhere[target] = self.everywhere[source]
+        for axis, ids in self.along.get(source, {}).items():
+            if axis + shift >= 0:
+                self.along.setdefault(target, {})[axis + shift] = ids
+        if source in self.sums:
+            self.sums[target] = self.sums[source]
+
+    def join(self, new: int, old: int) -> bool:
+        before = (self.everywhere.get(old), self.along.get(old, {}))
+        joined = {
+            axis: np.where(np.equal(self.at(new, axis), self.at(old, axis)), self.at(old, axis), UNKNOWN)
+            for axis in range(len(self.positions.program.shape(old)))
+        }
+        if self.everywhere.get(old) != self.everywhere.get(new):
+            self.everywhere.pop(old, None)
+        self.along.pop(old, None)
+        if old not in self.everywhere:
+            for axis, ids in joined.items():
+                self._set(old, axis, ids)
+        after = (self.everywhere.get(old), self.along.get(old, {}))
+        same = before[0] == after[0] and before[1].keys() == after[1].keys()
+        return not (same and all(np.array_equal(ids, after[1][i]) for i, ids in before[1].items()))
+
+
+def map_ids(ids: Sequence[Ids | int], function: Callable[[tuple[int, ...]], int]) -> Ids | int:
+    """`function` of the operands' ids, position by position; a single id stands for all positions."""
+    if all(isinstance(i, int) for i in ids):
+        return function(tuple(int(i) for i in ids))
+    rows = np.stack(np.broadcast_arrays(*ids), axis=-1)
     unique, inverse = np.unique(rows, axis=0, return_inverse=True)
     results = np.array([function(tuple(row)) for row in unique.tolist()], np.int64)
     return results[inverse.reshape(-1)]
 
 
-def put_together(pieces: Sequence[tuple[Codes, Tie]], length: int) -> Codes:
-    """Codes along an axis that is made of others: what was held there, if all that come together hold the same."""
+def assemble_ids(pieces: Sequence[tuple[Ids, AxisMap]], length: int) -> Ids:
+    """Ids along an axis made of positions of others; unknown where unequal ones meet."""
     low, high = np.full(length, np.iinfo(np.int64).max), np.full(length, -1)
-    for codes, tie in pieces:
-        target = np.arange(length) if tie.target is None else tie.target
-        held = codes if tie.source is None else codes[tie.source]
-        np.minimum.at(low, target, held)
-        np.maximum.at(high, target, held)
+    for ids, m in pieces:
+        target = np.arange(length) if m.target is None else m.target
+        np.minimum.at(low, target, _selected(ids, m))
+        np.maximum.at(high, target, _selected(ids, m))
     return np.where(low == high, low, UNKNOWN)
 
 
-def _is_zero(number: Any) -> bool:
-    return number is not None and bool(number == 0)
+def _selected(ids: Any, m: AxisMap) -> Any:
+    return ids if m.source is None or isinstance(ids, int) else ids[m.source]
 
 
-def _is_bad(number: Any) -> bool:
-    return number is not None and not bool(np.isfinite(number))
+def _is_zero(scalar: Any) -> bool:
+    return scalar is not None and bool(scalar == 0)
 
 
-def _fold(equation: Equation, numbers: list[Any]) -> Any:
-    """An elementwise primitive on known (else None) numbers; nan where it may not be finite.
+def _is_not_finite(scalar: Any) -> bool:
+    return scalar is not None and not bool(np.isfinite(scalar))
 
-    Unknown numbers are taken to be finite and not 0: where they are not, the surviving neurons of the same
-    layer have the same trouble.
+
+def _fold(equation: Equation, scalars: list[Any]) -> Any:
+    """An elementwise primitive on known (else None) scalars; nan where the result may not be finite.
+
+    Unknown scalars are taken to be finite and not 0: where they are not, the kept neurons of the same layer have
+    the same defect.
     """
     name = equation.name
-    known = [number for number in numbers if number is not None]
-    if len(known) == len(numbers):
+    known = [scalar for scalar in scalars if scalar is not None]
+    if len(known) == len(scalars):
         try:
             with jax.ensure_compile_time_eval():
                 return np.asarray(equation.source.primitive.bind(*known, **equation.source.params))
         except FloatingPointError:  # jax_debug_nans
             return np.asarray(np.nan)
-    if name == "select_n" and numbers[0] is not None:
-        return numbers[1 + int(numbers[0])]
+    if name == "select_n" and scalars[0] is not None:
+        return scalars[1 + int(scalars[0])]
     real = jnp.issubdtype(equation.source.outvars[0].aval.dtype, jnp.inexact)
-    divided_by_zero = name in ("div", "rem") and _is_zero(numbers[-1])
-    power_of_zero = name == "pow" and _is_zero(numbers[0])
-    bad = any(map(_is_bad, known)) and name not in ("max", "min", "clamp")
-    if real and (bad or divided_by_zero or power_of_zero):
+    divided_by_zero = name in ("div", "rem") and _is_zero(scalars[-1])
+    power_of_zero = name == "pow" and _is_zero(scalars[0])
+    not_finite = any(map(_is_not_finite, known)) and name not in ("max", "min", "clamp")
+    if real and (not_finite or divided_by_zero or power_of_zero):
         return np.asarray(np.nan)
-    if name == "mul" or (name == "div" and _is_zero(numbers[0])):
-        return next((number for number in known if _is_zero(number)), None)
-    if name == "select_n" and len(known) == len(numbers) - 1:
-        return known[0] if all(number == known[0] for number in known) else None
+    if name == "mul" or (name == "div" and _is_zero(scalars[0])):
+        return next((scalar for scalar in known if _is_zero(scalar)), None)
+    if name == "select_n" and len(known) == len(scalars) - 1:
+        return known[0] if all(scalar == known[0] for scalar in known) else None
     return None

@@ -1,25 +1,38 @@
-"""Which neurons a function has: the classes of positions of its parameters that can be taken out exactly."""
+"""Which neurons a function has: the sets of positions of its parameters that can be removed exactly."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from prune_rl.dependency.exactness import check_removable
-from prune_rl.dependency.groups import ROLES, NeuronGroup, NeuronGroups, Role, Slice, path_string
-from prune_rl.dependency.index_maps import AxisOf, Indices
-from prune_rl.dependency.jaxpr import Traced, trace
+from prune_rl.dependency.constant_folding import ConstantFolding, map_ids
+from prune_rl.dependency.groups import ROLES, NeuronGroup, NeuronGroups, Role, Slice
+from prune_rl.dependency.jaxpr import Equation, Traced, primitives, trace
 from prune_rl.dependency.propagation import Choices, Positions, next_choices
-from prune_rl.dependency.tree_paths import KeyPath
+from prune_rl.dependency.structural_rules import AxisOf
+from prune_rl.dependency.summary import described, group_names
+from prune_rl.dependency.tree_paths import Indices, KeyPath, Params
 
+# The neutral element of each reduction: a removed neuron that holds it makes no difference.
+NEUTRAL = {
+    "reduce_sum": 0.0,
+    "reduce_prod": 1.0,
+    "reduce_max": -np.inf,
+    "reduce_min": np.inf,
+    "reduce_and": True,
+    "reduce_or": False,
+}
+MEAN = (
+    "goes through 'reduce_sum', whose result meets a constant in {name!r}, as in a mean, which would change with the "
+    "number of neurons: normalise with prune_rl.layer_norm, which counts those that are left"
+)
 # By leaf axis: the positions of each neuron along it, int64[neurons, positions per neuron].
 Members = dict[AxisOf, Indices]
 
 
-def find_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> NeuronGroups:
+def find_groups(fn: Callable[..., Any], params: Params, *inputs: Any) -> NeuronGroups:
     """Find the hidden neurons of fn(params, *inputs) from its jaxpr.
 
     The positions of parameter axes that must go together are one neuron; neurons that take the same positions of
@@ -48,7 +61,7 @@ def find_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> NeuronGrou
     while True:
         positions, roles, candidates = _candidates(traced, choices)
         refused = candidates[positions.is_blocked(candidates)]
-        # A reshape can be read in several ways, and one of them may leave the neurons removable.
+        # An ambiguous reshape has several readings, and the neurons may be removable in another one.
         following = next_choices(positions, choices, refused)
         if following is None:
             break
@@ -57,13 +70,13 @@ def find_groups(fn: Callable[..., Any], params: Any, *inputs: Any) -> NeuronGrou
 
 
 def _candidates(traced: Traced, choices: Choices) -> tuple[Positions, list[tuple[AxisOf, Role]], Indices]:
-    """The linked program, the roles of leaf axes, and the classes that a kernel produces, checked for removal."""
+    """The linked program, the roles of leaf axes, and the sets that a kernel produces, checked for removal."""
     program, parameters = traced.program, len(traced.paths)
     positions = Positions(program, parameters, choices)
     for value in program.inputs[parameters:]:
         for labels in positions.labels[value]:
             positions.block(labels, "is an input of fn")
-    positions.walk(program.equations)
+    positions.interpret(program.equations)
     for value in program.outputs:
         for labels in positions.labels[value]:
             positions.block(labels, "is an output of fn")
@@ -81,9 +94,9 @@ def _roles(positions: Positions) -> list[tuple[AxisOf, Role]]:
     for equation, links in positions.order:
         sources = [positions.sources[v] for v in equation.ins]
         if all(s is not None for s in sources):
-            continue  # a product of parameters is a kernel in the making; whoever reads it gives the roles
+            continue  # a product of parameters is a kernel itself; the contraction that reads it gives the roles
         if equation.name == "gather":  # the rows of an embedding
-            carried = {t.axis for ties in links.outs[0] for t in ties if t.operand == 0}
+            carried = {m.axis for maps in links.outs[0] for m in maps if m.operand == 0}
             for i, leaf_axes in enumerate(sources[0] or ()):
                 if i in carried:
                     roles.update({(leaf_axis, "in"): None for leaf_axis in sorted(leaf_axes)})
@@ -91,7 +104,7 @@ def _roles(positions: Positions) -> list[tuple[AxisOf, Role]]:
             continue
         for k, kernel in enumerate(sources):
             contracted = {i for pair in links.contracted for j, i in pair if j == k}
-            made = {t.axis for ties in links.outs[0] if len(ties) == 1 for t in ties if t.operand == k}
+            made = {m.axis for maps in links.outs[0] if len(maps) == 1 for m in maps if m.operand == k}
             for i, leaf_axes in enumerate(kernel or ()):
                 if i in contracted | made:
                     role: Role = "out" if i in contracted else "in"
@@ -106,7 +119,7 @@ def _groups(
     order = {leaf_axis: n for n, (leaf_axis, _) in enumerate(roles)}
     members = _members(traced, positions, candidates, order)
     reasons, role_of = positions.reasons(), _by_axis(roles)
-    # Neurons of one pattern: the same number of positions along the same axes, and the same fate.
+    # Neurons of one group: as many positions along the same axes, and the same reasons against them.
     patterns: dict[Any, list[int]] = {}
     for root in candidates.tolist():
         why = reasons.get(root, ())
@@ -125,7 +138,7 @@ def _groups(
         else:
             found.append((len(roots), slices))
     kernels = {paths[k] for (k, _), role in roles if role == "in"}
-    names = _names([slices for _, slices in found], kernels)
+    names = group_names([slices for _, slices in found], kernels)
     groups = (NeuronGroup(name, size, slices) for name, (size, slices) in zip(names, found, strict=True))
     return NeuronGroups(groups, rejected)
 
@@ -133,7 +146,7 @@ def _groups(
 def _members(
     traced: Traced, positions: Positions, candidates: Indices, order: dict[AxisOf, int]
 ) -> dict[int, dict[AxisOf, list[int]]]:
-    """The positions of every candidate class along the leaves' axes, those that produce it first."""
+    """The positions of every candidate set along the leaves' axes, those that produce it first."""
     members: dict[int, dict[AxisOf, list[int]]] = {root: {} for root in candidates.tolist()}
     axes = [
         (k, i)
@@ -174,53 +187,63 @@ def _slices(
     return tuple(slices)
 
 
-def described(piece: Slice) -> str:
-    """The leaf and its axis, with the range of positions where the group has a part of it."""
-    text = f"{path_string(piece.path)} axis {piece.axis}"
-    if piece.positions is None:
-        return text
-    taken = sorted(itertools.chain.from_iterable(piece.positions))
-    if len(taken) == piece.length:
-        return text
-    return f"{text} {_ranges(taken)}"
+# --- exactness ---
 
 
-def _ranges(taken: list[int]) -> str:
-    """[0:3, 6:9] for the positions 0, 1, 2, 6, 7, 8."""
-    runs: list[list[int]] = []
-    for position in taken:
-        if runs and runs[-1][1] == position:
-            runs[-1][1] += 1
-        else:
-            runs.append([position, position + 1])
-    shown = ", ".join(f"{start}:{stop}" for start, stop in runs[:4])
-    return f"[{shown}{', …' if len(runs) > 4 else ''}]"
+def check_removable(positions: Positions, candidates: Indices) -> None:
+    """Block every candidate set of positions whose removal would not be exact, with the reason.
+
+    By constant folding at removed neurons. A contraction over the neurons is exact when one side is a parameter and
+    the product at a removed neuron is 0; a reduction is when it holds the neutral element there, and the result is
+    not multiplied or divided by a constant, which may be a count of neurons.
+    """
+    folding = ConstantFolding(positions, candidates)
+    folding.interpret(positions.program.equations)
+    for equation in primitives(positions.program.equations):
+        links, ins = positions.links[id(equation)], equation.ins
+        for (_, a), (_, b) in links.contracted:
+            _check_contraction(folding, equation, a, b)
+        for k, axis in links.summed:
+            changes = _differ(folding, ins[k], axis, NEUTRAL[equation.name])
+            _block(folding, ins[k], axis, changes, f"goes through {equation.name!r}")
+        if equation.name in ("mul", "div") and any(v in folding.everywhere for v in ins):
+            for value in ins:
+                if value in folding.sums:
+                    positions.block(folding.sums[value], MEAN.format(name=equation.name))
 
 
-def _names(groups: list[tuple[Slice, ...]], kernels: set[KeyPath]) -> list[str]:
-    """The layer's path where only this group's kernels lie under it, else the path of the incoming leaf."""
-    names = []
-    for slices in groups:
-        incoming = [s.path for s in slices if s.role != "out"]
-        own = {s.path for s in slices if s.role == "in"}
-        layer = incoming[0][:-1]
-        while any(path[: len(layer)] != layer for path in incoming):
-            layer = layer[:-1]
-        shared = any(path[: len(layer)] == layer for path in kernels - own)
-        names.append(path_string(incoming[0] if shared or not layer else layer))
-    # One kernel with several free axes gives several groups the same path, as does one that is split.
-    marks: tuple[Callable[[Slice], str], ...] = (
-        lambda piece: f"[{piece.axis}]",
-        lambda piece: _ranges(sorted(itertools.chain(*piece.positions or ()))),
+def _differ(folding: ConstantFolding, value: int, axis: int, neutral: Any) -> Any:
+    """Which positions along an axis may not hold the neutral element; a single flag where all are the same."""
+    return np.logical_not(
+        map_ids([folding.at(value, axis)], lambda ids: folding.scalars.equals(ids[0], neutral))
     )
-    for mark in marks:
-        suffixes = [mark(slices[0]) for slices in groups]
-        taken = {name: {s for n, s in zip(names, suffixes, strict=True) if n == name} for name in names}
-        names = [
-            name + suffix if len(taken[name]) > 1 else name
-            for name, suffix in zip(names, suffixes, strict=True)
-        ]
-    again = {name: [n for n, other in enumerate(names) if other == name] for name in names}
-    return [
-        f"{name}#{again[name].index(n)}" if len(again[name]) > 1 else name for n, name in enumerate(names)
-    ]
+
+
+def _block(folding: ConstantFolding, value: int, axis: int, where: Any, reason: str) -> None:
+    """Block the candidates among the positions `where` along an axis."""
+    mine = folding.removable(value, axis) & where
+    if mine.any():
+        folding.positions.block(folding.positions.labels[value][axis][mine], reason)
+
+
+def _check_contraction(folding: ConstantFolding, equation: Equation, a: int, b: int) -> None:
+    left, right = equation.ins[:2]
+    if not folding.removable(left, a).any():
+        return
+    parameters = [s is not None and any(s) for s in map(folding.positions.sources.__getitem__, (left, right))]
+    if all(parameters):
+        _block(folding, left, a, True, "is contracted between two parameters")
+    elif not any(parameters):
+        reason = f"is contracted by {equation.name!r} with a value that is not a parameter"
+        _block(folding, left, a, True, reason)
+    else:
+        reasons = [""]
+
+        def reason_of(ids: tuple[int, ...]) -> int:
+            reasons.append(folding.scalars.contraction_obstacle(ids))
+            return len(reasons) - 1
+
+        which = map_ids([folding.at(left, a), folding.at(right, b)], reason_of)
+        for k, reason in enumerate(reasons):
+            if reason:
+                _block(folding, left, a, np.equal(which, k), reason)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.dependency.tree_paths import KeyPath
+from prune_rl.dependency.tree_paths import Indices, KeyPath
 
 Role = Literal["in", "bias", "out"]
 ROLES: tuple[Role, ...] = ("in", "bias", "out")
@@ -38,7 +38,7 @@ class Slice:
     positions: tuple[tuple[int, ...], ...] | None = None
     length: int | None = None
 
-    def indices(self, size: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def indices(self, size: int) -> Indices:
         """int64[size, positions per neuron]."""
         if self.positions is None:
             return np.arange(size)[:, None]

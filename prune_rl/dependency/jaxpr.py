@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.extend import core as jex
 
-from prune_rl.dependency.tree_paths import KeyPath
+from prune_rl.dependency.tree_paths import KeyPath, shape_structs
 
 INLINED = {"jit", "pjit", "closed_call", "core_call", "core_closed_call"}
 KEPT_CALLS = {"custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2"}
-# Loops and branches, with the parameters that hold what they run.
-CONTROL = {"scan": ("jaxpr",), "while": ("cond_jaxpr", "body_jaxpr"), "cond": ("branches",)}
-
-make_struct: Callable[..., jax.ShapeDtypeStruct] = jax.ShapeDtypeStruct  # which has no types in jax
+# The primitives of control flow, with the parameters that hold the jaxprs they run; `interpreter` has their rules.
+CONTROL_FLOW = {"scan": ("jaxpr",), "while": ("body_jaxpr", "cond_jaxpr"), "cond": ("branches",)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,7 +32,7 @@ class Equation:
 
     `body` holds the equations inside a function with a custom derivative or a rematerialised block, over the
     same numbers, so that the call can be taken apart or kept whole. `blocks` holds what a loop or a branch runs:
-    of scan the body, of while the condition and the body, of cond every branch.
+    of scan the body, of while the body and the condition, of cond every branch.
     """
 
     source: Any  # the JaxprEqn: primitive, params and context to bind it again
@@ -109,7 +107,7 @@ def _inline(
     for eqn in jaxpr.eqns:
         args = tuple(read(atom) for atom in eqn.invars)
         inner = _inner_jaxpr(eqn)
-        if eqn.primitive.name in CONTROL:
+        if eqn.primitive.name in CONTROL_FLOW:
             outs = [program.new(v.aval) for v in eqn.outvars]
             blocks = tuple(_block(program, closed) for closed in _controlled(eqn))
             equations.append(Equation(eqn, args, tuple(outs), blocks=blocks))
@@ -128,7 +126,7 @@ def _inline(
 
 def _controlled(eqn: Any) -> list[Any]:
     """The closed jaxprs of a loop or a branch."""
-    found = [eqn.params[name] for name in CONTROL[eqn.primitive.name]]
+    found = [eqn.params[name] for name in CONTROL_FLOW[eqn.primitive.name]]
     return [closed for each in found for closed in (each if isinstance(each, (tuple, list)) else (each,))]
 
 
@@ -148,6 +146,18 @@ def _inner_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     return None
 
 
+def primitives(equations: Sequence[Equation]) -> Iterator[Equation]:
+    """Every primitive, those inside calls, loops and branches included."""
+    for equation in equations:
+        if equation.body is not None:
+            yield from primitives(equation.body)
+        elif equation.blocks:
+            for block in equation.blocks:
+                yield from primitives(block.equations)
+        else:
+            yield equation
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Traced:
     """fn(params, *inputs) as a program; the first len(paths) of its inputs are the leaves of params."""
@@ -155,31 +165,6 @@ class Traced:
     program: Program
     paths: tuple[KeyPath, ...]
     out_tree: Any
-
-
-def shape_struct(leaf: Any, what: str) -> jax.ShapeDtypeStruct:
-    """The shape and dtype of an array, tracer, scalar or ShapeDtypeStruct.
-
-    Raises:
-      ValueError: the leaf is none of these.
-    """
-    if isinstance(leaf, (bool, int, float, complex)):
-        leaf = jax.typeof(leaf)
-    if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
-        raise ValueError(
-            f"{what} must be an array, a scalar or a jax.ShapeDtypeStruct, got {type(leaf).__name__}; "
-            "bind settings that are not arrays with functools.partial"
-        )
-    # As JAX would read the array itself: without 64-bit types, float64 is float32.
-    dtype = jax.dtypes.canonicalize_dtype(leaf.dtype, allow_extended_dtype=True)
-    return make_struct(tuple(leaf.shape), dtype, weak_type=getattr(leaf, "weak_type", False))
-
-
-def shape_structs(tree: Any, what: str) -> Any:
-    """`shape_struct` of every leaf."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: shape_struct(leaf, f"{what}{jax.tree_util.keystr(path)}"), tree
-    )
 
 
 def trace(fn: Callable[..., Any], params: Any, *inputs: Any) -> Traced:

@@ -1,4 +1,4 @@
-"""Which positions along the axes of a program's values are the same neuron, and which cannot be taken out."""
+"""Which positions along the axes of a program's values are the same neuron, as disjoint sets (union-find)."""
 
 from __future__ import annotations
 
@@ -10,34 +10,117 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.dependency.index_maps import AxisOf, Choice, Indices, Links, Tie
+from prune_rl.dependency.interpreter import Analysis, Entry
 from prune_rl.dependency.jaxpr import Equation, Program
 from prune_rl.dependency.rules import ELEMENTWISE, MOVES, links_of
-from prune_rl.dependency.union_find import Classes
+from prune_rl.dependency.structural_rules import AxisMap, AxisOf, Links, ReshapeOptions, gather_at
+from prune_rl.dependency.tree_paths import Flags, Indices
 
 Sources = tuple[frozenset[AxisOf], ...]  # by axis of a value: the input axes that it comes from
-Choices = Mapping[int, int]  # by number of a reshape in the order of the walk: which of its options is taken
+Choices = Mapping[
+    int, int
+]  # by number of a reshape in the order of evaluation: which of its readings is taken
 
-# Index arrays larger than this are not followed.
+# Larger index arrays are not followed by constant propagation.
 LARGEST_INDEX = 1 << 16
 
 
+class DisjointSets:
+    """A union-find on arrays of numbered positions. A set may be blocked, for reasons, and may hold parameters."""
+
+    def __init__(self) -> None:
+        self._parent = np.arange(1024)
+        self._blocked = np.zeros(1024, bool)
+        self._marked = np.zeros(1024, bool)
+        self._size = 0
+        self._reasons: list[tuple[Indices, str]] = []
+
+    @property
+    def size(self) -> int:
+        """How many positions there are."""
+        return self._size
+
+    def find(self, labels: Indices) -> Indices:
+        """The root of each position's set."""
+        roots = self._parent[labels]
+        while True:
+            above = self._parent[roots]
+            if np.array_equal(above, roots):
+                break
+            roots = above
+        self._parent[labels] = roots
+        return roots
+
+    def union(self, a: Indices, b: Indices) -> None:
+        """Unite the sets of a[n] and b[n], for every n."""
+        if a is b:
+            return
+        a, b = self.find(a), self.find(b)
+        different = a != b
+        parent = self._parent
+        for x, y in zip(a[different].tolist(), b[different].tolist(), strict=True):
+            while parent[x] != x:
+                x = int(parent[x])
+            while parent[y] != y:
+                y = int(parent[y])
+            if x != y:
+                parent[y] = x
+                self._blocked[x] |= self._blocked[y]
+                self._marked[x] |= self._marked[y]
+
+    def block(self, labels: Indices, reason: str) -> None:
+        """Mark the sets of these positions as not removable."""
+        self._reasons.append((labels, reason))
+        self._blocked[self.find(labels)] = True
+
+    def mark(self, labels: Indices) -> None:
+        """Mark the sets of these positions as holding a parameter's."""
+        self._marked[self.find(labels)] = True
+
+    def is_marked(self, labels: Indices) -> Flags:
+        """Which positions are in a set with one of a parameter."""
+        return self._marked[self.find(labels)]
+
+    def is_blocked(self, labels: Indices) -> Flags:
+        """Which positions are not removable."""
+        return self._blocked[self.find(labels)]
+
+    def reasons(self) -> dict[int, tuple[str, ...]]:
+        """The reasons of every blocked set, by root, in the order in which they were found."""
+        found: dict[int, dict[str, None]] = {}
+        for labels, reason in self._reasons:
+            for root in np.unique(self.find(labels)).tolist():
+                found.setdefault(root, {})[reason] = None
+        return {root: tuple(reasons) for root, reasons in found.items()}
+
+    def new(self, count: int) -> Indices:
+        """So many new positions, each in a set of its own."""
+        while self._size + count > len(self._parent):
+            n = len(self._parent)
+            self._parent = np.concatenate([self._parent, np.arange(n, 2 * n)])
+            self._blocked, self._marked = (
+                np.concatenate([flags, np.zeros(n, bool)]) for flags in (self._blocked, self._marked)
+            )
+        self._size += count
+        return np.arange(self._size - count, self._size)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Fork:
-    """A reshape that could have been read in another way: its number, how many ways, the positions it took."""
+class AmbiguousReshape:
+    """A reshape with several readings: its number, how many readings, and the positions of the one taken."""
 
     number: int
     options: int
     taken: Indices
 
 
-class Positions(Classes):
-    """The classes of every position of every axis of a program's values, with the reasons that block some.
+class Positions(DisjointSets, Analysis):
+    """Disjoint sets over every position of every axis of a program's values: the positions that must go together.
 
-    `labels[v][i]` numbers the positions along axis i of value v; `find` gives the class of a position: what must
-    go together. `order` lists the equations that did the work, calls and loops taken apart; `links` gives what each
-    does. `sources[v][i]` names the input axes that axis i of a value made of parameters (and constants) alone comes
-    from, None for other values. `integers` holds the known index arrays.
+    `labels[v][i]` numbers the positions along axis i of value v. `order` lists the primitives in their order of
+    evaluation, inside calls and loops too, and `links` what each does to positions. `sources[v][i]` names the input
+    axes that axis i of a value made of parameters and constants alone comes from; None for other values. `integers`
+    holds the known index arrays, `uniform` the scalar of constants that are equal everywhere.
     """
 
     def __init__(self, program: Program, parameters: int = 0, choices: Choices | None = None) -> None:
@@ -49,9 +132,9 @@ class Positions(Classes):
         self.sources: dict[int, Sources | None] = {}
         self.integers: dict[int, np.ndarray[Any, Any]] = {}
         self.uniform: dict[int, Any] = {}
-        self.forks: list[Fork] = []
+        self.reshapes: list[AmbiguousReshape] = []
         self._choices = choices or {}
-        self._walked = 0
+        self._reshape_count = 0
         for k, value in enumerate(program.inputs):
             self._define(value)
             if k < parameters:
@@ -65,7 +148,7 @@ class Positions(Classes):
             self._constant(value, array)
 
     def of(self, value: int, axis: int) -> Indices:
-        """The class of every position along an axis."""
+        """The root of every position along an axis."""
         return self.find(self.labels[value][axis])
 
     def _define(self, value: int) -> list[Indices]:
@@ -86,38 +169,31 @@ class Positions(Classes):
         for axis in labels:
             self.block(axis, "joined with a constant array")
 
-    # --- the walk ---
+    # --- the transfer function of a primitive ---
 
-    def walk(self, equations: Sequence[Equation]) -> Positions:
-        for equation in equations:
-            if equation.body is not None:
-                self.walk(equation.body)
-            elif equation.blocks:
-                self._control(equation)
-            else:
-                ins, outs = ([self.program.shape(v) for v in vs] for vs in (equation.ins, equation.outs))
-                links = links_of(equation.name, ins, outs, equation.params)
-                if equation.name == "gather" and not links.opaque:
-                    links = self._picked(equation, links)
-                links = self._resolved(equation, links)
-                self.order.append((equation, links))
-                self.links[id(equation)] = links
-                self._apply(equation, links)
-                self._fold_integers(equation)
-        return self
+    def primitive(self, equation: Equation) -> None:
+        ins, outs = ([self.program.shape(v) for v in vs] for vs in (equation.ins, equation.outs))
+        links = links_of(equation.name, ins, outs, equation.params)
+        if equation.name == "gather" and not links.opaque and equation.ins[1] in self.integers:
+            links = gather_at(links, self.integers[equation.ins[1]], ins[0], equation.params)
+        links = self._resolved(equation, links)
+        self.order.append((equation, links))
+        self.links[id(equation)] = links
+        self._apply(equation, links)
+        self._fold_integers(equation)
 
     def _apply(self, equation: Equation, links: Links) -> None:
         ins = equation.ins
         for value, axes in zip(equation.outs, links.outs, strict=True):
             labels = []
-            for n, ties in zip(self.program.shape(value), axes, strict=True):
-                whole = next((t for t in ties if t.source is None and t.target is None), None)
+            for n, maps in zip(self.program.shape(value), axes, strict=True):
+                whole = next((m for m in maps if m.source is None and m.target is None), None)
                 label = self.labels[ins[whole.operand]][whole.axis] if whole else self.new(n)
-                for tie in ties:
-                    mine = self.labels[ins[tie.operand]][tie.axis]
+                for m in maps:
+                    source = self.labels[ins[m.operand]][m.axis]
                     self.union(
-                        mine if tie.source is None else mine[tie.source],
-                        label if tie.target is None else label[tie.target],
+                        source if m.source is None else source[m.source],
+                        label if m.target is None else label[m.target],
                     )
                 labels.append(label)
             self.labels[value] = labels
@@ -133,50 +209,30 @@ class Positions(Classes):
             self.block(self.labels[equation.outs[k]][i], reason)
 
     def _resolved(self, equation: Equation, links: Links) -> Links:
-        """`links` with one option taken of every reshape that has several."""
+        """`links` with one reading of every ambiguous reshape."""
         outs, blocked, fixed = [list(axes) for axes in links.outs], [*links.blocked], [*links.fixed]
-        for choice in links.choices:
-            tie_of = self._taken(equation, choice)
-            blocked += [(0, i) for i in choice.ins if tie_of is None or i != tie_of[0]]
-            fixed += [(0, i) for i in choice.outs if tie_of is None or i != tie_of[1]]
-            if tie_of is not None:
-                outs[0][tie_of[1]] = (tie_of[2],)
+        for reshape in links.reshapes:
+            taken = self._reading(equation, reshape)
+            blocked += [(0, i) for i in reshape.ins if taken is None or i != taken[0]]
+            fixed += [(0, i) for i in reshape.outs if taken is None or i != taken[1]]
+            if taken is not None:
+                outs[0][taken[1]] = (reshape.axis_map(*taken),)
         return dataclasses.replace(
-            links, outs=tuple(map(tuple, outs)), blocked=tuple(blocked), fixed=tuple(fixed), choices=()
+            links, outs=tuple(map(tuple, outs)), blocked=tuple(blocked), fixed=tuple(fixed), reshapes=()
         )
 
-    def _taken(self, equation: Equation, choice: Choice) -> tuple[int, int, Tie] | None:
-        number, self._walked = self._walked, self._walked + 1
+    def _reading(self, equation: Equation, reshape: ReshapeOptions) -> tuple[int, int] | None:
+        """The (input axis, output axis) that are taken to be the neurons'; None if no axis can be."""
+        number, self._reshape_count = self._reshape_count, self._reshape_count + 1
         labels = self.labels[equation.ins[0]]
-        options = [o for o in choice.options if not self.is_blocked(labels[o[0]]).all()]
+        options = [o for o in reshape.options if not self.is_blocked(labels[o[0]]).all()]
         # The axis of a parameter rather than one that was made by broadcasting.
         options.sort(key=lambda o: not self.is_marked(labels[o[0]]).any())
         if not options:
             return None
-        mine, theirs = options[min(self._choices.get(number, 0), len(options) - 1)]
-        self.forks.append(Fork(number, len(options), labels[mine]))
-        return mine, theirs, choice.tie(mine, theirs)
-
-    def _picked(self, equation: Equation, links: Links) -> Links:
-        """The links of a gather along one axis by constant indices."""
-        params, numbers = equation.params, equation.params["dimension_numbers"]
-        indices = self.integers.get(equation.ins[1])
-        if indices is None or indices.ndim != 2 or len(numbers.start_index_map) != 1:
-            return links
-        (axis,) = numbers.start_index_map
-        length = self.program.shape(equation.ins[0])[axis]
-        inside = bool(((indices >= 0) & (indices < length)).all())
-        if numbers.collapsed_slice_dims != (axis,) or params["slice_sizes"][axis] != 1 or not inside:
-            return links
-        (out,) = (o for o in range(len(links.outs[0])) if o not in numbers.offset_dims)
-        axes = list(links.outs[0])
-        axes[out] = (Tie(0, axis, indices[:, 0].astype(np.int64), np.arange(len(indices))),)
-        return dataclasses.replace(
-            links,
-            outs=(tuple(axes),),
-            blocked=tuple(at for at in links.blocked if at != (0, axis)),
-            fixed=tuple(at for at in links.fixed if at != (0, out)),
-        )
+        taken = options[min(self._choices.get(number, 0), len(options) - 1)]
+        self.reshapes.append(AmbiguousReshape(number, len(options), labels[taken[0]]))
+        return taken
 
     def _fold_integers(self, equation: Equation) -> None:
         """Follow index arrays that are made of constants."""
@@ -190,79 +246,51 @@ class Positions(Classes):
                 made = equation.bind(arguments)
             self.integers.update(zip(equation.outs, map(np.asarray, made), strict=True))
 
-    # --- loops and branches ---
+    # --- calls, loops and branches ---
 
-    def _control(self, equation: Equation) -> None:
-        params, ins = equation.params, equation.ins
-        if equation.name == "scan":
-            self._scan(equation, params["num_consts"], params["num_carry"])
-        elif equation.name == "while":
-            first, second = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-            for block, consts in zip(equation.blocks, (ins[:first], ins[first:second]), strict=True):
-                self._enter(block.ins, (*consts, *ins[second:]))
-                self._vary(block.ins[len(consts) :])
-                self.walk(block.equations)
-            self._leave(equation.blocks[1].outs, ins[second:], equation.outs)
-        else:
-            for block in equation.blocks:
-                self._enter(block.ins, ins[1:])
-                self.walk(block.equations)
-                self._leave(block.outs, equation.blocks[0].outs, equation.outs)
+    def enter(self, equation: Equation, inner: int, outer: int, entry: Entry) -> None:
+        labels, sources = self.labels[outer], self.sources[outer]
+        if entry == "slice":
+            self.block(labels[0], f"is stepped through by {equation.name!r}")
+            labels, sources = labels[1:], None if sources is None else sources[1:]
+        # A carried value has the neurons of its first state, but neither its source nor its numbers.
+        self.labels[inner], self.sources[inner] = labels, None if entry == "carried" else sources
+        if entry == "constant" and outer in self.integers:
+            self.integers[inner] = self.integers[outer]
 
-    def _scan(self, equation: Equation, consts: int, carry: int) -> None:
-        (block,), ins, reason = equation.blocks, equation.ins, "is stepped through by 'scan'"
-        stepped = consts + carry
-        self._enter(block.ins[:stepped], ins[:stepped])
-        self._vary(block.ins[consts:stepped])
-        for inner, outer in zip(block.ins[stepped:], ins[stepped:], strict=True):
-            self.labels[inner] = self.labels[outer][1:]
-            sources = self.sources[outer]
-            self.sources[inner] = None if sources is None else sources[1:]
-            self.block(self.labels[outer][0], reason)
-        self.walk(block.equations)
-        self._leave(block.outs[:carry], ins[consts:stepped], equation.outs[:carry])
-        for inner, outer in zip(block.outs[carry:], equation.outs[carry:], strict=True):
+    def join(self, new: int, old: int) -> bool:
+        for a, b in zip(self.labels[new], self.labels[old], strict=True):
+            self.union(a, b)
+        return False  # the sets only grow, and the equations inside need not be linked again
+
+    def leave(self, equation: Equation, inner: int, outer: int, stacked: bool = False) -> None:
+        labels = self.labels[inner]
+        if stacked:
             steps = self.new(self.program.shape(outer)[0])
-            self.block(steps, reason)
-            self.labels[outer], self.sources[outer] = [steps, *self.labels[inner]], None
-
-    def _enter(self, inner: Sequence[int], outer: Sequence[int]) -> None:
-        for mine, theirs in zip(inner, outer, strict=True):
-            self.labels[mine], self.sources[mine] = self.labels[theirs], self.sources[theirs]
-            if theirs in self.integers and mine not in self.integers:
-                self.integers[mine] = self.integers[theirs]
-
-    def _vary(self, values: Sequence[int]) -> None:
-        """What a loop carries is only at first what it started from."""
-        for value in values:
-            self.sources[value] = None
-            self.integers.pop(value, None)
-
-    def _leave(self, inner: Sequence[int], same: Sequence[int], outer: Sequence[int]) -> None:
-        """Outputs of a block are the same neurons as the values `same`, and are the values `outer` from now on."""
-        for mine, twin, out in zip(inner, same, outer, strict=True):
-            for a, b in zip(self.labels[mine], self.labels[twin], strict=True):
-                self.union(a, b)
-            self.labels[out], self.sources[out] = self.labels[twin], None
+            self.block(steps, f"is stepped through by {equation.name!r}")
+            labels = [steps, *labels]
+        self.labels[outer], self.sources[outer] = labels, None
 
 
-def _sources(axes: Sequence[Sequence[Tie]], operands: Sequence[Sources | None]) -> Sources | None:
+def _sources(axes: Sequence[Sequence[AxisMap]], operands: Sequence[Sources | None]) -> Sources | None:
     known = [sources for sources in operands if sources is not None]
     if len(known) < len(operands):
         return None
-    return tuple(frozenset[AxisOf]().union(*(known[t.operand][t.axis] for t in ties)) for ties in axes)
+    return tuple(frozenset[AxisOf]().union(*(known[m.operand][m.axis] for m in maps)) for maps in axes)
 
 
 def link(program: Program, parameters: int = 0, choices: Choices | None = None) -> Positions:
-    """Tie the positions of a program whose first `parameters` inputs are parameter leaves."""
-    return Positions(program, parameters, choices).walk(program.equations)
+    """The linked positions of a program whose first `parameters` inputs are parameter leaves."""
+    positions = Positions(program, parameters, choices)
+    positions.interpret(program.equations)
+    return positions
 
 
 def next_choices(positions: Positions, choices: Choices, refused: np.ndarray[Any, Any]) -> Choices | None:
-    """Other options for the reshapes that took part in the `refused` classes; None if there are none left."""
+    """The next readings of the reshapes that took part in the `refused` sets; None if there are none left."""
     changed = dict(choices)
-    for fork in positions.forks:
-        current = changed.get(fork.number, 0)
-        if current + 1 < fork.options and np.isin(positions.find(fork.taken), refused).any():
-            changed[fork.number] = current + 1
+    for reshape in positions.reshapes:
+        current = changed.get(reshape.number, 0)
+        if current + 1 < reshape.options and np.isin(positions.find(reshape.taken), refused).any():
+            changed[reshape.number] = current + 1
     return changed if changed != dict(choices) else None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from prune_rl.dependency.groups import NeuronGroup, NeuronGroups, Slice, path_string
-from prune_rl.dependency.tree_paths import KeyPath, Masks, leaves_by_path
+from prune_rl.dependency.tree_paths import Flags, KeyPath, Masks, Params, leaves_by_path
+
+# {leaf path: {axis: the slices along it, each with its group}}
+AxisSlices = Mapping[KeyPath, Mapping[int, list[tuple[NeuronGroup, Slice]]]]
 
 
-def axis_slices(groups: NeuronGroups) -> dict[KeyPath, dict[int, list[tuple[NeuronGroup, Slice]]]]:
-    """{leaf path: {axis: what the groups have there}}; a slice that has two roles is named once."""
+def axis_slices(groups: NeuronGroups) -> AxisSlices:
+    """{leaf path: {axis: [(group, slice)]}}; a slice that has two roles is listed once."""
     table: dict[KeyPath, dict[int, list[tuple[NeuronGroup, Slice]]]] = {}
     for group in groups.values():
         for piece in group.slices:
@@ -22,9 +26,7 @@ def axis_slices(groups: NeuronGroups) -> dict[KeyPath, dict[int, list[tuple[Neur
     return table
 
 
-def checked_slices(
-    groups: NeuronGroups, params: Any
-) -> dict[KeyPath, dict[int, list[tuple[NeuronGroup, Slice]]]]:
+def checked_slices(groups: NeuronGroups, params: Params) -> AxisSlices:
     """`axis_slices`, checked against the tree that the groups are to be used on.
 
     Raises:
@@ -65,7 +67,7 @@ def check_masks(groups: NeuronGroups, masks: Masks) -> dict[str, Any]:
     return chosen
 
 
-def concrete_masks(groups: NeuronGroups, masks: Masks) -> dict[str, np.ndarray[Any, Any]]:
+def concrete_masks(groups: NeuronGroups, masks: Masks) -> dict[str, Flags]:
     """The masks of the groups as NumPy arrays, for what changes shapes.
 
     Raises:

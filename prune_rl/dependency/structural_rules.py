@@ -1,48 +1,118 @@
-"""What the primitives that only move numbers do to the positions of their operand's axes."""
+"""What a primitive does to the positions of its operands' axes, as data; the rules of those without arithmetic."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from prune_rl.dependency.index_maps import AxisOf, Choice, Links, Tie
+from prune_rl.dependency.tree_paths import Indices
 
+AxisOf = tuple[int, int]  # (position of the operand, input or output; its axis)
 Shape = tuple[int, ...]
 
 
-def same(rank: int, operand: int = 0) -> list[tuple[Tie, ...]]:
+@dataclasses.dataclass(frozen=True, eq=False)
+class AxisMap:
+    """Positions of one operand axis that are the same neurons as positions of an output axis.
+
+    Position source[n] of axis `axis` of operand `operand` is position target[n] of the output axis; None: all
+    positions, in order. Several sources may share a target and the other way round.
+    """
+
+    operand: int
+    axis: int
+    source: Indices | None = None
+    target: Indices | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReshapeOptions:
+    """A reshape that merges several axes into one, or splits one: only one of the several can be that of the neurons.
+
+    `ins` and `outs`: the input and output axes that take part, of which one side is a single axis; `lengths`: those
+    of the several.
+    """
+
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    @property
+    def options(self) -> list[tuple[int, int]]:
+        """(input axis, output axis) of each reading; the last axis first, where features mostly are."""
+        return [(i, o) for i in reversed(self.ins) for o in reversed(self.outs)]
+
+    def axis_map(self, mine: int, theirs: int) -> AxisMap:
+        """The map of one reading: each position of the single axis to its coordinate along one of the several."""
+        merges = len(self.outs) == 1
+        which = self.ins.index(mine) if merges else self.outs.index(theirs)
+        along = np.arange(math.prod(self.lengths))
+        coordinate = along // math.prod(self.lengths[which + 1 :]) % self.lengths[which]
+        return AxisMap(0, mine, coordinate, along) if merges else AxisMap(0, mine, along, coordinate)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Links:
+    """What a primitive does to the axes of its operands.
+
+    outs[k][i]: maps to axis i of output k (none: new positions). contracted: pairs of operand axes summed
+    against each other. summed: operand axes that are reduced. batch: operand axes that index independent
+    products. blocked: operand axes used in a way that fixes their length. fixed: output axes (output, axis) of a
+    fixed length. reshapes: ambiguous ones, see `ReshapeOptions`. opaque: the primitive has no rule.
+    """
+
+    outs: tuple[tuple[tuple[AxisMap, ...], ...], ...]
+    contracted: tuple[tuple[AxisOf, AxisOf], ...] = ()
+    summed: tuple[AxisOf, ...] = ()
+    batch: tuple[AxisOf, ...] = ()
+    blocked: tuple[AxisOf, ...] = ()
+    fixed: tuple[AxisOf, ...] = ()
+    reshapes: tuple[ReshapeOptions, ...] = ()
+    opaque: bool = False
+
+
+def opaque(ins: list[tuple[int, ...]], outs: list[tuple[int, ...]]) -> Links:
+    """The links of a primitive without a rule: every axis it touches is fixed."""
+    every = tuple((k, i) for k, shape in enumerate(ins) for i in range(len(shape)))
+    made = tuple((k, i) for k, shape in enumerate(outs) for i in range(len(shape)))
+    return Links(tuple(tuple(() for _ in shape) for shape in outs), blocked=every, fixed=made, opaque=True)
+
+
+def same(rank: int, operand: int = 0) -> list[tuple[AxisMap, ...]]:
     """Every axis of the output is that axis of one operand."""
-    return [(Tie(operand, i),) for i in range(rank)]
+    return [(AxisMap(operand, i),) for i in range(rank)]
 
 
 def broadcast_in_dim(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
     """Axes that are named in `broadcast_dimensions` are kept, the others are new."""
-    axes: list[tuple[Tie, ...]] = [() for _ in outs[0]]
+    axes: list[tuple[AxisMap, ...]] = [() for _ in outs[0]]
     blocked: list[AxisOf] = []
     for i, target in enumerate(params["broadcast_dimensions"]):
         if ins[0][i] == outs[0][target]:
-            axes[target] = (Tie(0, i),)
+            axes[target] = (AxisMap(0, i),)
         else:
             blocked.append((0, i))
     return Links((tuple(axes),), blocked=tuple(blocked))
 
 
 def reshape(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
-    """Axes that a row-major reshape leaves alone, folds together or takes apart."""
+    """Axes that a row-major reshape keeps, merges or splits."""
     old, new = ins[0], outs[0]
     if params.get("dimensions") is not None or 0 in old:
         return None
-    axes: list[tuple[Tie, ...]] = [() for _ in new]
+    axes: list[tuple[AxisMap, ...]] = [() for _ in new]
     kept: set[int] = set()
-    choices: list[Choice] = []
+    reshapes: list[ReshapeOptions] = []
     for mine, theirs in _factors(old, new):
         if len(mine) == len(theirs) == 1:
-            axes[theirs[0]], kept = ((Tie(0, mine[0]),), kept | {mine[0]})
+            axes[theirs[0]], kept = ((AxisMap(0, mine[0]),), kept | {mine[0]})
         elif len(mine) == 1 or len(theirs) == 1:
             lengths = [old[i] for i in mine] if len(theirs) == 1 else [new[i] for i in theirs]
-            choices.append(Choice(tuple(mine), tuple(theirs), tuple(lengths)))
+            reshapes.append(ReshapeOptions(tuple(mine), tuple(theirs), tuple(lengths)))
     # Which of several length-1 axes is which is only certain when ones are added or removed in front.
     longer, shorter = (old, new) if len(old) > len(new) else (new, old)
     extra = len(longer) - len(shorter)
@@ -50,15 +120,18 @@ def reshape(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> L
         for i, n in enumerate(shorter):
             if n == 1:
                 mine_, theirs_ = (i + extra, i) if longer is old else (i, i + extra)
-                axes[theirs_], kept = (Tie(0, mine_),), kept | {mine_}
-    chosen = {i for choice in choices for i in choice.ins}, {i for choice in choices for i in choice.outs}
+                axes[theirs_], kept = (AxisMap(0, mine_),), kept | {mine_}
+    chosen = (
+        {i for reshape in reshapes for i in reshape.ins},
+        {i for reshape in reshapes for i in reshape.outs},
+    )
     blocked = tuple((0, i) for i in range(len(old)) if i not in kept | chosen[0])
     fixed = tuple((0, i) for i, tied in enumerate(axes) if not tied and i not in chosen[1])
-    return Links((tuple(axes),), blocked=blocked, fixed=fixed, choices=tuple(choices))
+    return Links((tuple(axes),), blocked=blocked, fixed=fixed, reshapes=tuple(reshapes))
 
 
 def _factors(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
-    """The finest cut of both shapes into runs of equal products; axes of length 1 left out."""
+    """The finest partition of both shapes into runs of equal products; axes of length 1 left out."""
     runs: list[tuple[list[int], list[int]]] = []
     left, right = ([i for i, n in enumerate(shape) if n != 1] for shape in (old, new))
     while left or right:
@@ -77,13 +150,13 @@ def _factors(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
 
 def transpose(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
     """Axes change places."""
-    return Links((tuple((Tie(0, i),) for i in params["permutation"]),))
+    return Links((tuple((AxisMap(0, i),) for i in params["permutation"]),))
 
 
 def squeeze(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
     """Axes of length 1 go."""
     gone = [int(i) for i in params["dimensions"]]
-    kept = tuple((Tie(0, i),) for i in range(len(ins[0])) if i not in gone)
+    kept = tuple((AxisMap(0, i),) for i in range(len(ins[0])) if i not in gone)
     return Links((kept,), blocked=tuple((0, i) for i in gone))
 
 
@@ -92,7 +165,7 @@ def rev(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links
     axes = same(len(ins[0]))
     for i in params["dimensions"]:
         n = ins[0][i]
-        axes[i] = (Tie(0, i, np.arange(n)[::-1], np.arange(n)),)
+        axes[i] = (AxisMap(0, i, np.arange(n)[::-1], np.arange(n)),)
     return Links((tuple(axes),))
 
 
@@ -101,17 +174,17 @@ def tile(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Link
     axes = same(len(ins[0]))
     for i, (n, times) in enumerate(zip(ins[0], params["reps"], strict=True)):
         if times != 1:
-            axes[i] = (Tie(0, i, np.tile(np.arange(n), times), np.arange(n * times)),)
+            axes[i] = (AxisMap(0, i, np.tile(np.arange(n), times), np.arange(n * times)),)
     return Links((tuple(axes),))
 
 
 def concatenate(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
     """One axis is put together from those of the operands."""
     along, start = params["dimension"], 0
-    axes = [tuple(Tie(k, i) for k in range(len(ins))) for i in range(len(outs[0]))]
+    axes = [tuple(AxisMap(k, i) for k in range(len(ins))) for i in range(len(outs[0]))]
     pieces = []
     for k, shape in enumerate(ins):
-        pieces.append(Tie(k, along, np.arange(shape[along]), start + np.arange(shape[along])))
+        pieces.append(AxisMap(k, along, np.arange(shape[along]), start + np.arange(shape[along])))
         start += shape[along]
     axes[along] = tuple(pieces)
     return Links((tuple(axes),))
@@ -126,7 +199,7 @@ def slice_(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Li
     ):
         taken = np.arange(int(start), int(stop), int(step))
         if len(taken) != ins[0][i]:
-            axes[i] = (Tie(0, i, taken, np.arange(len(taken))),)
+            axes[i] = (AxisMap(0, i, taken, np.arange(len(taken))),)
     return Links((tuple(axes),))
 
 
@@ -135,7 +208,7 @@ def split(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Lin
     start, pieces = 0, []
     for size in map(int, params["sizes"]):
         axes = same(len(ins[0]))
-        axes[params["axis"]] = (Tie(0, params["axis"], start + np.arange(size), np.arange(size)),)
+        axes[params["axis"]] = (AxisMap(0, params["axis"], start + np.arange(size), np.arange(size)),)
         pieces.append(tuple(axes))
         start += size
     return Links(tuple(pieces))
@@ -150,32 +223,52 @@ def pad(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links
             blocked.append((0, i))
             fixed.append((0, i))
         elif low or high:
-            axes[i] = (Tie(0, i, np.arange(ins[0][i]), int(low) + np.arange(ins[0][i])),)
+            axes[i] = (AxisMap(0, i, np.arange(ins[0][i]), int(low) + np.arange(ins[0][i])),)
     return Links((tuple(axes),), blocked=tuple(blocked), fixed=tuple(fixed))
 
 
 def gather(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
     """Axes taken whole are kept, those of the indices become axes of the output; what is picked from is fixed.
 
-    `positions` knows more where the indices are constants.
+    `gather_at` is the rule where the indices are constants.
     """
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     if numbers.operand_batching_dims:
         return None
-    axes: list[tuple[Tie, ...]] = [() for _ in outs[0]]
+    axes: list[tuple[AxisMap, ...]] = [() for _ in outs[0]]
     offset = [i for i in range(len(ins[0])) if i not in numbers.collapsed_slice_dims]
     whole = {i: o for i, o in zip(offset, numbers.offset_dims, strict=True) if sizes[i] == ins[0][i]}
     picked = {*numbers.start_index_map}
     for i, o in whole.items():
         if i not in picked:
-            axes[o] = (Tie(0, i),)
+            axes[o] = (AxisMap(0, i),)
     rest = [o for o in range(len(outs[0])) if o not in numbers.offset_dims]
     for k, o in enumerate(rest):
-        axes[o] = (Tie(1, k),)
+        axes[o] = (AxisMap(1, k),)
     blocked = tuple((0, i) for i in range(len(ins[0])) if i not in whole or i in picked)
     blocked += ((1, len(ins[1]) - 1),)
     fixed = tuple((0, o) for o, tied in enumerate(axes) if not tied)
     return Links((tuple(axes),), blocked=blocked, fixed=fixed)
+
+
+def gather_at(links: Links, indices: Indices, operand: Shape, params: Mapping[str, Any]) -> Links:
+    """The links of a gather by constant indices, int[n, 1], along one axis; `links` unchanged where it is another."""
+    numbers = params["dimension_numbers"]
+    if indices.ndim != 2 or len(numbers.start_index_map) != 1:
+        return links
+    (axis,) = numbers.start_index_map
+    inside = bool(((indices >= 0) & (indices < operand[axis])).all())
+    if numbers.collapsed_slice_dims != (axis,) or params["slice_sizes"][axis] != 1 or not inside:
+        return links
+    (out,) = (o for o in range(len(links.outs[0])) if o not in numbers.offset_dims)
+    axes = list(links.outs[0])
+    axes[out] = (AxisMap(0, axis, indices[:, 0].astype(np.int64), np.arange(len(indices))),)
+    return dataclasses.replace(
+        links,
+        outs=(tuple(axes),),
+        blocked=tuple(at for at in links.blocked if at != (0, axis)),
+        fixed=tuple(at for at in links.fixed if at != (0, out)),
+    )
 
 
 def dynamic_slice(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
@@ -188,7 +281,7 @@ def dynamic_slice(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]
 def dynamic_update_slice(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
     """Axes written whole are kept; of the others, only the program knows which positions."""
     cut = [i for i, (n, m) in enumerate(zip(ins[0], ins[1], strict=True)) if n != m]
-    axes = [(Tie(0, i),) if i in cut else (Tie(0, i), Tie(1, i)) for i in range(len(ins[0]))]
+    axes = [(AxisMap(0, i),) if i in cut else (AxisMap(0, i), AxisMap(1, i)) for i in range(len(ins[0]))]
     return Links((tuple(axes),), blocked=tuple((k, i) for i in cut for k in (0, 1)))
 
 

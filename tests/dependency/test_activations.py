@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import quick_jit
+from small_networks import random_like
 
 from prune_rl.dependency.activations import activations
 from prune_rl.dependency.find_groups import find_groups
 
-X = jax.random.normal(jax.random.key(0), (7, 4))
+X = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
 
 
 def init(**shapes: tuple[int, ...]) -> dict[str, jax.Array]:
@@ -33,10 +35,10 @@ class Flax(nn.Module):
 
 @pytest.mark.parametrize("shape", [(4,), (7, 4), (3, 7, 4)])
 def test_equal_to_what_a_module_records_itself(shape: tuple[int, ...]) -> None:
-    x = jax.random.normal(jax.random.key(1), shape)
-    params = {"params": jax.jit(Flax().init)(jax.random.key(0), x)["params"]}
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    params = {"params": random_like(jax.eval_shape(Flax().init, jax.random.key(0), x)["params"])}
     groups = find_groups(Flax().apply, params, x)
-    found, (_, recorded) = jax.jit(
+    found, (_, recorded) = quick_jit(
         lambda: (activations(Flax().apply, groups, params, x), Flax().apply(params, x, mutable="hidden"))
     )()
     assert list(found) == list(groups)
@@ -52,9 +54,12 @@ def test_the_neurons_come_last_and_in_float32() -> None:
         h = jnp.tanh(jnp.einsum("bi,io->ob", x, p["first"])).astype(jnp.bfloat16)  # [neurons, batch]
         return jnp.einsum("ob,ko->bk", h, p["second"].astype(jnp.bfloat16))
 
-    found = activations(fn, find_groups(fn, params, X), params, X)["first"]
+    groups = find_groups(fn, params, X)
+    found, expected = quick_jit(
+        lambda: (activations(fn, groups, params, X)["first"], jnp.tanh(X @ params["first"]))
+    )()
     assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, jnp.tanh(X @ params["first"]), atol=1e-2)
+    np.testing.assert_allclose(found, expected, atol=1e-2)
 
 
 def test_a_value_read_by_two_heads_is_given_once_and_by_two_values_stacked() -> None:
@@ -115,7 +120,7 @@ def test_under_jit_and_vmap_traced_once(assert_traces: Callable[..., Any]) -> No
         return jax.nn.relu(x @ p["a"]) @ p["b"]
 
     groups = find_groups(fn, params, X)
-    step = jax.jit(jax.vmap(assert_traces(lambda p, x: activations(fn, groups, p, x), 1)))
+    step = quick_jit(jax.vmap(assert_traces(lambda p, x: activations(fn, groups, p, x), 1)))
     for scale in (1.0, -2.0):
         seeds = jax.tree.map(lambda leaf, scale=scale: jnp.stack([leaf, scale * leaf]), params)
         found = step(seeds, jnp.stack([X, X]))["a"]

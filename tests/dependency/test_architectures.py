@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 from collections.abc import Callable
 from typing import Any
@@ -13,77 +12,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compilation import quick_jit
-from small_networks import dense, random_masks
+from small_networks import (
+    TOLERANCE,
+    Case,
+    Fn,
+    Params,
+    assert_each_removable,
+    assert_removable,
+    dense,
+    error,
+    normal,
+    random_layer,
+    random_like,
+    random_masks,
+)
 
 from prune_rl.dependency.activations import activations
-from prune_rl.dependency.compaction import compact, compact_function, expand
+from prune_rl.dependency.compaction import compact, compact_function
 from prune_rl.dependency.find_groups import find_groups
-from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.summary import explain
 from prune_rl.pruning.importance import magnitude_importance, taylor_importance
 from prune_rl.pruning.layer_norm import layer_norm
-from prune_rl.pruning.masks import apply_masks, count, init_masks
+from prune_rl.pruning.masks import apply_masks, init_masks
 from prune_rl.pruning.proximal import diagonal_prox, euclidean_prox
-
-TOLERANCE = 1e-5
-Params = Any
-Fn = Callable[..., Any]
-
-
-def normal(*shape: int, seed: int = 0, scale: float = 0.7) -> np.ndarray[Any, Any]:
-    return np.random.default_rng(seed).normal(size=shape, scale=scale).astype(np.float32)
-
-
-def like(tree: Any, seed: int = 0) -> Any:
-    """Random leaves in place of a module's initial ones, biases included, so that no zero hides a mistake."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: rng.normal(size=a.shape, scale=0.5).astype(np.float32), tree)
-
-
-def layer(inputs: int, outputs: int, seed: int = 0) -> Params:
-    return {"kernel": normal(inputs, outputs, seed=seed), "bias": normal(outputs, seed=seed + 1)}
-
-
-def error(a: Any, b: Any) -> float:
-    """Largest difference of two trees, relative to the scale of the second."""
-    pairs = [
-        (np.asarray(x), np.asarray(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    ]
-    assert all(x.shape == y.shape for x, y in pairs)
-    scale = max(1.0, *(float(np.abs(y).max(initial=0)) for _, y in pairs))
-    return max(float(np.abs(x - y).max(initial=0)) for x, y in pairs) / scale
-
-
-def assert_removable(
-    fn: Fn, params: Params, *inputs: Any, seed: int = 0, gradients: bool = True
-) -> NeuronGroups:
-    """Masked and compacted function agree, and so do their gradients; what was taken out can be put back."""
-    groups = find_groups(fn, params, *inputs)
-    masks = random_masks(groups, seed)
-    small = compact(groups, params, masks)
-    small_fn = compact_function(fn, groups, params, masks)
-
-    def loss(fn: Fn, p: Params) -> tuple[jax.Array, Any]:
-        out = fn(p, *inputs)
-        return sum((jnp.sum(jnp.sin(y)) for y in jax.tree.leaves(out)), jnp.zeros(())), out
-
-    def outputs(params: Params, small: Params) -> Any:
-        masked = apply_masks(groups, params, masks)
-        pairs = (fn, masked), (small_fn, small)
-        if gradients:
-            both = [jax.grad(functools.partial(loss, f), has_aux=True)(p) for f, p in pairs]
-        else:
-            both = [(None, loss(f, p)[1]) for f, p in pairs]
-        return masked, *both
-
-    masked, (full, expected), (ours, out) = quick_jit(outputs)(params, small)
-    assert error(out, expected) <= TOLERANCE
-    assert error(expand(groups, small, masks), masked) == 0
-    assert count(groups, params, masks).weights.kept == sum(leaf.size for leaf in jax.tree.leaves(small))
-    if gradients:
-        assert error(ours, compact(groups, full, masks)) <= 10 * TOLERANCE
-    return groups
-
 
 # --- named architectures ---
 
@@ -129,7 +80,7 @@ class Attention(nn.Module):
 
 
 def module(m: nn.Module, x: Any) -> tuple[Fn, Params, Any]:
-    variables = like(jax.eval_shape(m.init, jax.random.key(0), x))
+    variables = random_like(jax.eval_shape(m.init, jax.random.key(0), x))
     # Running variances are positive.
     positive = {"batch_stats": jax.tree.map(jnp.abs, variables["batch_stats"])} if len(variables) > 1 else {}
     return m.apply, {**variables, **positive}, x
@@ -195,7 +146,7 @@ def rematerialised(p: Params, x: jax.Array) -> jax.Array:
     return dense(p["head"], block(p["b"], block(p["a"], x)))
 
 
-MLP = {"a": layer(4, 5), "b": layer(5, 5), "head": layer(5, 2)}
+MLP = {"a": random_layer(4, 5), "b": random_layer(5, 5), "head": random_layer(5, 2)}
 ARCHITECTURES: dict[str, tuple[tuple[Fn, Params, Any], dict[str, int]]] = {
     "convolutions": (
         module(Convolutions(), IMAGE),
@@ -209,37 +160,51 @@ ARCHITECTURES: dict[str, tuple[tuple[Fn, Params, Any], dict[str, int]]] = {
     "lstm": (module(Recurrent(nn.OptimizedLSTMCell), SERIES), {"params/OptimizedLSTMCell_0": 9}),
     # Heads and what they compare stay; the features of the values go.
     "attention": (module(Attention(), SERIES), {"params/MultiHeadDotProductAttention_0/value": 3}),
-    "fused gates": ((fused_gates, {"a": layer(4, 10), "head": layer(5, 2)}, X), {"a": 5}),
+    "fused gates": ((fused_gates, {"a": random_layer(4, 10), "head": random_layer(5, 2)}, X), {"a": 5}),
     "two halves": (
-        (two_halves, {"a": layer(4, 10), "left": layer(5, 2), "right": layer(5, 2, 3)}, X),
+        (
+            two_halves,
+            {"a": random_layer(4, 10), "left": random_layer(5, 2), "right": random_layer(5, 2, 3)},
+            X,
+        ),
         {"a[0:5]": 5, "a[5:10]": 5},
     ),
-    "half an output": ((half_an_output, {"a": layer(4, 9), "head": layer(6, 2)}, X), {"a": 6}),
-    "joined": ((joined, {"a": layer(4, 5), "b": layer(4, 6), "head": layer(15, 2)}, X), {"a": 5, "b": 6}),
-    "while": ((by_while, {"a": layer(4, 6), "u": normal(6, 6), "head": layer(6, 2)}, X), {"a/kernel": 6}),
+    "half an output": ((half_an_output, {"a": random_layer(4, 9), "head": random_layer(6, 2)}, X), {"a": 6}),
+    "joined": (
+        (joined, {"a": random_layer(4, 5), "b": random_layer(4, 6), "head": random_layer(15, 2)}, X),
+        {"a": 5, "b": 6},
+    ),
+    "while": (
+        (by_while, {"a": random_layer(4, 6), "u": normal(6, 6), "head": random_layer(6, 2)}, X),
+        {"a/kernel": 6},
+    ),
     "cond": ((by_cond, MLP, X), {"a/kernel": 5}),
     "stacked layers": (
         (
             stacked_layers,
             {
-                "a": layer(4, 6),
+                "a": random_layer(4, 6),
                 "layers": {"kernel": normal(3, 6, 6), "bias": normal(3, 6)},
-                "head": layer(6, 2),
+                "head": random_layer(6, 2),
             },
             X,
         ),
         {"a/kernel": 6},
     ),
     "rearranged": (
-        (rearranged, {"a": layer(4, 5), "head": layer(5 + 5 + 8 + 2 + 10 + 10, 2)}, X),
+        (rearranged, {"a": random_layer(4, 5), "head": random_layer(5 + 5 + 8 + 2 + 10 + 10, 2)}, X),
         {"a#0": 2, "a#1": 2, "a#2": 1},
     ),
     "normalised": (
-        (normalised, {"a": layer(4, 6), "scale": normal(6), "shift": normal(6), "head": layer(6, 2)}, X),
+        (
+            normalised,
+            {"a": random_layer(4, 6), "scale": normal(6), "shift": normal(6), "head": random_layer(6, 2)},
+            X,
+        ),
         {"a/kernel": 6},
     ),
     "embedded": (
-        (embedded, {"table": normal(11, 6), "head": layer(6, 2)}, np.array([[1, 4], [5, 10]])),
+        (embedded, {"table": normal(11, 6), "head": random_layer(6, 2)}, np.array([[1, 4], [5, 10]])),
         {"table": 6},
     ),
     "rematerialised": ((rematerialised, MLP, X), {"a": 5, "b": 5}),
@@ -294,12 +259,15 @@ def test_other_batch_sizes_jit_and_vmap(name: str) -> None:
     (fn, params, x), _ = ARCHITECTURES[name]
     groups = find_groups(fn, params, x)
     masks = random_masks(groups)
-    small, masked = compact(groups, params, masks), apply_masks(groups, params, masks)
+    small, masked = compact(groups, params, masks), quick_jit(lambda: apply_masks(groups, params, masks))()
     small_fn = compact_function(fn, groups, params, masks, x)
     one, many = x[:1], np.stack([x, -x])
-    assert error(jax.jit(small_fn)(small, one), fn(masked, one)) <= TOLERANCE
-    expected = jax.vmap(fn, (None, 0))(masked, many)
-    assert error(jax.jit(jax.vmap(small_fn, (None, 0)))(small, many), expected) <= TOLERANCE
+
+    def both(fn: Fn, params: Params) -> Any:
+        return fn(params, one), jax.vmap(fn, (None, 0))(params, many)
+
+    ours, expected = quick_jit(lambda: (both(small_fn, small), both(fn, masked)))()
+    assert error(ours, expected) <= TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["convolutions", "lstm", "joined", "two halves", "rearranged"])
@@ -308,13 +276,21 @@ def test_every_transform_works_on_neurons_with_several_positions(name: str) -> N
     (fn, params, x), _ = ARCHITECTURES[name]
     groups = find_groups(fn, params, x)
     leaves = dict(jax.tree_util.tree_flatten_with_path(params)[0])
-    grads = like(params, 5)
+    grads = random_like(params, 5)
     slopes = dict(jax.tree_util.tree_flatten_with_path(grads)[0])
-    taylor, magnitude = taylor_importance(groups, params, grads), magnitude_importance(groups, params)
     threshold = {name: np.full(group.size, 0.3, np.float32) for name, group in groups.items()}
-    euclidean = euclidean_prox(groups, params, threshold)
-    diagonal = diagonal_prox(groups, params, threshold, jax.tree.map(np.ones_like, params))
-    shrunk = dict(jax.tree_util.tree_flatten_with_path(jax.tree.map(np.asarray, euclidean))[0])
+    taylor, magnitude, euclidean, diagonal = jax.tree.map(
+        np.asarray,
+        quick_jit(
+            lambda params: (
+                taylor_importance(groups, params, grads),
+                magnitude_importance(groups, params),
+                euclidean_prox(groups, params, threshold),
+                diagonal_prox(groups, params, threshold, jax.tree.map(jnp.ones_like, params)),
+            )
+        )(params),
+    )
+    shrunk = dict(jax.tree_util.tree_flatten_with_path(euclidean)[0])
     for group in groups.values():
         for j in range(group.size):
 
@@ -336,7 +312,7 @@ def test_every_transform_works_on_neurons_with_several_positions(name: str) -> N
 def test_the_activations_of_a_flattened_image_are_those_of_its_channels() -> None:
     (fn, params, x), _ = ARCHITECTURES["convolutions"]
     groups = find_groups(fn, params, x)
-    hidden = activations(fn, groups, params, x)
+    hidden = quick_jit(lambda: activations(fn, groups, params, x))()
     assert {name: a.shape for name, a in hidden.items()} == {
         "params/Conv_0": (2, 4, 4, 6),
         "params/Conv_1": (4, 2, 8),  # 2 × 2 places, 2 images, 8 channels
@@ -344,10 +320,14 @@ def test_the_activations_of_a_flattened_image_are_those_of_its_channels() -> Non
     }
     (fn, params, x), _ = ARCHITECTURES["joined"]
     groups = find_groups(fn, params, x)
-    assert np.allclose(activations(fn, groups, params, x)["b"], jnp.cos(dense(params["b"], x)), atol=1e-6)
+    found, expected = quick_jit(
+        lambda: (activations(fn, groups, params, x)["b"], jnp.cos(dense(params["b"], x)))
+    )()
+    assert np.allclose(found, expected, atol=1e-6)
     (fn, params, x), _ = ARCHITECTURES["lstm"]
     recurrent = find_groups(fn, params, x)
-    assert activations(fn, recurrent, params, x)["params/OptimizedLSTMCell_0"].shape[-1] == 9
+    shapes = jax.eval_shape(lambda: activations(fn, recurrent, params, x))
+    assert shapes["params/OptimizedLSTMCell_0"].shape[-1] == 9
 
 
 def test_ordinary_layer_norm_is_refused_with_the_advice_and_ours_is_the_same_when_nothing_is_removed() -> (
@@ -360,9 +340,9 @@ def test_ordinary_layer_norm_is_refused_with_the_advice_and_ours_is_the_same_whe
         return dense(p["head"], jax.nn.gelu(h))
 
     (fn, params, x), _ = ARCHITECTURES["normalised"]
-    assert error(fn(params, x), ordinary(params, x)) <= TOLERANCE
+    assert error(*quick_jit(lambda: (fn(params, x), ordinary(params, x)))()) <= TOLERANCE
     flax = nn.LayerNorm()
-    norm = flax.init(jax.random.key(0), normal(7, 6))
+    norm = jax.eval_shape(flax.init, jax.random.key(0), normal(7, 6))
     for refused in (
         find_groups(ordinary, params, x),
         find_groups(
@@ -482,10 +462,14 @@ CHUNKS, EACH = 20, 26
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_masked_is_compact_for_random_architectures(chunk: int) -> None:
     """520 networks in all; every eighth with gradients. What is not exact must have been refused."""
-    found = 0
-    for seed in range(chunk * EACH, (chunk + 1) * EACH):
-        network = Architecture(1000 * seed)
-        groups = assert_removable(network, network.params, network.x, seed=seed, gradients=seed % 8 == 0)
-        found += sum(group.size for group in groups.values())
-        assert all(mask.all() for mask in init_masks(groups).values())
-    assert found > EACH  # the networks have neurons to remove
+    seeds = range(chunk * EACH, (chunk + 1) * EACH)
+    networks = [Architecture(1000 * seed) for seed in seeds]
+    found = assert_each_removable(
+        [
+            Case(network, network.params, (network.x,), seed, seed % 8 == 0)
+            for seed, network in zip(seeds, networks, strict=True)
+        ]
+    )
+    assert all(mask.all() for groups in found for mask in init_masks(groups).values())
+    removable = sum(group.size for groups in found for group in groups.values())
+    assert removable > EACH  # the networks have neurons to remove

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -12,16 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import dense, random_masks
+from small_networks import dense, random_like, random_masks
 
 from prune_rl.dependency.compaction import compact, compact_function, expand
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.pruning.masks import apply_masks, count, init_masks
 
 TOLERANCE = 1e-5
-X = jax.random.normal(jax.random.key(0), (7, 4))
+X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
 
 
 def distance(a: Any, b: Any) -> float:
@@ -85,11 +85,16 @@ def test_masked_is_compact_for_any_activation(activation: str, depth: int) -> No
     small = compact(groups, params, masks)
     assert small["layer_0"]["kernel"].shape == (4, masks["layer_0"].sum())
     assert small["head"]["bias"].shape == (2,)
-    masked = jax.jit(fn)(apply_masks(groups, params, masks), X)
-    assert distance(jax.jit(fn)(small, X), masked) <= TOLERANCE
     small_fn = compact_function(fn, groups, params, masks, X)
-    assert distance(jax.jit(small_fn)(small, X), masked) <= TOLERANCE
-    assert distance(jax.jit(fn)(params, X), masked) > 0.01
+
+    def outputs(params: Any, small: Any) -> Any:
+        masked = apply_masks(groups, params, masks)
+        return fn(masked, X), fn(small, X), small_fn(small, X), fn(params, X)
+
+    masked, directly, compacted, full = quick_jit(outputs)(params, small)
+    assert distance(directly, masked) <= TOLERANCE
+    assert distance(compacted, masked) <= TOLERANCE
+    assert distance(full, masked) > 0.01
 
 
 class Flax(nn.Module):
@@ -109,10 +114,10 @@ class Fixed:
 
     def __init__(self) -> None:
         self.fn = Flax().apply
-        self.params = jax.jit(Flax().init)(jax.random.key(1), X)
+        self.params = random_like(jax.eval_shape(Flax().init, jax.random.key(1), X))
         self.groups = find_groups(self.fn, self.params, X)
         self.masks = random_masks(self.groups)
-        self.masked = jax.jit(apply_masks, static_argnums=0)(self.groups, self.params, self.masks)
+        self.masked = quick_jit(apply_masks, static_argnums=0)(self.groups, self.params, self.masks)
         self.small = compact(self.groups, self.params, self.masks)
         self.small_fn = compact_function(self.fn, self.groups, self.params, self.masks, X)
 
@@ -125,14 +130,15 @@ def fixed() -> Fixed:
 def test_a_module_of_fixed_width(fixed: Fixed) -> None:
     with pytest.raises(Exception, match="shape"):
         fixed.fn(fixed.small, X)
-    assert distance(fixed.small_fn(fixed.small, X), fixed.fn(fixed.masked, X)) <= TOLERANCE
+    small, masked = quick_jit(lambda: (fixed.small_fn(fixed.small, X), fixed.fn(fixed.masked, X)))()
+    assert distance(small, masked) <= TOLERANCE
 
 
 @pytest.mark.parametrize("shape", [(4,), (1, 4), (12, 4), (2, 3, 4)])
 def test_other_batch_shapes(fixed: Fixed, shape: tuple[int, ...]) -> None:
     """12 and 16 are also widths of the module."""
-    x = jax.random.normal(jax.random.key(2), shape)
-    small, masked = jax.jit(lambda: (fixed.small_fn(fixed.small, x), fixed.fn(fixed.masked, x)))()
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    small, masked = quick_jit(lambda: (fixed.small_fn(fixed.small, x), fixed.fn(fixed.masked, x)))()
     assert distance(small, masked) <= TOLERANCE
 
 
@@ -143,24 +149,24 @@ def test_nothing_of_the_full_size_is_computed(fixed: Fixed) -> None:
 
 
 def test_under_vmap_grad_and_second_derivatives(fixed: Fixed) -> None:
-    fn, small_fn = fixed.fn, fixed.small_fn
-    over_rows = jax.jit(jax.vmap(small_fn, (None, 0)))(fixed.small, X)
-    assert distance(over_rows, fn(fixed.masked, X)) <= TOLERANCE
-
     def loss(apply: Any, params: Any, x: jax.Array) -> jax.Array:
         policy, value = apply(params, x)
         return (policy**2).sum() + (value**3).sum()
 
-    full = jax.jit(jax.grad(functools.partial(loss, fn)))(fixed.masked, X)
-    expected = compact(fixed.groups, full, fixed.masks)
-    found = jax.jit(jax.grad(functools.partial(loss, small_fn)))(fixed.small, X)
-    assert distance(found, expected) <= 1e-4 * max(float(abs(g).max()) for g in jax.tree.leaves(expected))
+    def derivatives(fn: Any, params: Any) -> Any:
+        return (
+            jax.vmap(fn, (None, 0))(params, X),
+            jax.grad(lambda params: loss(fn, params, X))(params),
+            jax.hessian(lambda x: loss(fn, params, x[None]))(X[0]),
+        )
 
-    curvature = [
-        jax.jit(jax.hessian(lambda x, f=f, p=p: loss(f, p, x[None])))(X[0])
-        for f, p in ((fn, fixed.masked), (small_fn, fixed.small))
-    ]
-    assert distance(*curvature) <= 1e-4 * float(abs(curvature[0]).max())
+    (rows, full, curvature), (small_rows, found, small_curvature) = quick_jit(
+        lambda masked, small: (derivatives(fixed.fn, masked), derivatives(fixed.small_fn, small))
+    )(fixed.masked, fixed.small)
+    assert distance(small_rows, rows) <= TOLERANCE
+    expected = compact(fixed.groups, full, fixed.masks)
+    assert distance(found, expected) <= 1e-4 * max(float(abs(g).max()) for g in jax.tree.leaves(expected))
+    assert distance(small_curvature, curvature) <= 1e-4 * float(abs(curvature).max())
 
 
 def test_custom_derivatives_are_kept() -> None:
@@ -189,18 +195,22 @@ def test_custom_derivatives_are_kept() -> None:
     masks = random_masks(groups)
     masked, small = apply_masks(groups, params, masks), compact(groups, params, masks)
     small_fn = compact_function(fn, groups, params, masks, X)
-    expected = compact(groups, jax.jit(jax.grad(lambda p: (fn(p, X) ** 2).sum()))(masked), masks)
-    found = jax.jit(jax.grad(lambda p: (small_fn(p, X) ** 2).sum()))(small)
+    true_fn = mlp(lambda h: jnp.sin(1.5 * jnp.tanh(h)) + jnp.cos(h))
+
+    def slope(fn: Any, params: Any) -> Any:
+        return jax.grad(lambda p: (fn(p, X) ** 2).sum())(params)
+
+    full, found, honest = quick_jit(
+        lambda: (slope(fn, masked), slope(small_fn, small), slope(true_fn, small))
+    )()
+    expected = compact(groups, full, masks)
     assert distance(found, expected) <= 1e-4 * max(float(abs(g).max()) for g in jax.tree.leaves(expected))
-    honest = jax.grad(lambda p: (mlp(lambda h: jnp.sin(1.5 * jnp.tanh(h)) + jnp.cos(h))(p, X) ** 2).sum())(
-        small
-    )
     assert distance(found, honest) > 0.1
 
 
 def test_traced_once_under_jit(fixed: Fixed, count_traces: Callable[..., Any]) -> None:
     counted = count_traces(fixed.fn)
-    step = jax.jit(compact_function(counted, fixed.groups, fixed.params, fixed.masks))
+    step = quick_jit(compact_function(counted, fixed.groups, fixed.params, fixed.masks))
     for i in range(3):
         step(jax.tree.map(lambda leaf, i=i: leaf * i, fixed.small), X + i)
     assert counted.traces == 1
@@ -268,10 +278,16 @@ def test_masked_is_compact_for_any_architecture(name: str) -> None:
     assert set(groups) == expected
     masks = random_masks(groups)
     small = compact(groups, params, masks)
-    masked = jax.jit(fn)(apply_masks(groups, params, masks), X)
-    assert distance(jax.jit(fn)(small, X), masked) <= TOLERANCE
-    assert distance(jax.jit(compact_function(fn, groups, params, masks, X))(small, X), masked) <= TOLERANCE
-    assert distance(expand(groups, small, masks), apply_masks(groups, params, masks)) == 0
+    small_fn = compact_function(fn, groups, params, masks, X)
+
+    def outputs(params: Any, small: Any) -> Any:
+        masked = apply_masks(groups, params, masks)
+        return masked, fn(masked, X), fn(small, X), small_fn(small, X)
+
+    masked, expected_out, directly, compacted = quick_jit(outputs)(params, small)
+    assert distance(directly, expected_out) <= TOLERANCE
+    assert distance(compacted, expected_out) <= TOLERANCE
+    assert distance(expand(groups, small, masks), masked) == 0
     assert count(groups, params, masks).weights.kept == sum(leaf.size for leaf in jax.tree.leaves(small))
 
 
@@ -281,9 +297,12 @@ def test_layers_of_no_or_one_neuron(kept: int) -> None:
     groups = find_groups(fn, params, X)
     masks = {"layer_0": np.arange(5) < kept, "layer_1": np.arange(6) < kept}
     small = compact(groups, params, masks)
-    masked = fn(apply_masks(groups, params, masks), X)
-    assert distance(fn(small, X), masked) <= TOLERANCE
-    assert distance(compact_function(fn, groups, params, masks, X)(small, X), masked) <= TOLERANCE
+    small_fn = compact_function(fn, groups, params, masks, X)
+    masked, directly, compacted = quick_jit(
+        lambda: (fn(apply_masks(groups, params, masks), X), fn(small, X), small_fn(small, X))
+    )()
+    assert distance(directly, masked) <= TOLERANCE
+    assert distance(compacted, masked) <= TOLERANCE
     if kept:  # and its groups can be found again
         assert [group.size for group in find_groups(fn, small, X).values()] == [1, 1]
 
@@ -298,13 +317,13 @@ def test_layers_of_no_or_one_neuron(kept: int) -> None:
 @settings(max_examples=8)
 def test_random_widths_and_masks(widths: list[int], batch: int, bias: bool, seed: int, share: float) -> None:
     fn, params = mlp(jax.nn.softplus), mlp_params(4, *widths, 2, bias=bias, seed=seed)
-    x = jax.random.normal(jax.random.key(seed), (batch, 4))
+    x = np.random.default_rng(seed).normal(size=(batch, 4)).astype(np.float32)
     groups = find_groups(fn, params, x)
     assert [group.size for group in groups.values()] == widths
     masks = random_masks(groups, seed, share)
     small = compact(groups, params, masks)
     small_fn = compact_function(fn, groups, params, masks)
-    both = jax.jit(lambda: (fn(apply_masks(groups, params, masks), x), fn(small, x), small_fn(small, x)))()
+    both = quick_jit(lambda: (fn(apply_masks(groups, params, masks), x), fn(small, x), small_fn(small, x)))()
     assert distance(both[1], both[0]) <= TOLERANCE
     assert distance(both[2], both[0]) <= TOLERANCE
     assert distance(compact(groups, expand(groups, small, masks), masks), small) == 0
@@ -347,7 +366,7 @@ def test_whatever_is_found_in_a_random_program_is_removable(steps: list[str], wi
     """Soundness: groups may be missed, but a group that is found can always be removed exactly."""
     shapes = {f"{i}": {**layer(width, width), "other": (width, width)} for i in range(len(steps) + 2)}
     params = init(shapes, seed)
-    x = jax.random.normal(jax.random.key(seed), (width, width))
+    x = np.random.default_rng(seed).normal(size=(width, width)).astype(np.float32)
 
     def fn(params: Any, x: jax.Array) -> jax.Array:
         before, h = x, jnp.sin(dense(params["0"], x))
@@ -359,7 +378,7 @@ def test_whatever_is_found_in_a_random_program_is_removable(steps: list[str], wi
     masks = random_masks(groups, seed)
     small = compact(groups, params, masks)
     small_fn = compact_function(fn, groups, params, masks, x)
-    masked, removed = jax.jit(lambda: (fn(apply_masks(groups, params, masks), x), small_fn(small, x)))()
+    masked, removed = quick_jit(lambda: (fn(apply_masks(groups, params, masks), x), small_fn(small, x)))()
     assert distance(removed, masked) <= TOLERANCE * max(1.0, float(jnp.abs(masked).max()))
 
 
@@ -369,17 +388,20 @@ def test_masks_and_params_batched_over_seeds() -> None:
     seeds = [mlp_params(4, 9, 8, 2, seed=seed) for seed in range(3)]
     groups = find_groups(fn, seeds[0], X)
     masks = [random_masks(groups, seed) for seed in range(3)]
-    stacked, stacked_masks = (jax.tree.map(lambda *a: jnp.stack(a), *trees) for trees in (seeds, masks))
-    masked = jax.jit(jax.vmap(lambda p, m: fn(apply_masks(groups, p, m), X)))(stacked, stacked_masks)
-    for seed in range(3):
-        mine = jax.tree.map(lambda a, seed=seed: a[seed], stacked_masks)
-        small = compact(groups, jax.tree.map(lambda a, seed=seed: a[seed], stacked), mine)
-        assert distance(jax.jit(fn)(small, X), masked[seed]) <= TOLERANCE
+    stacked, stacked_masks = (jax.tree.map(lambda *a: np.stack(a), *trees) for trees in (seeds, masks))
     one_shape = {name: np.arange(group.size) < 3 for name, group in groups.items()}
-    small = jax.vmap(lambda p: compact(groups, p, one_shape))(stacked)
     small_fn = compact_function(fn, groups, seeds[0], one_shape)
-    expected = jax.vmap(lambda p: fn(apply_masks(groups, p, one_shape), X))(stacked)
-    assert distance(jax.jit(jax.vmap(small_fn, (0, None)))(small, X), expected) <= TOLERANCE
+    each = [compact(groups, *pair) for pair in zip(seeds, masks, strict=True)]
+
+    def outputs(stacked: Any, stacked_masks: Any, each: list[Any]) -> Any:
+        masked = jax.vmap(lambda p, m: fn(apply_masks(groups, p, m), X))(stacked, stacked_masks)
+        small = jax.vmap(lambda p: compact(groups, p, one_shape))(stacked)
+        expected = jax.vmap(lambda p: fn(apply_masks(groups, p, one_shape), X))(stacked)
+        return [fn(p, X) for p in each], masked, jax.vmap(small_fn, (0, None))(small, X), expected
+
+    found, masked, compacted, expected = quick_jit(outputs)(stacked, stacked_masks, each)
+    assert all(distance(found[seed], masked[seed]) <= TOLERANCE for seed in range(3))
+    assert distance(compacted, expected) <= TOLERANCE
 
 
 def test_numpy_stays_numpy_and_dtypes_stay() -> None:
