@@ -1,32 +1,29 @@
-"""The folder of one training run: who may use it, which configuration it belongs to, and what it was made
-with.
-"""
+"""The folder of one training run: its lock, its configuration, and the versions it was made with."""
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import filelock
 import jax
 
-from prune_rl.runs.atomic_files import TEMPORARY_SUFFIX, write_json
+from prune_rl.runs.atomic_files import TEMPORARY_SUFFIX, write_bytes, write_json
 
 PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "flashbax", "orbax-checkpoint"),
     *("gymnasium", "mujoco", "mujoco-mjx", "envpool", "numpy"),
 )
 LOCK_NAME = ".lock"
-# How a run was asked for, not what it computes: a moved folder or another spelling of the same flags is the
-# same run.
-NOT_COMPARED = ("command", "run_dir")
+# Who holds the lock. Not in the lock's own file, which other processes cannot read on Windows.
+OWNER_NAME = ".lock-owner"
 
 
 class RunDirectoryError(ValueError):
@@ -45,21 +42,40 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: Path, config: dict[str, Any], continued: bool, notes: list[str], lock: int
+        self,
+        path: Path,
+        config: dict[str, Any],
+        continued: bool,
+        notes: list[str],
+        lock: filelock.BaseFileLock,
     ) -> None:
         self.path = path
         self.config = config
         self.continued = continued
         self.notes = notes
-        self._lock: int | None = lock
+        self._lock = lock
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunDirectory:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        not_compared: Collection[str] = ("command",),
+    ) -> RunDirectory:
         """Makes the folder for `config`, or continues the one that already belongs to it.
 
         A folder that does not exist yet is made, with config.json and versions.json, each complete from the
-        moment it has its name. The keys "command" and "run_dir" at the top of `config` are stored but not
-        compared.
+        moment it has its name. An existing config.json is left as it is.
+
+        Args:
+          path: the folder.
+          config: JSON data.
+          defaults: values, nested as in `config`, of the keys that an existing config.json lacks because they are
+            newer than it.
+          not_compared: keys at the top of `config` that are stored, but may differ in an existing config.json, since
+            they do not change what the run computes.
 
         Raises:
           RunDirectoryError: the folder belongs to another configuration, holds something else, is in use by
@@ -80,20 +96,18 @@ class RunDirectory:
                 f"the run directory {path} cannot be written to ({error.strerror}): choose another --run-dir"
             ) from None
         try:
-            continued = _check_config(path, wanted)
+            continued = _check_config(path, wanted, _json_types(defaults or {}), not_compared)
             if not continued:
                 write_json(path / "config.json", wanted)
             notes = _record_versions(path / "versions.json")
         except BaseException:
-            os.close(lock)
+            lock.release()
             raise
         return cls(path, wanted, continued, notes, lock)
 
     def close(self) -> None:
         """Lets other processes use the folder. Does nothing the second time."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -132,31 +146,40 @@ def _json_types(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path) -> filelock.BaseFileLock:
     """Takes the folder's lock, which the operating system frees with the process, however it ends."""
-    handle = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = filelock.FileLock(path / LOCK_NAME)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(handle, 20).decode(errors="replace").strip()
-        os.close(handle)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        owner = _owner(path / OWNER_NAME)
         raise RunDirectoryError(
             f"the run directory {path} is in use by another training process"
             f"{f' ({owner})' if owner else ''}: wait for it to end, or choose another --run-dir"
         ) from None
-    os.ftruncate(handle, 0)
-    os.write(handle, f"pid {os.getpid()}\n".encode())
-    return handle
+    write_bytes(path / OWNER_NAME, f"pid {os.getpid()}\n".encode())
+    return lock
 
 
-def _check_config(path: Path, wanted: dict[str, Any]) -> bool:
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")[:20].strip()
+    except OSError:  # the owner has not written it yet
+        return ""
+
+
+def _check_config(
+    path: Path, wanted: dict[str, Any], defaults: dict[str, Any], not_compared: Collection[str]
+) -> bool:
     """Whether `path` already holds this configuration; an error if it holds another one or something else."""
     try:
         found = dict(json.loads((path / "config.json").read_text()))
     except FileNotFoundError:
         # A process killed before its first config.json leaves only the lock and temporary files.
         foreign = sorted(
-            entry.name for entry in path.iterdir() if entry.name != LOCK_NAME and not _is_leftover(entry.name)
+            entry.name
+            for entry in path.iterdir()
+            if entry.name not in (LOCK_NAME, OWNER_NAME) and not _is_leftover(entry.name)
         )
         if foreign:
             raise RunDirectoryError(
@@ -169,8 +192,8 @@ def _check_config(path: Path, wanted: dict[str, Any]) -> bool:
             f"{path / 'config.json'} is damaged ({error}): choose another --run-dir, or delete {path}"
         ) from None
     differences = _differences(
-        {key: value for key, value in found.items() if key not in NOT_COMPARED},
-        {key: value for key, value in wanted.items() if key not in NOT_COMPARED},
+        {key: value for key, value in _completed(found, defaults).items() if key not in not_compared},
+        {key: value for key, value in wanted.items() if key not in not_compared},
     )
     if differences:
         shown = ", ".join(f"{key} = {old} there, {new} here" for key, old, new in differences[:3])
@@ -184,6 +207,16 @@ def _check_config(path: Path, wanted: dict[str, Any]) -> bool:
 
 def _is_leftover(name: str) -> bool:
     return name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)
+
+
+def _completed(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`found` with the values of `defaults` for the keys that it lacks, at every level that it has."""
+    nested = {
+        key: _completed(value, defaults[key])
+        for key, value in found.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return {**defaults, **found, **nested}
 
 
 def _differences(found: Any, wanted: Any, prefix: str = "") -> list[tuple[str, str, str]]:
