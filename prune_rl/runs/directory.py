@@ -101,13 +101,13 @@ class RunDirectory:
                 write_json(path / "config.json", wanted)
             notes = _record_versions(path / "versions.json")
         except BaseException:
-            lock.release()
+            _unlock(path, lock)
             raise
         return cls(path, wanted, continued, notes, lock)
 
     def close(self) -> None:
         """Lets other processes use the folder. Does nothing the second time."""
-        self._lock.release()
+        _unlock(self.path, self._lock)
 
     def __enter__(self) -> Self:
         return self
@@ -159,6 +159,12 @@ def _lock(path: Path) -> filelock.BaseFileLock:
         ) from None
     write_bytes(path / OWNER_NAME, f"pid {os.getpid()}\n".encode())
     return lock
+
+
+def _unlock(path: Path, lock: filelock.BaseFileLock) -> None:
+    if lock.is_locked:
+        (path / OWNER_NAME).unlink(missing_ok=True)
+        lock.release()
 
 
 def _owner(path: Path) -> str:
