@@ -18,8 +18,8 @@ import pytest
 import prune_rl
 from prune_rl.cli import main, parse_train
 from prune_rl.export.policy import load_policy
-from prune_rl.runs.directory import PACKAGES
 from prune_rl.runs.logging import MaskHistory, read_metrics
+from prune_rl.runs.versions import PACKAGES
 from prune_rl.training.experiment import control_of, read_config
 
 SEEDS = (0, 1, 2)
