@@ -94,7 +94,7 @@ def random_actions(env, rng, scales):
 
 def margin(env, obs):
     """How far height and pitch of the torso are from where an episode ends."""
-    edges = np.array([env.task.z_range, env.task.angle_range])
+    edges = np.array([env.walker.z_range, env.walker.angle_range])
     return np.abs(obs[..., :2, None] - edges).min(axis=(-2, -1))
 
 
@@ -310,7 +310,7 @@ def around(edge):
 
 
 def test_health_and_observations_are_gymnasiums(rig):
-    physics, task, rng = rig.reference.unwrapped, rig.env.task, np.random.default_rng(0)
+    physics, task, rng = rig.reference.unwrapped, rig.env.walker, np.random.default_rng(0)
     nq = physics.model.nq
     qpos, qvel = rng.normal(0, 1, (2, 3000, nq))
     qpos[:, 0] *= 1e3
@@ -352,8 +352,8 @@ def test_health_and_observations_are_gymnasiums(rig):
 
 
 def test_the_model_is_the_one_that_gymnasium_loads(rig):
-    ours, theirs = mjx._physics(rig.env.task.model_file).model, rig.reference.unwrapped.model
-    assert rig.reference.unwrapped.fullpath.endswith(rig.env.task.model_file)
+    ours, theirs = mjx._physics(rig.env.walker.model_file).model, rig.reference.unwrapped.model
+    assert rig.reference.unwrapped.fullpath.endswith(rig.env.walker.model_file)
 
     def compare(ours, theirs):
         """How many numbers and arrays of both are the same."""
