@@ -24,6 +24,7 @@ import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
+from prune_rl.envs.task import resolve_task
 from prune_rl.learners import sac
 from prune_rl.training.config import Config
 from prune_rl.training.engines import Engine
@@ -136,16 +137,11 @@ def ours(bench: Bench) -> Engine:
         num_steps=bench.num_steps,
         learning_starts=bench.learning_starts,
         buffer_size=bench.buffer_size,
+        total_timesteps=1_000_000,
     )
-    config = Config(
-        env="Hopper-v3",
-        algo="sac",
-        method="dense",
-        backend="gymnasium",
-        steps=1_000_000,
-        learner=learner,
-    )
-    return make_engine(config.resolved())
+    config = Config(env="Hopper-v3", algo="sac", method="dense", backend="gymnasium", learner=learner)
+    task = resolve_task(config.env, config.backend)
+    return make_engine(config.resolved(task), task)
 
 
 def _updates(engine: Engine) -> int:

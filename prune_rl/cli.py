@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from prune_rl.learners import ppo, sac
+from prune_rl.learners.registry import LEARNERS
 from prune_rl.training.config import Config
 from prune_rl.training.presets import find_preset, load_preset
 
@@ -28,22 +30,6 @@ COMMANDS = """commands:
 
 Each command explains its options: prune-rl train --help"""
 USAGE_ERROR = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class PPO(ppo.Config):
-    """Hyperparameters of PPO."""
-
-    # Follows from the steps; a flag would only be overruled.
-    total_timesteps: tyro.conf.Suppress[int] = ppo.Config.total_timesteps
-
-
-@dataclasses.dataclass(frozen=True)
-class SAC(sac.Config):
-    """Hyperparameters of SAC."""
-
-    # As above.
-    total_timesteps: tyro.conf.Suppress[int] = sac.Config.total_timesteps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,26 +49,6 @@ class Train(Config):
     """Also train the dense control (same seeds and steps, method 'dense'), unless its run is already there."""
     preset: Path | None = None
     """TOML file with defaults, instead of the one in experiments/presets."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainPPO(Train):  # noqa: D101, as Train; tyro shows its docstring
-    __doc__ = Train.__doc__
-
-    learner: Annotated[PPO, arg(name="")] = PPO()
-    """Hyperparameters of PPO."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainSAC(Train):  # noqa: D101
-    __doc__ = Train.__doc__
-
-    learner: Annotated[SAC, arg(name="")] = SAC()
-    """Hyperparameters of SAC."""
-
-
-# What a command line of each learner is parsed as: its options, and the learner's.
-OPTIONS: dict[str, tuple[type[Train], type[PPO | SAC]]] = {"ppo": (TrainPPO, PPO), "sac": (TrainSAC, SAC)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +110,7 @@ def _train(arguments: list[str], console: Console) -> int:
 
     config, options = parse_train(arguments)
     command = shlex.join(["prune-rl", "train", *arguments])
-    experiment(config.resolved(), options.run_dir, options.control, command, console)
+    experiment(config, options.run_dir, options.control, command, console)
     return 0
 
 
@@ -175,7 +141,7 @@ def parse_train(arguments: list[str]) -> tuple[Config, Train]:
     Returns it, and the parsed command with what does not belong to the configuration.
     """
     first = argparse.ArgumentParser(prog="prune-rl train", add_help=False, allow_abbrev=False)
-    first.add_argument("--algo", default="ppo")
+    first.add_argument("--algo", default=Config.algo)
     first.add_argument("--preset", type=Path)
     known, _ = first.parse_known_args(arguments)
     base = Config(algo=known.algo)
@@ -187,33 +153,73 @@ def parse_train(arguments: list[str]) -> tuple[Config, Train]:
         raise ValueError(
             f"preset {preset} is one for --algo {base.algo}, not for {known.algo}: give that flag"
         )
-    train, _ = OPTIONS[base.algo]
-    parsed = tyro.cli(train, prog="prune-rl train", args=arguments, default=_train_defaults(base))
-    return Config(
-        **{
-            **_fields(parsed, Config),
-            "learner": type(base.learner)(**_fields(parsed.learner, type(base.learner))),
-        }
-    ), parsed
+    parsed = _parse(arguments, base)
+    return Config(**_fields(parsed)), parsed
 
 
 def _environment_of(arguments: list[str], base: Config) -> str | None:
     """ENV of a command line: which word it is, only the whole parser knows. None where that fails."""
     words = [word for word in arguments if word not in ("-h", "--help")]
     with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
-        return tyro.cli(OPTIONS[base.algo][0], args=words, default=_train_defaults(base)).env
+        return _parse(words, base).env
     return None
 
 
-def _train_defaults(base: Config) -> Train:
-    train, learner = OPTIONS[base.algo]
-    values = {**_fields(base, Config), "env": tyro.MISSING}
-    return train(**{**values, "learner": learner(**_fields(base.learner, type(base.learner)))})
+def _parse(arguments: list[str], base: Config) -> Train:
+    """A command line whose defaults are ``base``, with the flags of the learner of ``base``."""
+    learner = type(base.learner)
+    return tyro.cli(
+        Train,
+        prog="prune-rl train",
+        args=arguments,
+        default=Train(**{**_fields(base), "env": tyro.MISSING}),
+        # Where a value is one of several dataclasses, or a dataclass or None, its flags are those of the default.
+        config=(tyro.conf.AvoidSubcommands,),
+        registry=_with_types(
+            {
+                Train: {"algo": Literal[tuple(LEARNERS)], "learner": Annotated[learner, arg(name="")]},
+                learner: {"total_timesteps": Annotated[int, arg(name="steps")]},
+            }
+        ),
+    )
 
 
-def _fields(value: Any, kind: Any) -> dict[str, Any]:
-    """The values of those fields that the dataclass ``kind`` has."""
-    return {field.name: getattr(value, field.name) for field in dataclasses.fields(kind)}
+def _with_types(types: dict[type, dict[str, Any]]) -> ConstructorRegistry:
+    """Rules for tyro: fields of these dataclasses have other types, and the help texts of all have no line breaks."""
+    registry = ConstructorRegistry()
+    nested = False
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal nested
+        if nested or not dataclasses.is_dataclass(info.type):
+            return None
+        nested = True  # the rules asked here are tyro's own
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            nested = False
+        assert isinstance(spec, StructConstructorSpec)
+        changed = types.get(info.type, {})
+        fields = (
+            dataclasses.replace(
+                field, type=changed.get(field.name, field.type), helptext=functools.partial(_help, field)
+            )
+            for field in spec.fields
+        )
+        return dataclasses.replace(spec, fields=tuple(fields))
+
+    return registry
+
+
+def _help(field: StructFieldSpec) -> str | None:
+    text = field.helptext() if callable(field.helptext) else field.helptext
+    return None if text is None else " ".join(text.split())
+
+
+def _fields(config: Config) -> dict[str, Any]:
+    """The fields of ``Config`` and their values."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
 
 
 if __name__ == "__main__":

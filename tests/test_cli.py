@@ -16,6 +16,7 @@ from clips import frames_of
 
 import prune_rl
 from prune_rl.cli import main, parse_train
+from prune_rl.envs.task import resolve_task
 from prune_rl.evaluation.evaluate import evaluate_policy
 from prune_rl.export.policy import Policy, load_policy, save_policy
 from prune_rl.learners import ppo, sac
@@ -127,7 +128,7 @@ def test_help_of_a_command(command, options, capsys):
     assert f"prune-rl {command}" in output
     for option in options:
         assert option in output
-    assert "total-updates" not in output  # follows from the steps
+    assert "total-timesteps" not in output  # it is --steps here
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_help_shows_the_hyperparameters_of_the_learner(algo, own, of_the_other, 
     output = capsys.readouterr().out
     for option in (*own, "--algo {ppo,sac}", "--hidden", "--prune.sparsity", "--seeds"):
         assert option in output
-    for option in (*of_the_other, "total-updates"):
+    for option in (*of_the_other, "--total-timesteps", "--learner", "prune:"):
         assert option not in output
     assert f"(default: {algo})" in output
 
@@ -157,7 +158,7 @@ def test_help_shows_the_defaults_of_the_preset(arguments, capsys):
         main(["train", *arguments])
     output = " ".join(capsys.readouterr().out.split())
     preset = parse_train(["LunarLander-v2"])[0]
-    assert f"(default: {preset.steps})" in output
+    assert f"(default: {preset.learner.total_timesteps})" in output
     assert f"(default: {preset.learner.num_minibatches})" in output
 
 
@@ -186,7 +187,7 @@ def test_a_preset_of_ones_own(tmp_path):
     path.write_text("seeds = 4\n[learner]\nhidden = [32]\nprune.energy = 0.1\n")
     config, options = parse_train(["CartPole-v1", "--preset", str(path), "--seeds", "2"])
     assert (config.seeds, config.learner.hidden, config.learner.prune.energy) == (2, (32,), 0.1)
-    assert config.steps == Config().steps  # not the preset of CartPole-v1
+    assert config.learner.total_timesteps == ppo.Config().total_timesteps  # not the preset of CartPole-v1
     assert options.preset == path
 
 
@@ -241,7 +242,10 @@ def test_a_preset_of_another_learner_is_refused(text, flags, message, capsys):
         (["train", "CartPole-v1", "--steps"], "--steps"),
         (["train", "CartPole-v1", "--algo"], "--algo"),
         (["train", "CartPole-v1", "--method", "sparse"], "dynamic"),
-        (["train", "CartPole-v1", "--total-updates", "5"], "--total-updates"),
+        (["train", "CartPole-v1", "--total-timesteps", "5"], "--total-timesteps"),
+        (["train", "CartPole-v1", "--num-updates", "5"], "--num-updates"),
+        (["train", "CartPole-v1", "--host-resets", "many"], "--host-resets"),
+        (["train", "CartPole-v1", "--prune.no-enabled"], "--prune.no-enabled"),
         (["train", "CartPole-v1", "--tau", "0.1"], "--tau"),
         (["train", "CartPole-v1", "--algo", "sac", "--update-epochs", "3"], "--update-epochs"),
         (["train", "CartPole-v1", "--backend", "mjx"], "envpool"),
@@ -279,8 +283,10 @@ def test_a_command_line_that_does_not_parse(arguments, part, capsys):
         (["CartPole-v1", "--algo", "sac", "--steps", "99"], "environment steps to learn in; lower it or train longer"),
         (["CartPole-v1", "--algo", "sac", "--tau", "0"], "tau must lie in (0, 1], got 0.0"),
         (["Pendulum-v1", "--backend", "jax"], "Pendulum-v1 has no backend 'jax'"),
-        (["CartPole-v1", "--steps", "0"], "steps must be >= 1, got 0"),
-        (["CartPole-v1", "--steps", "-100"], "steps must be >= 1, got -100"),
+        (["CartPole-v1", "--steps", "0"], "total_timesteps (--steps) must be >= 1, got 0"),
+        (["CartPole-v1", "--steps", "-100"], "total_timesteps (--steps) must be >= 1, got -100"),
+        (["Pendulum-v1", "--host-resets", "0"], "host_resets must be >= 1, got 0"),
+        (["CartPole-v1", "--host-resets", "4"], "host_resets = 4 is for environments on the host"),
         (["CartPole-v1", "--episodes", "0"], "episodes must be >= 1, got 0"),
         (["CartPole-v1", "--seeds", "0"], "seeds must be >= 1, got 0"),
         (["CartPole-v1", "--seed", "-1"], "seed must lie in"),
@@ -298,7 +304,6 @@ def test_a_command_line_that_does_not_parse(arguments, part, capsys):
         (["CartPole-v1", "--prune.min-width", "17", "--hidden", "16"], "wider than the narrowest hidden layer (16)"),
         (["CartPole-v1", "--prune.sparsity", "1"], "prune.sparsity must lie in [0, 1), got 1.0"),
         (["CartPole-v1", "--prune.sparsity", "-0.1"], "prune.sparsity must lie in [0, 1)"),
-        (["CartPole-v1", "--prune.no-enabled"], "use method 'dense'"),
         (["CartPole-v1", "--learning-rate", "nan"], "learning_rate must be a finite number > 0, got nan"),
         (["CartPole-v1", "--gamma", "inf"], "gamma must lie in [0, 1], got inf"),
         (["CartPole-v1", "--preset", "none.toml"], "there is no preset 'none.toml'"),
@@ -322,7 +327,14 @@ def test_images_are_refused(image_env, capsys):
 
 @pytest.mark.parametrize(
     "text",
-    ["steps = ", "stepz = 1", "steps = 'many'", "[learner]\nhidden = 8", "[learner]\nprune.sparsity = 1.5"],
+    [
+        "steps = ",
+        "steps = 1",
+        "stepz = 1",
+        "seeds = 'many'",
+        "[learner]\nhidden = 8",
+        "[learner]\nprune.sparsity = 1.5",
+    ],
 )
 def test_a_bad_preset_is_refused(text, capsys):
     Path("mine.toml").write_text(text)
@@ -396,11 +408,11 @@ def make_run(folder, config):
 
 
 def test_the_run_directory_of_another_configuration_is_refused(capsys):
-    run = make_run("mine", dataclasses.replace(parse_train(["CartPole-v1"])[0], steps=4096).resolved())
+    run = make_run("mine", parse_train(["CartPole-v1", "--steps", "4096"])[0].resolved())
     before = {file: file.read_bytes() for file in run.iterdir()}
     error = refused(capsys, "train", "CartPole-v1", "--steps", "9000", "--run-dir", "mine")
     assert "the run directory mine belongs to another configuration" in error
-    assert "steps = 4096 there, 9216 here" in error
+    assert "learner.total_timesteps = 4096 there, 9216 here" in error
     assert {file: file.read_bytes() for file in run.iterdir()} == before
 
 
@@ -441,8 +453,8 @@ def test_evaluating_what_is_no_run_is_refused(content, part, capsys):
 
 def run_of(env, **fields):
     """A run directory as training leaves it, with policies nobody trained."""
-    config = dataclasses.replace(parse_train([env])[0], steps=4096, **fields).resolved()
-    run, action = make_run("mine", config), config.spec().action
+    config = dataclasses.replace(parse_train([env, "--steps", "4096"])[0], **fields).resolved()
+    run, action = make_run("mine", config), resolve_task(env).spec.action
     for seed in config.all_seeds:
         layers = ((np.eye(4), np.full(4, 0.1 * seed)), (np.eye(4)[:, :2], np.zeros(2)))
         for kind in ("policy", "wide"):

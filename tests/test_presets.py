@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from prune_rl.cli import parse_train
+from prune_rl.envs.task import resolve_task
 from prune_rl.learners import sac
 from prune_rl.training.config import Config
 from prune_rl.training.presets import find_preset, load_preset, preset_folder
@@ -26,16 +27,19 @@ def test_a_preset_resolves_and_fits_its_environment(path):
     config, _ = parse_train([env, "--algo", algo])
     assert config.env == env
     assert config.algo == algo
-    resolved = config.resolved()
-    assert resolved.learner == dataclasses.replace(loaded.learner, total_updates=resolved.learner.num_updates)
-    assert resolved.steps >= loaded.steps
-    assert config.spec().observation_size > 0
+    task = resolve_task(env)
+    resolved = config.resolved(task)
+    assert resolved.learner == dataclasses.replace(loaded.learner, total_timesteps=resolved.steps)
+    assert 0 <= resolved.steps - loaded.learner.total_timesteps < loaded.learner.steps_per_update
+    assert task.spec.observation_size > 0
 
 
 def test_a_learner_has_presets_of_its_own(tmp_path, monkeypatch):
-    (tmp_path / "CartPole-v1-sac.toml").write_text('algo = "sac"\nsteps = 7_000\n[learner]\ntau = 0.5\n')
+    (tmp_path / "CartPole-v1-sac.toml").write_text(
+        'algo = "sac"\n[learner]\ntotal_timesteps = 7_000\ntau = 0.5\n'
+    )
     monkeypatch.setattr("prune_rl.training.presets.preset_folder", lambda: tmp_path)
-    expected = Config(algo="sac", steps=7000, learner=sac.Config(tau=0.5))
+    expected = Config(algo="sac", learner=sac.Config(tau=0.5, total_timesteps=7000))
     assert load_preset(tmp_path / "CartPole-v1-sac.toml", Config()) == expected
     assert parse_train(["CartPole-v1", "--algo", "sac"])[0] == expected
     assert parse_train(["CartPole-v1"])[0] == Config()
@@ -45,15 +49,16 @@ def test_a_learner_has_presets_of_its_own(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("steps = ", "preset mine.toml: Invalid value"),
-        ("steps = 1\nsteps = 2", "preset mine.toml: Cannot overwrite a value"),
+        ("seeds = ", "preset mine.toml: Invalid value"),
+        ("seeds = 1\nseeds = 2", "preset mine.toml: Cannot overwrite a value"),
+        ("steps = 1", "preset mine.toml: unknown field 'steps'; known are algo"),
         ("stepz = 1", "preset mine.toml: unknown field 'stepz'"),
         (
             "[learner]\nprune.sparsity = 'half'",
             "preset mine.toml: learner.prune.sparsity must be a number, got 'half'",
         ),
         ("learner = 1", "preset mine.toml: learner must be a table of fields, got 1"),
-        ("[learner]\ntotal_updates = 5", "preset mine.toml: learner.num_updates follows from steps"),
+        ("[learner]\nnum_updates = 5", "preset mine.toml: unknown field 'learner.num_updates'"),
         ('algo = "td3"', "preset mine.toml: there is no learner 'td3'; choose one of ppo, sac"),
         ("algo = 3", "preset mine.toml: there is no learner 3; choose one of ppo, sac"),
         (

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prune_rl.envs import registry
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.gymnasium_vector import Bools, Floats, stream_seed
+from prune_rl.envs.task import Task
 from prune_rl.spaces import Spec
 
 # EnvPool's name, where it is another one.
@@ -26,11 +26,11 @@ class EnvPoolEnv:
     a real one, and the same seed and the same actions give the same bits, however many threads there are.
     """
 
-    def __init__(self, env_id: str, num_envs: int, num_threads: int | None = None) -> None:
+    def __init__(self, task: Task, num_envs: int, num_threads: int | None = None) -> None:
         """Look everything up; the environments are created by ``reset``, because that is when EnvPool is seeded.
 
         Args:
-            env_id: an id that has the backend "envpool", see ``registry.resolve``.
+            task: one whose ``backends`` include "envpool".
             num_envs: how many environments.
             num_threads: that step them; by default one per environment, but no more than this process has cores.
 
@@ -43,19 +43,18 @@ class EnvPoolEnv:
             raise ValueError(f"the number of environments must be at least 1, got {num_envs}")
         if num_threads is not None and num_threads < 1:
             raise ValueError(f"the number of threads must be at least 1, got {num_threads}")
-        info = registry.resolve(env_id)
-        if "envpool" not in info.backends:
+        if "envpool" not in task.backends:
             raise UnsupportedEnvironment(
-                f"EnvPool cannot run {env_id!r}; choose another backend: {', '.join(info.backends)}"
+                f"EnvPool cannot run {task.env_id!r}; choose another backend: {', '.join(task.backends)}"
             )
-        assert info.time_limit is not None  # of all ids that have this backend
+        assert task.time_limit is not None  # of all ids that have this backend
         self.num_envs = num_envs
         self.num_threads = min(num_envs, num_threads or _available_cores())
-        self._env_id = env_id
-        self._time_limit = info.time_limit
-        self._package = _import_envpool(env_id)
+        self._env_id = task.env_id
+        self._time_limit = task.time_limit
+        self._package = import_envpool(task.env_id)
         # Sizes and bounds are Gymnasium's: some of EnvPool's own spaces have wrong bounds.
-        self._adapter = registry.adapter_of(env_id)
+        self._adapter = task.adapter
         self._pool: Any = None
 
     @property
@@ -135,7 +134,8 @@ class EnvPoolEnv:
             self._pool = None  # the threads end with the last reference
 
 
-def _import_envpool(env_id: str) -> Any:
+def import_envpool(env_id: str) -> Any:
+    """The package; raises ``UnsupportedEnvironment`` with the install line where it is missing."""
     try:
         return importlib.import_module("envpool")
     except ImportError as error:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from prune_rl.envs import registry
-from prune_rl.envs.gymnasium_adapter import Adapter, FlatEnv
+from prune_rl.envs.gymnasium_adapter import FlatEnv
+from prune_rl.envs.task import Task
 from prune_rl.spaces import Spec
 
 Floats = npt.NDArray[np.float32]
@@ -37,24 +35,24 @@ class HostEnv:
     The same seed and the same actions give the same bits.
     """
 
-    def __init__(self, env_id: str, num_envs: int) -> None:
+    def __init__(self, task: Task, num_envs: int) -> None:
         """Create the environments.
 
         Raises:
             ValueError: ``num_envs`` is not positive.
-            UnsupportedEnvironment: see ``registry.make_gymnasium`` and ``conversion.Adapter``.
+            UnsupportedEnvironment: see ``Task.adapter``.
         """
         if num_envs < 1:
             raise ValueError(f"the number of environments must be at least 1, got {num_envs}")
         self.num_envs = num_envs
-        self._adapter = registry.adapter_of(env_id)
+        self._adapter = task.adapter
 
-        def make(adapter: Adapter) -> FlatEnv:
-            return FlatEnv(registry.make_gymnasium(env_id), adapter)
+        def make() -> FlatEnv:
+            return FlatEnv(task.make_gymnasium(), task.adapter)
 
         # copy=False: step() and reset() below copy what they hand out.
         self._envs: SyncVectorEnv[Floats, npt.NDArray[np.generic]] = SyncVectorEnv(
-            [functools.partial(make, self._adapter)] * num_envs,
+            [make] * num_envs,
             copy=False,
             autoreset_mode=AutoresetMode.SAME_STEP,
         )

@@ -46,7 +46,7 @@ RK4_WEIGHTS = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class Walker:
     """What distinguishes one walker from another.
 
     Attributes:
@@ -62,9 +62,9 @@ class Task:
     state_limit: float
 
 
-HOPPER = Task("hopper.xml", (0.7, math.inf), (-0.2, 0.2), 100.0)
-WALKER2D = Task("walker2d.xml", (0.8, 2.0), (-1.0, 1.0), math.inf)
-TASKS = {"Hopper-v3": HOPPER, "Walker2d-v3": WALKER2D, "Walker2D-v3": WALKER2D}
+HOPPER = Walker("hopper.xml", (0.7, math.inf), (-0.2, 0.2), 100.0)
+WALKER2D = Walker("walker2d.xml", (0.8, 2.0), (-1.0, 1.0), math.inf)
+WALKERS = {"Hopper-v3": HOPPER, "Walker2d-v3": WALKER2D, "Walker2D-v3": WALKER2D}
 
 
 @struct.dataclass
@@ -108,13 +108,13 @@ class MjxEnv:
     the difference. Functions are for one environment; ``jax.vmap`` them.
     """
 
-    task: Task
+    walker: Walker
     time_limit: int = TIME_LIMIT
 
     @property
     def spec(self) -> Spec:
         """All positions but the distance walked, and all velocities; one torque per joint."""
-        physics = _physics(self.task.model_file)
+        physics = _physics(self.walker.model_file)
         low, high = (tuple(float(bound) for bound in bounds) for bounds in (physics.low, physics.high))
         return Spec(2 * physics.start.size - 1, Box(low, high, (len(low),)))
 
@@ -124,7 +124,7 @@ class MjxEnv:
         Returns:
             The state, and the observation, float32[D].
         """
-        start = jnp.asarray(_physics(self.task.model_file).start)
+        start = jnp.asarray(_physics(self.walker.model_file).start)
         noise = jax.random.uniform(key, (2, start.size), jnp.float32, -RESET_RANGE, RESET_RANGE)
         state = MjxState(start + noise[0], noise[1], jnp.zeros_like(start), jnp.int32(0))
         return state, _observe(state)
@@ -145,7 +145,7 @@ class MjxEnv:
             of which the 1 is paid in the step that ends the episode, too; terminated, bool, whether the walker has
             left its healthy range (or is NaN); truncated, bool, whether the time limit is reached.
         """
-        physics = _physics(self.task.model_file)
+        physics = _physics(self.walker.model_file)
         action = jnp.clip(action.astype(jnp.float32), jnp.asarray(physics.low), jnp.asarray(physics.high))
         # The ground is the same everywhere, so each step starts at 0: the distance of one step, the difference that is
         # rewarded, does not lose digits as the walker gets farther.
@@ -156,7 +156,7 @@ class MjxEnv:
         state = MjxState(qpos.at[0].add(distance), qvel, qacc, env_state.steps + 1)
         reward = velocity + HEALTHY_REWARD - CONTROL_COST * jnp.sum(jnp.square(action))
         truncated = state.steps >= self.time_limit
-        return state, _observe(state), reward, ~is_healthy(self.task, state), truncated
+        return state, _observe(state), reward, ~is_healthy(self.walker, state), truncated
 
 
 def make(env_id: str) -> JaxEnv[Any]:
@@ -168,17 +168,17 @@ def make(env_id: str) -> JaxEnv[Any]:
     Raises:
         UnsupportedEnvironment: another id; or MuJoCo or MJX is missing (with the install line).
     """
-    if env_id not in TASKS:
-        raise UnsupportedEnvironment(f"MJX runs {', '.join(TASKS)}; it cannot run {env_id!r}")
-    task = TASKS[env_id]
+    if env_id not in WALKERS:
+        raise UnsupportedEnvironment(f"MJX runs {', '.join(WALKERS)}; it cannot run {env_id!r}")
+    walker = WALKERS[env_id]
     try:
-        _physics(task.model_file)
+        _physics(walker.model_file)
     except ImportError as error:
         raise UnsupportedEnvironment(
             f"{env_id} on MJX needs a package that is missing ({error.name or error}); "
             "install it with: pip install 'prune_rl[mjx]'"
         ) from error
-    return MjxEnv(task)
+    return MjxEnv(walker)
 
 
 @functools.cache
@@ -246,14 +246,14 @@ def _observe(state: MjxState) -> jax.Array:
     return jnp.concatenate([state.qpos[1:], jnp.clip(state.qvel, -VELOCITY_CLIP, VELOCITY_CLIP)])
 
 
-def is_healthy(task: Task, state: MjxState) -> jax.Array:
+def is_healthy(walker: Walker, state: MjxState) -> jax.Array:
     """Whether the torso is high and upright enough; False for NaN."""
     z, angle = state.qpos[1], state.qpos[2]
     others = jnp.concatenate([state.qpos[2:], state.qvel])
     return (
-        (z > task.z_range[0])
-        & (z < task.z_range[1])
-        & (angle > task.angle_range[0])
-        & (angle < task.angle_range[1])
-        & jnp.all(jnp.abs(others) < task.state_limit)
+        (z > walker.z_range[0])
+        & (z < walker.z_range[1])
+        & (angle > walker.angle_range[0])
+        & (angle < walker.angle_range[1])
+        & jnp.all(jnp.abs(others) < walker.state_limit)
     )

@@ -1,4 +1,4 @@
-"""Which environment an id names, how it is made, and what is said where it cannot be.
+"""The table of environment ids: what runs each of them, and the error for an id that cannot be used.
 
 Gymnasium's registry is read, never written. Gymnasium itself is imported on first use.
 """
@@ -9,46 +9,29 @@ import dataclasses
 import difflib
 import importlib
 import re
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from prune_rl.envs.autoreset import JaxEnv
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.errors import UnsupportedEnvironment
-from prune_rl.spaces import Spec
 
 if TYPE_CHECKING:
-    import gymnasium
     from gymnasium.envs.registration import EnvSpec
-
-    from prune_rl.envs.gymnasium_adapter import Adapter
-
-__all__ = [
-    "MJX_IDS",
-    "EnvInfo",
-    "UnsupportedEnvironment",
-    "adapter_of",
-    "backends",
-    "make_gymnasium",
-    "make_jax",
-    "resolve",
-    "spec_of",
-]
 
 
 @dataclasses.dataclass(frozen=True)
 class EnvInfo:
-    """What is known about an id before anything is made.
+    """What the tables say about an id; no environment is made.
 
     Attributes:
-        id: the id as given.
+        env_id: the id as given.
         backends: of "jax", "gymnasium" and "envpool" those that can run it, the preferred one first.
         note: one line on what it runs on, where that is not what the id says; else "".
         reward_threshold: return from which the environment counts as solved, if its authors named one.
         time_limit: steps after which an episode is truncated, if there is a limit.
     """
 
-    id: str
+    env_id: str
     backends: tuple[str, ...]
     note: str
     reward_threshold: float | None
@@ -88,6 +71,7 @@ _TABLE: dict[str, _Entry] = {
     "Walker2D-v3": dataclasses.replace(_WALKER, note=f"is Walker2d-v3 and {_WALKER.note}"),
 }
 
+# Environments in pure JAX, with their reward thresholds. Looking one up does not import Gymnasium.
 _JAX: dict[str, tuple[CartPole, float | None]] = {"CartPole-v1": (CartPole(), 475.0)}
 
 # Those whose backend "jax" is `prune_rl.envs.mjx`.
@@ -103,7 +87,7 @@ _BACKENDS: dict[str, tuple[str, ...]] = {
 _EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
 
 
-def resolve(env_id: str) -> EnvInfo:
+def lookup(env_id: str) -> EnvInfo:
     """Look an id up without making the environment.
 
     An id is known if it is in the table of this module or, exactly as written, in Gymnasium's registry; the
@@ -116,79 +100,20 @@ def resolve(env_id: str) -> EnvInfo:
     if env_id in _JAX:
         env, threshold = _JAX[env_id]
         return EnvInfo(env_id, _BACKENDS[env_id], "", threshold, env.time_limit)
-    spec = _gymnasium_spec(env_id)
+    spec = gymnasium_spec(env_id)
     note = _TABLE[env_id].note if env_id in _TABLE else ""
     threshold = None if spec.reward_threshold is None else float(spec.reward_threshold)
     backends = _BACKENDS.get(env_id, ("gymnasium",))
     return EnvInfo(env_id, backends, note, threshold, spec.max_episode_steps)
 
 
-def backends(env_id: str) -> tuple[str, ...]:
-    """What can run the environment, preferred one first, see ``EnvInfo``; raises as ``resolve`` does."""
-    return resolve(env_id).backends
+def native_env(env_id: str) -> JaxEnv[Any] | None:
+    """The environment of that id written in pure JAX, or None; MJX's environments are not among them."""
+    return _JAX[env_id][0] if env_id in _JAX else None
 
 
-def make_jax(env_id: str) -> JaxEnv[Any] | None:
-    """The environment of that id in JAX, or None if there is none.
-
-    Raises:
-        UnsupportedEnvironment: there is one, but it needs MuJoCo MJX, which is missing (with the install line).
-    """
-    if env_id in _JAX:
-        return _JAX[env_id][0]
-    if env_id not in MJX_IDS:
-        return None
-    from prune_rl.envs import mjx
-
-    return mjx.make(env_id)
-
-
-def make_gymnasium(env_id: str, **kwargs: Any) -> gymnasium.Env[Any, Any]:
-    """Make one fresh Gymnasium environment, with its time limit.
-
-    Args:
-        env_id: see ``resolve``.
-        kwargs: go to ``gymnasium.make``, for example ``render_mode="rgb_array"``. Gymnasium's passive checker
-            is off unless asked for.
-
-    Raises:
-        UnsupportedEnvironment: as ``resolve``; or a package is missing (with the install line).
-    """
-    gym = _gymnasium()
-    spec = _gymnasium_spec(env_id)
-    try:
-        with warnings.catch_warnings():
-            # From Box2D's bindings at import. Where warnings are errors, it would crash the interpreter.
-            warnings.filterwarnings("ignore", "builtin type .* has no __module__", DeprecationWarning)
-            env: gymnasium.Env[Any, Any] = gym.make(spec, **{"disable_env_checker": True, **kwargs})
-    except (gym.error.DependencyNotInstalled, ImportError) as error:
-        raise UnsupportedEnvironment(_missing_dependency(env_id, spec, error)) from error
-    return env
-
-
-def spec_of(env_id: str) -> Spec:
-    """Sizes of the environment's observation and action, the same for all its backends.
-
-    Makes Gymnasium's environment once (but for CartPole-v1), so its errors appear here, before training.
-
-    Raises:
-        UnsupportedEnvironment: as ``make_gymnasium``; or its spaces are not supported (images, Dict, …).
-    """
-    return _JAX[env_id][0].spec if env_id in _JAX else adapter_of(env_id).spec
-
-
-def adapter_of(env_id: str) -> Adapter:
-    """Translation between flat arrays and the Gymnasium environment's spaces; raises as ``spec_of`` does."""
-    env = make_gymnasium(env_id)
-    from prune_rl.envs.gymnasium_adapter import Adapter
-
-    try:
-        return Adapter.of(env, env_id)
-    finally:
-        env.close()
-
-
-def _gymnasium() -> Any:
+def import_gymnasium() -> Any:
+    """The module; raises ``UnsupportedEnvironment`` with the install line where it is missing."""
     try:
         return importlib.import_module("gymnasium")
     except ModuleNotFoundError as error:
@@ -197,9 +122,13 @@ def _gymnasium() -> Any:
         ) from error
 
 
-def _gymnasium_spec(env_id: str) -> EnvSpec:
-    """The recipe for ``gymnasium.make``; given this instead of an id, it does not warn about old versions."""
-    registration = _gymnasium().envs.registration
+def gymnasium_spec(env_id: str) -> EnvSpec:
+    """The argument of ``gymnasium.make``, which given this instead of an id does not warn about old versions.
+
+    Raises:
+        UnsupportedEnvironment: as ``lookup``.
+    """
+    registration = import_gymnasium().envs.registration
     if env_id in _TABLE:
         entry = _TABLE[env_id]
         spec: EnvSpec = registration.EnvSpec(
@@ -263,7 +192,8 @@ def _split_version(env_id: str) -> tuple[str, int]:
     return (match[1], int(match[2])) if match else (env_id, -1)
 
 
-def _missing_dependency(env_id: str, spec: EnvSpec, error: Exception) -> str:
+def missing_dependency(env_id: str, spec: EnvSpec, error: Exception) -> str:
+    """One sentence about a package without which Gymnasium cannot make the environment."""
     entry_point = spec.entry_point if isinstance(spec.entry_point, str) else ""
     for prefix, extra in _EXTRAS.items():
         if entry_point.startswith(prefix):

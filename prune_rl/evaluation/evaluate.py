@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from prune_rl.envs import registry
 from prune_rl.envs.gymnasium_adapter import Adapter, FlatEnv
+from prune_rl.envs.task import Task, resolve_task
 from prune_rl.spaces import Discrete
 
 _STREAM = int.from_bytes(b"eval", "big")  # separates evaluation from other streams seeded by (seed, index)
@@ -49,7 +49,7 @@ def episode_seed(seed: int, episode: int) -> int:
 
 def evaluate_policy(
     policy: Callable[[npt.NDArray[np.float32]], npt.ArrayLike],
-    env_id: str,
+    env: str | Task,
     *,
     episodes: int = 100,
     seed: int,
@@ -65,7 +65,8 @@ def evaluate_policy(
         policy: observations float32[num_envs, D] to actions, int[num_envs] or float[num_envs, *shape]. Always called
             with the same number of rows, so that a jitted one compiles once; rows of finished environments repeat
             their last observation. The array is overwritten after the call.
-        env_id: any id that `prune_rl.envs.registry` knows. Without a time limit and an end, it never returns.
+        env: an id that `prune_rl.envs.task.resolve_task` knows, or what it returned. Without a time limit and an end,
+            this never returns.
         episodes: how many.
         seed: 0 or more.
         num_envs: environments that run at once; at most `episodes` are made.
@@ -77,9 +78,10 @@ def evaluate_policy(
     if episodes < 1 or num_envs < 1:
         raise ValueError(f"episodes and num_envs must be at least 1, got {episodes} and {num_envs}")
     seeds = [episode_seed(seed, episode) for episode in range(episodes)]
-    adapter = registry.adapter_of(env_id)
+    task = resolve_task(env) if isinstance(env, str) else env
+    adapter = task.adapter
     count = min(num_envs, episodes)
-    envs = [FlatEnv(registry.make_gymnasium(env_id), adapter) for _ in range(count)]
+    envs = [FlatEnv(task.make_gymnasium(), adapter) for _ in range(count)]
     returns = np.zeros(episodes)
     lengths = np.zeros(episodes, np.int64)
     obs = np.zeros((count, adapter.spec.observation_size), np.float32)
@@ -101,9 +103,9 @@ def evaluate_policy(
                         obs[index], _ = envs[index].reset(seed=seeds[begun])
                         begun += 1
     finally:
-        for env in envs:
-            env.close()
-    return Evaluation(env_id, seed, returns, lengths, np.array(seeds, np.int64))
+        for each in envs:
+            each.close()
+    return Evaluation(task.env_id, seed, returns, lengths, np.array(seeds, np.int64))
 
 
 def _native_actions(adapter: Adapter, actions: npt.ArrayLike, count: int) -> npt.NDArray[Any]:

@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from prune_rl.atomic_files import write_bytes
-from prune_rl.envs import registry
 from prune_rl.envs.gymnasium_adapter import Adapter, FlatEnv
+from prune_rl.envs.task import Task, resolve_task
 from prune_rl.evaluation.evaluate import episode_seed
 from prune_rl.evaluation.video_encoder import FORMATS, INSTALL, Frame, VideoUnavailable, encoder, ffmpeg
 from prune_rl.spaces import Discrete
@@ -54,7 +54,7 @@ class Clip:
 
 def write_video(
     policy: Callable[[npt.NDArray[np.float32]], npt.ArrayLike],
-    env_id: str,
+    env: str | Task,
     path: str | os.PathLike[str],
     *,
     seed: int,
@@ -62,7 +62,7 @@ def write_video(
     max_steps: int | None = None,
     fps: float | None = None,
 ) -> Clip:
-    """Play the first episodes of `evaluate_policy(policy, env_id, seed=seed)` and write what they look like.
+    """Play the first episodes of `evaluate_policy(policy, env, seed=seed)` and write what they look like.
 
     A frame is rendered after each reset and each step, unless that exceeds the frame rate that can be shown (see
     `fps`). Frames are encoded one by one, and the finished file is renamed to `path`: a failure leaves an existing file
@@ -72,7 +72,7 @@ def write_video(
     Args:
         policy: observations float32[1, D] to actions, int[1] or float[1, *shape]. The returns are those of the
             evaluation if the action does not depend on the rest of a batch, as that of a `prune_rl.export.Policy`.
-        env_id: any id that `prune_rl.envs.registry` knows, if its environment draws "rgb_array".
+        env: as in `evaluate_policy`, if the environment draws "rgb_array".
         path: its suffix says the format, ".mp4" (H.264) or ".gif"; its folder is made if it is missing.
         seed: of the evaluation, 0 or more.
         episodes: how many, one after the other.
@@ -94,13 +94,14 @@ def write_video(
     if fps is not None and not 0.01 <= fps <= 1000.0:
         raise ValueError(f"fps must be from 0.01 to 1000 frames per second, got {fps}")
     seeds = [episode_seed(seed, episode) for episode in range(episodes)]
-    env = _make(env_id)
+    task = resolve_task(env) if isinstance(env, str) else env
+    drawn = _make(task)
     try:
-        rate = fps or float(env.metadata.get("render_fps") or DEFAULT_FPS)
+        rate = fps or float(drawn.metadata.get("render_fps") or DEFAULT_FPS)
         every = max(1, math.ceil(rate / style.max_fps))
         shown = Fraction(rate).limit_denominator(1000) / every
-        adapter = Adapter.of(env, env_id)
-        film = _Film(FlatEnv(env, adapter), env_id, adapter, policy, max_steps or MAX_STEPS, every)
+        adapter = Adapter.of(drawn, task.env_id)
+        film = _Film(FlatEnv(drawn, adapter), task.env_id, adapter, policy, max_steps or MAX_STEPS, every)
         frames = film.frames(seeds)
         first = next(frames)
         with tempfile.TemporaryDirectory(prefix="prune_rl-") as folder:
@@ -112,7 +113,7 @@ def write_video(
             path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, encoded.read_bytes())
     finally:
-        env.close()
+        drawn.close()
     return Clip(path, film.count, float(shown), tuple(film.returns), tuple(film.lengths), tuple(film.cut))
 
 
@@ -208,21 +209,22 @@ def _described(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def _make(env_id: str) -> gymnasium.Env[Any, Any]:
+def _make(task: Task) -> gymnasium.Env[Any, Any]:
     """The environment, ready to draw."""
     if _no_display():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    bare = registry.make_gymnasium(env_id)
+    bare = task.make_gymnasium()
     modes = list(bare.metadata.get("render_modes") or [])
     bare.close()
     if "rgb_array" not in modes:
         raise VideoUnavailable(
-            f"{env_id} draws no images: it would need the render mode 'rgb_array', and its render modes are {modes}"
+            f"{task.env_id} draws no images: it would need the render mode 'rgb_array', "
+            f"and its render modes are {modes}"
         )
     if any(base.__module__.startswith("gymnasium.envs.mujoco.") for base in type(bare.unwrapped).__mro__):
         _choose_gl()
-    return registry.make_gymnasium(env_id, render_mode="rgb_array")
+    return task.make_gymnasium(render_mode="rgb_array")
 
 
 def _no_display() -> bool:

@@ -1,32 +1,22 @@
-"""The folder of one training run: who may use it, which configuration it belongs to, and what it was made
-with.
-"""
+"""The folder of one training run: its lock, its configuration, and the versions it was made with."""
 
 from __future__ import annotations
 
-import fcntl
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import jax
+import filelock
 
-from prune_rl.atomic_files import TEMPORARY_SUFFIX, write_json
+from prune_rl.atomic_files import TEMPORARY_SUFFIX, write_bytes, write_json
+from prune_rl.runs.versions import current_versions
 
-PACKAGES = (
-    *("jax", "jaxlib", "flax", "optax", "flashbax", "orbax-checkpoint"),
-    *("gymnasium", "mujoco", "mujoco-mjx", "envpool", "numpy"),
-)
 LOCK_NAME = ".lock"
-# How a run was asked for, not what it computes: a moved folder or another spelling of the same flags is the
-# same run.
-NOT_COMPARED = ("command", "run_dir")
+# Who holds the lock. Not in the lock's own file, which other processes cannot read on Windows.
+OWNER_NAME = ".lock-owner"
 
 
 class RunDirectoryError(ValueError):
@@ -45,21 +35,40 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: Path, config: dict[str, Any], continued: bool, notes: list[str], lock: int
+        self,
+        path: Path,
+        config: dict[str, Any],
+        continued: bool,
+        notes: list[str],
+        lock: filelock.BaseFileLock,
     ) -> None:
         self.path = path
         self.config = config
         self.continued = continued
         self.notes = notes
-        self._lock: int | None = lock
+        self._lock = lock
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], config: Mapping[str, Any]) -> RunDirectory:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        config: Mapping[str, Any],
+        *,
+        defaults: Mapping[str, Any] | None = None,
+        not_compared: Collection[str] = ("command",),
+    ) -> RunDirectory:
         """Makes the folder for `config`, or continues the one that already belongs to it.
 
         A folder that does not exist yet is made, with config.json and versions.json, each complete from the
-        moment it has its name. The keys "command" and "run_dir" at the top of `config` are stored but not
-        compared.
+        moment it has its name. An existing config.json is left as it is.
+
+        Args:
+          path: the folder.
+          config: JSON data.
+          defaults: values, nested as in `config`, of the keys that an existing config.json lacks because they are
+            newer than it.
+          not_compared: keys at the top of `config` that are stored, but may differ in an existing config.json, since
+            they do not change what the run computes.
 
         Raises:
           RunDirectoryError: the folder belongs to another configuration, holds something else, is in use by
@@ -80,20 +89,18 @@ class RunDirectory:
                 f"the run directory {path} cannot be written to ({error.strerror}): choose another --run-dir"
             ) from None
         try:
-            continued = _check_config(path, wanted)
+            continued = _check_config(path, wanted, _json_types(defaults or {}), not_compared)
             if not continued:
                 write_json(path / "config.json", wanted)
             notes = _record_versions(path / "versions.json")
         except BaseException:
-            os.close(lock)
+            _unlock(path, lock)
             raise
         return cls(path, wanted, continued, notes, lock)
 
     def close(self) -> None:
         """Lets other processes use the folder. Does nothing the second time."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        _unlock(self.path, self._lock)
 
     def __enter__(self) -> Self:
         return self
@@ -102,24 +109,6 @@ class RunDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def current_versions() -> dict[str, Any]:
-    """Everything beside the configuration that can change a result: packages, platform, device, commit."""
-    devices = jax.devices()
-    versions: dict[str, Any] = {name: _package_version(name) for name in PACKAGES}
-    return versions | {
-        "python": platform.python_version(),
-        "prune_rl": _package_version("prune_rl"),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu_model(),
-        "device": {
-            "platform": devices[0].platform,
-            "kind": devices[0].device_kind,
-            "count": len(devices),
-        },
-        "git": _git_commit(),
-    }
 
 
 def _json_types(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,31 +121,46 @@ def _json_types(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _lock(path: Path) -> int:
+def _lock(path: Path) -> filelock.BaseFileLock:
     """Takes the folder's lock, which the operating system frees with the process, however it ends."""
-    handle = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    lock = filelock.FileLock(path / LOCK_NAME)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.read(handle, 20).decode(errors="replace").strip()
-        os.close(handle)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        owner = _owner(path / OWNER_NAME)
         raise RunDirectoryError(
             f"the run directory {path} is in use by another training process"
             f"{f' ({owner})' if owner else ''}: wait for it to end, or choose another --run-dir"
         ) from None
-    os.ftruncate(handle, 0)
-    os.write(handle, f"pid {os.getpid()}\n".encode())
-    return handle
+    write_bytes(path / OWNER_NAME, f"pid {os.getpid()}\n".encode())
+    return lock
 
 
-def _check_config(path: Path, wanted: dict[str, Any]) -> bool:
+def _unlock(path: Path, lock: filelock.BaseFileLock) -> None:
+    if lock.is_locked:
+        (path / OWNER_NAME).unlink(missing_ok=True)
+        lock.release()
+
+
+def _owner(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")[:20].strip()
+    except OSError:  # the owner has not written it yet
+        return ""
+
+
+def _check_config(
+    path: Path, wanted: dict[str, Any], defaults: dict[str, Any], not_compared: Collection[str]
+) -> bool:
     """Whether `path` already holds this configuration; an error if it holds another one or something else."""
     try:
         found = dict(json.loads((path / "config.json").read_text()))
     except FileNotFoundError:
         # A process killed before its first config.json leaves only the lock and temporary files.
         foreign = sorted(
-            entry.name for entry in path.iterdir() if entry.name != LOCK_NAME and not _is_leftover(entry.name)
+            entry.name
+            for entry in path.iterdir()
+            if entry.name not in (LOCK_NAME, OWNER_NAME) and not _is_leftover(entry.name)
         )
         if foreign:
             raise RunDirectoryError(
@@ -169,8 +173,8 @@ def _check_config(path: Path, wanted: dict[str, Any]) -> bool:
             f"{path / 'config.json'} is damaged ({error}): choose another --run-dir, or delete {path}"
         ) from None
     differences = _differences(
-        {key: value for key, value in found.items() if key not in NOT_COMPARED},
-        {key: value for key, value in wanted.items() if key not in NOT_COMPARED},
+        {key: value for key, value in _completed(found, defaults).items() if key not in not_compared},
+        {key: value for key, value in wanted.items() if key not in not_compared},
     )
     if differences:
         shown = ", ".join(f"{key} = {old} there, {new} here" for key, old, new in differences[:3])
@@ -184,6 +188,16 @@ def _check_config(path: Path, wanted: dict[str, Any]) -> bool:
 
 def _is_leftover(name: str) -> bool:
     return name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)
+
+
+def _completed(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """`found` with the values of `defaults` for the keys that it lacks, at every level that it has."""
+    nested = {
+        key: _completed(value, defaults[key])
+        for key, value in found.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return {**defaults, **found, **nested}
 
 
 def _differences(found: Any, wanted: Any, prefix: str = "") -> list[tuple[str, str, str]]:
@@ -227,45 +241,3 @@ def _record_versions(path: Path) -> list[str]:
         "the run goes on with other versions than before, so it may not end bit-identical: "
         + ", ".join(f"{key} {old} -> {new}" for key, old, new in changed)
     ]
-
-
-def _package_version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _git_commit() -> dict[str, Any] | None:
-    """Commit and dirtiness of the checkout this package is imported from; None for an installed package."""
-    package = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(package.parent), *arguments],
-                check=False,
-                capture_output=True,
-                text=True,
-                timeout=20,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    # A virtual environment inside somebody's repository is not a checkout of this project.
-    top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != package.parent:
-        return None
-    status = git("status", "--porcelain")
-    return {"commit": git("rev-parse", "--verify", "HEAD"), "dirty": None if status is None else bool(status)}

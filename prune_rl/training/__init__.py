@@ -1,1 +1,1 @@
-"""What joins a learner to an environment: engines, the loop, checkpoints, evaluation, the report."""
+"""Training: run configurations, the engines that join a learner to an environment, the loop, and the whole command."""

@@ -1,33 +1,33 @@
-"""The configuration of a training run: what is trained, where, how long, by which method."""
+"""The configuration of a training run: environment, learner, pruning method, seeds, length and evaluation."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import types
-import typing
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from prune_rl.envs import registry
+from prune_rl.envs.task import Task, resolve_task
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.learners.registry import Config as LearnerConfig
-from prune_rl.spaces import Spec
 
 Method = Literal["dynamic", "dense"]
 
-CHECKPOINTS = 20
+HOST_RESETS = 20
 LOG_LINES = 2000
+# Fields that do not change the result of a run. They are not part of the name of its folder, and may differ when it
+# is continued.
+NOT_PART_OF_THE_RESULT = ("checkpoints",)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A run, completely: with the library versions and the machine it determines every number of the result."""
+    """A training run. Together with the library versions and the machine it determines every number of the result."""
 
     env: str = "CartPole-v1"
     """Environment id."""
-    algo: Literal["ppo", "sac"] = "ppo"
+    algo: str = "ppo"
     """Learner."""
     method: Method = "dynamic"
     """'dynamic' prunes while it trains; 'dense' trains the wide network and removes nothing."""
@@ -35,13 +35,15 @@ class Config:
     """First seed."""
     seeds: int = 1
     """Seeds trained at once: seed, seed + 1, …"""
-    steps: int = 500_000
-    """Environment steps per seed, rounded up to whole rollouts."""
     backend: Literal["auto", "jax", "gymnasium", "envpool"] = "auto"
     """Engine of the environment; auto: the one that suits it best on a CPU."""
-    checkpoints: int | None = None
-    """Checkpoints over the whole run; a killed run loses at most the work since the last one. By default 20, or as many
-    as leave a Gymnasium environment, which is reset at each, time for two full episodes."""
+    checkpoints: int = 20
+    """At most this many checkpoints over the whole run; a killed run loses the work since the last one. Host
+    environments are checkpointed only where they are reset (host_resets). Does not change the result."""
+    host_resets: int | None = None
+    """How often host environments (gymnasium, envpool) are reset over the whole run, which truncates the episodes under
+    way. By default 20 times, or as often as leaves time for two full episodes in between. Not for backend jax, which
+    needs no such resets."""
     episodes: int = 100
     """Fresh episodes that each policy is evaluated on."""
     evaluation_seed: int = 1_000_000
@@ -50,7 +52,7 @@ class Config:
     """Hyperparameters of the learner; by default those of ``algo``."""
 
     def __post_init__(self) -> None:
-        if self.algo not in LEARNERS:
+        if self.algo not in tuple(LEARNERS):
             raise ValueError(f"there is no learner {self.algo!r}; choose one of {', '.join(LEARNERS)}")
         kind = LEARNERS[self.algo].Config
         given: Any = self.learner
@@ -69,31 +71,39 @@ class Config:
         return list(range(self.seed, self.seed + self.seeds))
 
     @property
-    def steps_per_update(self) -> int:
-        """Environment steps of one seed between two updates."""
-        return self.learner.num_envs * self.learner.num_steps
+    def steps(self) -> int:
+        """Environment steps per seed in the whole of training: ``learner.total_timesteps`` in whole rollouts."""
+        return self.learner.num_updates * self.learner.steps_per_update
 
     @property
     def log_every(self) -> int:
-        """Updates that share a line of the log: one of PPO; of SAC, which makes many small ones, at most 2000 lines."""
-        return 1 if self.algo == "ppo" else -(-self.learner.num_updates // LOG_LINES)
+        """Updates that share a line of the log, so that it has at most 2000 lines (and one more per checkpoint)."""
+        return -(-self.learner.num_updates // LOG_LINES)
+
+    @property
+    def reset_every(self) -> int | None:
+        """Updates between two resets of the host environments; None where there are no such resets."""
+        return None if self.host_resets is None else -(-self.learner.num_updates // self.host_resets)
 
     @property
     def checkpoint_every(self) -> int:
-        """Updates between two checkpoints, for a resolved configuration."""
-        assert self.checkpoints is not None
-        return -(-self.learner.num_updates // self.checkpoints)
+        """Updates between two checkpoints: a multiple of ``reset_every``, since a host environment cannot be saved."""
+        every = -(-self.learner.num_updates // self.checkpoints)
+        return every if self.reset_every is None else -(-every // self.reset_every) * self.reset_every
 
-    @property
-    def cuts_short(self) -> bool:
-        """Whether no episode can reach its time limit, because host environments are reset at every checkpoint."""
-        limit = registry.resolve(self.env).time_limit or 0
-        between = self.checkpoint_every * self.learner.num_steps
-        return self.backend != "jax" and self.checkpoints != 1 and between < limit
+    def resolved(self, task: Task | None = None) -> Config:
+        """This configuration as it is run and stored. Resolving twice changes nothing.
 
-    def resolved(self) -> Config:
-        """This configuration with what follows from other fields filled in; raises ``ValueError`` for bad values."""
-        for name in ("steps", "seeds", "checkpoints", "episodes"):
+        Backend and ``host_resets`` get their values, ``learner.total_timesteps`` is rounded up to whole rollouts, and
+        method "dense" sets ``learner.prune`` to None, whatever was set for pruning.
+
+        Args:
+            task: the environment, if it is resolved already; else it is looked up.
+
+        Raises:
+            ValueError: a value that cannot work.
+        """
+        for name in ("seeds", "checkpoints", "host_resets", "episodes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         for name in ("seed", "evaluation_seed"):
@@ -102,39 +112,48 @@ class Config:
         for name in ("num_envs", "num_steps"):
             if getattr(self.learner, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self.learner, name)}")
-        backends = registry.backends(self.env)
-        backend: Any = backends[0] if self.backend == "auto" else self.backend
-        if backend not in backends:
-            raise ValueError(f"{self.env} has no backend {backend!r}; choose one of {', '.join(backends)}")
-        updates = -(-self.steps // self.steps_per_update)
-        config = dataclasses.replace(
-            self,
-            backend=backend,
-            checkpoints=self.checkpoints or self._default_checkpoints(backend, updates),
-            steps=updates * self.steps_per_update,
-            learner=dataclasses.replace(self.learner, total_timesteps=updates * self.steps_per_update),
+        if self.learner.total_timesteps < 1:
+            raise ValueError(f"total_timesteps (--steps) must be >= 1, got {self.learner.total_timesteps}")
+        task = task or resolve_task(self.env, self.backend)
+        learner: LearnerConfig = dataclasses.replace(self.learner, total_timesteps=self.steps)
+        if self.method == "dense":
+            learner = dataclasses.replace(learner, prune=None)
+        elif learner.prune is None:
+            raise ValueError(
+                f"learner.prune is null, but method {self.method!r} prunes: set its options, or choose method 'dense'"
+            )
+        learner.check()
+        host_resets = self.host_resets
+        if task.backend == "jax":
+            if host_resets is not None:
+                raise ValueError(
+                    f"host_resets = {host_resets} is for environments on the host, and {self.env} runs on backend "
+                    "'jax': leave it out, or choose another backend"
+                )
+        elif host_resets is None:
+            host_resets = self._default_host_resets(task)
+        return dataclasses.replace(
+            self, backend=cast(Any, task.backend), host_resets=host_resets, learner=learner
         )
-        config.method_learner().check()
-        if self.method == "dense":
-            # Whatever was set for pruning: a dense run is one and the same, so it is trained once.
-            config = dataclasses.replace(config, learner=config.method_learner())
-        return config
 
-    def _default_checkpoints(self, backend: str, updates: int) -> int:
-        if backend == "jax":
-            return CHECKPOINTS
-        limit = registry.resolve(self.env).time_limit or 0
-        return max(1, min(CHECKPOINTS, updates * self.learner.num_steps // max(2 * limit, 1)))
+    def _default_host_resets(self, task: Task) -> int:
+        steps = self.learner.num_updates * self.learner.num_steps  # of one environment
+        return max(1, min(HOST_RESETS, steps // max(2 * (task.time_limit or 0), 1)))
 
-    def method_learner(self) -> LearnerConfig:
-        """The learner's hyperparameters under ``method``: a method only ever changes how neurons are removed."""
-        if self.method == "dense":
-            return dataclasses.replace(self.learner, prune=None)
-        return self.learner
+    def truncates_every_episode(self, task: Task) -> bool:
+        """Whether host environments are reset so often that no episode can reach its time limit."""
+        if self.reset_every is None or self.host_resets == 1:
+            return False
+        return self.reset_every * self.learner.num_steps < (task.time_limit or 0)
 
-    def spec(self) -> Spec:
-        """Spaces of the environment; raises ``registry.UnsupportedEnvironment``."""
-        return registry.spec_of(self.env)
+    def defaults(self, task: Task) -> Config:
+        """The configuration of this environment, learner and method with all other options at their defaults."""
+        default = Config(env=self.env, algo=self.algo, method=self.method, backend=self.backend)
+        learner = (
+            default.learner if self.method != "dense" else dataclasses.replace(default.learner, prune=None)
+        )
+        host_resets = None if task.backend == "jax" else self._default_host_resets(task)
+        return dataclasses.replace(default, learner=learner, host_resets=host_resets)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON data: tuples are lists."""
@@ -142,76 +161,29 @@ class Config:
         return data
 
     def default_run_dir(self) -> Path:
-        """``runs/ENV-ALGO-METHOD-seed0…-hash``: equal commands share it, different ones do not."""
-        digest = hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:8]
+        """``runs/ENV-ALGO-METHOD-seed0…-hash``, for a resolved configuration.
+
+        The hash is of the values that differ from the defaults of the dataclasses and change the result. An option
+        that is added later, with a default that keeps the result, therefore leaves the name as it is.
+        """
+        changed = _changed(self.to_json(), Config(algo=self.algo).to_json())
+        for name in NOT_PART_OF_THE_RESULT:
+            changed.pop(name, None)
+        digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:8]
         seeds = f"seed{self.seed}" if self.seeds == 1 else f"seeds{self.seed}-{self.seed + self.seeds - 1}"
         name = self.env.replace("/", "_").replace(":", "_")
         return Path("runs") / f"{name}-{self.algo}-{self.method}-{seeds}-{digest}"
 
 
-def from_json(data: dict[str, Any]) -> Config:
-    """The configuration that ``to_json`` wrote; ``ValueError`` for unknown keys and values of another type."""
-    config: Config = _build(Config, data, "")
-    return config
-
-
-def merged(config: Config, data: dict[str, Any]) -> Config:
-    """``config`` with the fields named in ``data`` (nested as the dataclasses are) replaced; raises as above.
-
-    Another ``algo`` brings that learner's default hyperparameters.
-    """
-    if data.get("algo", config.algo) != config.algo:
-        config = dataclasses.replace(config, algo=data["algo"], learner=cast(Any, None))
-    result: Config = _build(Config, _overlay(config.to_json(), data, ""), "")
-    return result
-
-
-def _overlay(base: dict[str, Any], data: dict[str, Any], prefix: str) -> dict[str, Any]:
-    result = dict(base)
+def _changed(data: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The entries of ``data`` that differ from those of ``defaults``, nested alike."""
+    changed = {}
     for key, value in data.items():
-        if key not in base:
-            raise _unknown(prefix + key, base)
-        nested = isinstance(base[key], dict) and isinstance(value, dict)
-        result[key] = _overlay(base[key], value, f"{prefix}{key}.") if nested else value
-    return result
-
-
-def _build(kind: Any, data: Any, name: str) -> Any:
-    """A dataclass from JSON data; ``name`` is that of the field that holds it, "" for the outermost."""
-    prefix = f"{name}." if name else ""
-    if not isinstance(data, dict):
-        raise ValueError(f"{name or 'the configuration'} must be a table of fields, got {data!r}")
-    hints = typing.get_type_hints(kind)
-    if kind is Config:
-        # A bad algo is refused where its own value is read.
-        algo = data.get("algo", Config.algo)
-        hints["learner"] = LEARNERS[algo if algo in tuple(LEARNERS) else Config.algo].Config
-    for key in data:
-        if key not in hints:
-            raise _unknown(prefix + key, hints)
-    return kind(**{key: _value(hints[key], value, prefix + key) for key, value in data.items()})
-
-
-def _value(hint: Any, value: Any, name: str) -> Any:
-    """``value`` as the type that a field's annotation names; JSON's lists become tuples, its whole numbers floats."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return _build(hint, value, name)
-    if origin is types.UnionType:
-        return None if value is None else _value(arguments[0], value, name)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(arguments[0], entry, name) for entry in value)
-    if origin is Literal and isinstance(value, str) and value in arguments:
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is hint:
-        return value
-    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(hint)
-    if wanted is None:
-        wanted = f"one of {', '.join(arguments)}" if origin is Literal else "a list of whole numbers"
-    raise ValueError(f"{name} must be {wanted}, got {value!r}")
-
-
-def _unknown(name: str, known: typing.Iterable[str]) -> ValueError:
-    return ValueError(f"unknown field {name!r}; known are {', '.join(sorted(known))}")
+        default = defaults.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
+            nested = _changed(value, default)
+            if nested:
+                changed[key] = nested
+        elif value != default:
+            changed[key] = value
+    return changed

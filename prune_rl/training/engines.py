@@ -1,4 +1,4 @@
-"""What advances a run by some updates, for S seeds at once: one engine for device environments, one for host ones."""
+"""Engines: they advance the training of S seeds by some updates, with environments on the device or on the host."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import numpy as np
 from flax import struct
 
 from prune_rl.envs.autoreset import JaxEnv
+from prune_rl.envs.task import VectorEnv
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, State, learner_of
 from prune_rl.learners.rollout import Rollout
-from prune_rl.training.rollouts import HostEnvironment, host_rollout, reset_envs, rollout
+from prune_rl.training.rollouts import host_rollout, reset_envs, rollout
 
 
 class Engine(Protocol):
@@ -23,7 +24,7 @@ class Engine(Protocol):
 
     ``tree`` is everything that training changes, all arrays: save it, or assign one that was saved. ``state`` is the
     learner's part of it, with a leading seed axis on all but ``step``. ``advance(n)`` makes n updates and returns
-    their metrics, NumPy arrays [n, S]; the checkpoint follows it.
+    their metrics, NumPy arrays [n, S]; a checkpoint is saved between two calls.
     """
 
     tree: Any
@@ -166,19 +167,19 @@ class Learners:
 class HostEngine:
     """Environments on the host, one batch of ``config.num_envs`` per seed; the learners of all seeds in one program.
 
-    The state of a host environment cannot be saved. So every ``cut_every`` updates all environments are reset with a
-    seed derived from the run's seed and the update; the episodes cut are truncated ones. A checkpoint taken at such an
-    update therefore continues exactly as the uninterrupted run.
+    The state of a host environment cannot be saved. So every ``reset_every`` updates all environments are reset with a
+    seed derived from the run's seed and the update, and the episodes under way are truncated. A checkpoint taken at
+    such an update therefore continues exactly as the uninterrupted run.
     """
 
     def __init__(
         self,
-        make_envs: Callable[[], HostEnvironment],
+        make_envs: Callable[[], VectorEnv],
         seeds: Sequence[int],
         config: LearnerConfig,
-        cut_every: int,
+        reset_every: int,
     ) -> None:
-        self._config, self._seeds, self._cut_every = config, list(seeds), cut_every
+        self._config, self._seeds, self._reset_every = config, list(seeds), reset_every
         self._envs = [make_envs() for _ in seeds]
         self._obs: np.ndarray | None = None
         spec, learner = self._envs[0].spec, learner_of(config)
@@ -217,7 +218,7 @@ class HostEngine:
         parts = []
         for _ in range(n):
             done = int(self.tree.state.step)
-            if done % self._cut_every == 0 or self._obs is None:
+            if done % self._reset_every == 0 or self._obs is None:
                 self._obs = np.stack(
                     [
                         env.reset(derived_seed(seed, done))
@@ -230,7 +231,7 @@ class HostEngine:
                 partial(self._choose, self.tree.state, noise),
                 self._obs,
                 self._config,
-                cut=(done + 1) % self._cut_every == 0,
+                cut=(done + 1) % self._reset_every == 0,
             )
             self.tree, metrics = self._update(Learners(self.tree.state, key), transitions)
             parts.append(jax.tree.map(np.asarray, metrics))

@@ -1,4 +1,4 @@
-"""What `prune-rl train` does: the run, its dense control, the proof that the compact policy works, and the summary."""
+"""What `prune-rl train` does: train the run and its dense control, evaluate all policies, and write the summary."""
 
 from __future__ import annotations
 
@@ -12,44 +12,46 @@ import jax
 from rich.console import Console
 
 from prune_rl.atomic_files import write_json
-from prune_rl.envs import make as backends
-from prune_rl.envs import registry
+from prune_rl.envs.task import Task, resolve_task
 from prune_rl.evaluation.evaluate import evaluate_policy
 from prune_rl.evaluation.video import check_video, video_paths, write_video
 from prune_rl.export.policy import Policy, load_policy, measure_latency
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.directory import RunDirectoryError
 from prune_rl.runs.evaluation_file import read_evaluation
-from prune_rl.training.config import Config, from_json
+from prune_rl.training.config import Config
 from prune_rl.training.loop import check_engine, policy_paths, train
+from prune_rl.training.structuring import from_json
 
-# Environments stepped together in an evaluation; the result does not depend on it.
+# Environments stepped together in an evaluation; the number does not change the result.
 EVALUATION_ENVS = 25
 
 
 def experiment(config: Config, run_dir: Path | None, control: bool, command: str, console: Console) -> Path:
-    """Train, compact, evaluate and summarise; returns the run directory. ``config`` must be resolved.
+    """Train, compact, evaluate and summarise; returns the run directory.
 
     With ``control`` a pruned run is compared with a dense one of the same seeds and steps beside it, which is trained
-    first if it is not there yet. Everything that can be refused is refused before training starts.
+    too if it is not there yet. The environment is resolved once, here. Everything that can be refused is refused
+    before training starts.
     """
-    check_engine(config)
-    on_env = registry.resolve(config.env).note
-    if on_env:
-        console.print(f"{config.env} {on_env}")
-    on_backend = backends.note(config.env, config.backend, jax.default_backend())
+    task = resolve_task(config.env, config.backend)
+    config = config.resolved(task)
+    check_engine(config, task)
+    if task.note:
+        console.print(f"{config.env} {task.note}")
+    on_backend = task.backend_note(jax.default_backend())
     if on_backend:
         console.print(f"[yellow]note:[/] {on_backend}")
     path = run_dir or config.default_run_dir()
-    train(config, path, command, console)
+    train(config, task, path, command, console)
     dense = control_of(config)
     dense_path = path.parent / dense.default_run_dir().name
     if control and config.method != "dense":
-        train(dense, dense_path, control_command(command), console)
+        train(dense, task, dense_path, control_command(command), console)
         if not (dense_path / "evaluation.json").exists():
-            evaluate(dense, dense_path, None, console, write=True)
+            evaluate(dense, task, dense_path, None, console, write=True)
             write_summary(dense_path)
-    evaluate(config, path, dense_path if control else None, console, write=True)
+    evaluate(config, task, path, dense_path if control else None, console, write=True)
     summary = write_summary(path)
     console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     for what, where in (
@@ -63,8 +65,10 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
 
 
 def control_of(config: Config) -> Config:
-    """The dense run that a pruned one is compared with: the same but for the method, whatever was set for pruning."""
-    return dataclasses.replace(config, method="dense").resolved()
+    """The dense run that a pruned one is compared with: the same but for the method. ``config`` must be resolved."""
+    return dataclasses.replace(
+        config, method="dense", learner=dataclasses.replace(config.learner, prune=None)
+    )
 
 
 def control_command(command: str) -> str:
@@ -81,7 +85,7 @@ def control_command(command: str) -> str:
 
 
 def evaluate(
-    config: Config, path: Path, control: Path | None, console: Console, *, write: bool
+    config: Config, task: Task, path: Path, control: Path | None, console: Console, *, write: bool
 ) -> dict[str, Any]:
     """Play ``config.episodes`` fresh episodes with every policy of the run in the Gymnasium environment.
 
@@ -106,7 +110,7 @@ def evaluate(
         policies = {name: load_policy(folder) for name, folder in folders.items()}
         wide = policies.get("masked", policies.get("dense"))
         assert wide is not None
-        measured = {name: measure(policy, wide, config) for name, policy in policies.items()}
+        measured = {name: measure(policy, wide, config, task) for name, policy in policies.items()}
         result["seeds"].append({"seed": seed, "policies": measured})
         means = ", ".join(f"{name} {_mean(measured[name]['returns']):.1f}" for name in measured)
         console.print(f"seed {seed}: mean return over {config.episodes} episodes: {means}")
@@ -130,11 +134,11 @@ def _keep_control(result: dict[str, Any], earlier: Path) -> None:
             entry["policies"].setdefault("dense", measured[entry["seed"]]["dense"])
 
 
-def measure(policy: Policy, wide: Policy, config: Config) -> dict[str, Any]:
+def measure(policy: Policy, wide: Policy, config: Config, task: Task) -> dict[str, Any]:
     """Returns, size and latency of one policy; shares are of the network ``wide``."""
     played = evaluate_policy(
         policy,
-        config.env,
+        task,
         episodes=config.episodes,
         seed=config.evaluation_seed,
         num_envs=min(EVALUATION_ENVS, config.episodes),
@@ -159,32 +163,34 @@ def evaluate_run(
     With ``video``, a file's name, they are filmed first: what cannot be filmed is then known before the long part.
     """
     recorded = read_config(run)
+    task = resolve_task(recorded.env, recorded.backend)
+    recorded = recorded.resolved(task)
     config = dataclasses.replace(
         recorded,
         episodes=recorded.episodes if episodes is None else episodes,
         evaluation_seed=recorded.evaluation_seed if seed is None else seed,
-    ).resolved()
+    ).resolved(task)
     for folder in policy_paths(run, config).values():
         if not folder.exists():
             raise RunDirectoryError(
                 f"{run} has no {folder.relative_to(run)} yet: finish its training with the command that began it"
             )
     if video is not None:
-        film(config, run, video, console)
+        film(config, task, run, video, console)
     control = run.parent / control_of(recorded).default_run_dir().name
-    result = evaluate(config, run, control, console, write=write)
+    result = evaluate(config, task, run, control, console, write=write)
     if write:
         write_summary(run)
     return result
 
 
-def film(config: Config, run: Path, video: Path, console: Console) -> None:
+def film(config: Config, task: Task, run: Path, video: Path, console: Console) -> None:
     """Write a clip of each compact policy in the first episode of its evaluation; where to, ``video_paths`` says."""
     paths = video_paths(video, config.all_seeds)
     for path in paths.values():
         check_video(path)
     for seed, folder in policy_paths(run, config).items():
-        clip = write_video(load_policy(folder), config.env, paths[seed], seed=config.evaluation_seed)
+        clip = write_video(load_policy(folder), task, paths[seed], seed=config.evaluation_seed)
         text = f"seed {seed}: return {clip.returns[0]:.1f} in the first episode, filmed in {clip.path}"
         console.print(text, markup=False, soft_wrap=True)
 

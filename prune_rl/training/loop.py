@@ -1,4 +1,4 @@
-"""A training run from its configuration to its run directory: train, checkpoint, log, then prove what came out."""
+"""The training of one run in its run directory: updates, checkpoints and logs, and the policies at the end."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
-from prune_rl.envs import registry
-from prune_rl.envs.make import make_host
+from prune_rl.envs.task import Task
 from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners.registry import Metrics, State, learner_of
 from prune_rl.runs.checkpoints import Checkpoints
@@ -21,7 +20,8 @@ from prune_rl.runs.log_rows import joined, record, without_placeholders
 from prune_rl.runs.logging import MetricsLog
 from prune_rl.runs.mask_history import MaskHistory
 from prune_rl.runs.progress import Progress
-from prune_rl.training.config import Config
+from prune_rl.spaces import Spec
+from prune_rl.training.config import NOT_PART_OF_THE_RESULT, Config
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
 from prune_rl.training.policy_export import compact_policy, masked_policy, state_of_seed
 
@@ -29,20 +29,30 @@ from prune_rl.training.policy_export import compact_policy, masked_policy, state
 CHUNK = 25
 
 
-def train(config: Config, run_dir: Path, command: str, console: Console) -> None:
+def train(config: Config, task: Task, run_dir: Path, command: str, console: Console) -> None:
     """Train in ``run_dir``, continuing from its newest checkpoint, until the compact policies are written.
 
     ``config`` must be resolved. Raises ``RunDirectoryError`` before any training if the folder belongs to another
     configuration or is in use.
     """
-    with RunDirectory.open(run_dir, {**config.to_json(), "command": command}) as run:
+    with RunDirectory.open(
+        run_dir,
+        {**config.to_json(), "command": command},
+        defaults=config.defaults(task).to_json(),
+        not_compared=("command", *NOT_PART_OF_THE_RESULT),
+    ) as run:
         for note in run.notes:
             console.print(f"[yellow]note:[/] {escape(note)}")
         if not is_trained(run.path, config):
-            engine = make_engine(config)
+            if config.truncates_every_episode(task):
+                console.print(
+                    f"[yellow]note:[/] {config.env} is reset {config.host_resets} times in this run, so that no "
+                    "episode reaches its time limit; ask for fewer --host-resets, or leave the flag out"
+                )
+            engine = make_engine(config, task)
             try:
                 run_updates(engine, config, run.path, console)
-                write_policies(engine.state, config, run.path)
+                write_policies(engine.state, config, task.spec, run.path)
             finally:
                 engine.close()
 
@@ -66,38 +76,27 @@ def policy_paths(path: Path, config: Config, kind: str = "policy") -> dict[int, 
     return {seed: root if config.seeds == 1 else root / f"seed_{seed}" for seed in config.all_seeds}
 
 
-def check_engine(config: Config) -> None:
+def check_engine(config: Config, task: Task) -> None:
     """Raise ``ValueError`` for what ``make_engine`` would refuse: a missing package, actions unfit for the learner."""
-    spec, learner = config.spec(), config.method_learner()
-    if config.backend == "jax":
-        registry.make_jax(config.env)
-    else:
-        make_host(config.env, config.backend, 1).close()
-    jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, spec))
+    task.check()
+    learner = config.learner
+    jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, task.spec))
 
 
-def make_engine(config: Config) -> Engine:
-    """The engine for the backend, with fresh learners and environments."""
-    learner = config.method_learner()
-    if config.backend == "jax":
-        env = registry.make_jax(config.env)
-        assert env is not None
-        return DeviceEngine(env, config.all_seeds, learner, min(CHUNK, config.checkpoint_every))
+def make_engine(config: Config, task: Task) -> Engine:
+    """The engine for the backend of a resolved configuration, with fresh learners and environments."""
+    if config.reset_every is None:
+        return DeviceEngine(task.jax_env(), config.all_seeds, config.learner, CHUNK)
     return HostEngine(
-        lambda: make_host(config.env, config.backend, learner.num_envs),
+        lambda: task.make_vector(config.learner.num_envs),
         config.all_seeds,
-        learner,
-        config.checkpoint_every,
+        config.learner,
+        config.reset_every,
     )
 
 
 def run_updates(engine: Engine, config: Config, path: Path, console: Console) -> None:
     """Advance ``engine`` to the end of the run, from the newest checkpoint in ``path`` if there is one."""
-    if config.cuts_short:
-        console.print(
-            f"[yellow]note:[/] {config.env} is reset at each of the {config.checkpoints} checkpoints, so that no "
-            "episode reaches its time limit; ask for fewer --checkpoints, or leave the flag out"
-        )
     checkpoints = Checkpoints(path / "checkpoints")
     log, history = MetricsLog(path / "metrics.jsonl"), MaskHistory(path / "masks")
     restored = checkpoints.restore(engine.tree)
@@ -108,9 +107,9 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
         engine.tree, done = restored.tree, restored.step
         # The clock goes on where the checkpoint left it, so that wall_time never falls.
         start -= restored.metadata["wall_time"]
-        console.print(f"continuing from the checkpoint at {done * config.steps_per_update:,} steps")
-    log.rewind(done * config.steps_per_update)
-    history.rewind(done * config.steps_per_update)
+        console.print(f"continuing from the checkpoint at {done * config.learner.steps_per_update:,} steps")
+    log.rewind(done * config.learner.steps_per_update)
+    history.rewind(done * config.learner.steps_per_update)
     total, every = config.learner.num_updates, config.checkpoint_every
     rows: list[Metrics] = []
     widths = {name: int(mask.shape[-1]) for name, mask in engine.state.masks.items()}
@@ -121,7 +120,11 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
         contextlib.closing(checkpoints),
         contextlib.closing(log),
         Progress(
-            config.steps, title, start=done * config.steps_per_update, start_widths=widths, console=console
+            config.steps,
+            title,
+            start=done * config.learner.steps_per_update,
+            start_widths=widths,
+            console=console,
         ) as progress,
     ):
         while done < total:
@@ -131,11 +134,11 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
             for i in range(n):
                 rows.append(jax.tree.map(lambda x, i=i: x[i], metrics))
                 done += 1
-                # A line at every checkpoint, too: what comes after it does not depend on what came before.
+                # A line at every checkpoint too, so that the log of a continued run is that of an uninterrupted one.
                 if done % config.log_every == 0 or done % every == 0 or done == total:
-                    log.write(done * config.steps_per_update, record(joined(rows), done, start))
+                    log.write(done * config.learner.steps_per_update, record(joined(rows), done, start))
                     rows.clear()
-            steps = done * config.steps_per_update
+            steps = done * config.learner.steps_per_update
             history.write(steps, jax.tree.map(np.asarray, engine.state.masks))
             last = jax.tree.map(lambda x: x[-1], metrics)
             kept = {name: report["width"].tolist() for name, report in last.get("prune", {}).items()}
@@ -148,9 +151,8 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
                 checkpoints.save(done, engine.tree, {"wall_time": time.monotonic() - start})
 
 
-def write_policies(state: State, config: Config, path: Path) -> None:
+def write_policies(state: State, config: Config, spec: Spec, path: Path) -> None:
     """Save the policy of every seed, compact and wide; raises ``ValueError`` where a network holds NaN."""
-    spec = config.spec()
     for kind, make in (("wide", masked_policy), ("policy", compact_policy)):
         for index, (seed, folder) in enumerate(policy_paths(path, config, kind).items()):
             folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""From a learner's state to policies that act: masked at full width, or compacted."""
+"""Deterministic policies from a learner's state: masked at full width, or compacted."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ import numpy as np
 
 from prune_rl.dependency.compaction import compact
 from prune_rl.export.policy import Policy
-from prune_rl.learners import sac
 from prune_rl.learners.networks import num_hidden
 from prune_rl.learners.registry import State, learner_of
 from prune_rl.learners.running_statistics import RunningStatistics
-from prune_rl.pruning.masks import Count, apply_masks, count, init_masks
-from prune_rl.spaces import Box, Spec
+from prune_rl.pruning.masks import apply_masks
+from prune_rl.spaces import Spec
 from prune_rl.training.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What policies are made of: the part of a learner's state that acting depends on, of one seed."""
+    """The part of a learner's state that acting depends on, for one seed."""
 
     params: dict[str, Any]
     masks: dict[str, jax.Array]
@@ -29,37 +28,23 @@ class Trained:
 
 
 def state_of_seed(state: State, index: int) -> Trained:
-    """One of the S seeds of a state. The rest of it, with a replay buffer maybe, is not touched."""
+    """One of the S seeds of a state. The rest of the state, such as a replay buffer, is not copied."""
     parts = (state.params, state.masks, state.obs_stats)
     return Trained(*jax.tree.map(lambda x: x[index], parts))
 
 
 def masked_policy(state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
-    """The policy at the width it was trained with, masked slices zero."""
-    learner = config.method_learner()
-    groups = learner_of(learner).prunable_groups(state.params, learner)
+    """The policy at the width it was trained with, its masked slices zero; ``config`` must be resolved."""
+    groups = learner_of(config.learner).prunable_groups(state.params, config.learner)
     params = apply_masks(groups, state.params, state.masks)
     return _policy(params["actor"], state, config, spec, seed)
 
 
 def compact_policy(state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
-    """The same function in physically smaller arrays: the surviving slices of the actor, gathered."""
-    learner = config.method_learner()
-    groups = learner_of(learner).prunable_groups(state.params, learner)
+    """The same function in smaller arrays, gathered from the kept slices of the actor."""
+    groups = learner_of(config.learner).prunable_groups(state.params, config.learner)
     small = compact(groups, state.params, state.masks)
     return _policy(small["actor"], state, config, spec, seed)
-
-
-def actor_count(state: State | Trained, config: Config) -> Count:
-    """Neurons and weights of the actor, kept and total, as it is trained.
-
-    Where the actor also puts out the spread of its actions, which a deterministic policy does not need, these weights
-    are counted here, and not in a ``Policy``.
-    """
-    learner = config.method_learner()
-    groups = learner_of(learner).all_groups(state.params, learner)
-    actor = groups.select(lambda group: group.name.startswith("actor/")).at("actor")
-    return count(actor, state.params["actor"], {**init_masks(groups), **state.masks})
 
 
 def _policy(actor: dict[str, Any], state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
@@ -77,7 +62,7 @@ def _policy(actor: dict[str, Any], state: State | Trained, config: Config, spec:
         obs_mean=None if stats is None else np.asarray(stats.mean),
         obs_std=None if stats is None else np.sqrt(np.asarray(stats.var) + np.float32(1e-8)),
         obs_clip=learner.clip_obs,
-        squash=isinstance(learner, sac.Config) and isinstance(spec.action, Box),
+        squash=learner_of(learner).squashes(spec),
         metadata={
             "env": config.env,
             "algo": config.algo,

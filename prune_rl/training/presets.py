@@ -6,7 +6,8 @@ import tomllib
 from pathlib import Path
 
 import prune_rl
-from prune_rl.training.config import Config, merged
+from prune_rl.training.config import Config
+from prune_rl.training.structuring import merged
 
 
 def preset_folder() -> Path:
@@ -25,11 +26,7 @@ def find_preset(env: str, algo: str) -> Path | None:
 def load_preset(path: Path, config: Config) -> Config:
     """``config`` with the fields that the TOML file names; raises ``ValueError`` that names the file and the field."""
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        result = merged(config, data)
-        if "total_timesteps" in data.get("learner", {}):
-            raise ValueError("learner.total_timesteps follows from steps and cannot be set")
-        return result
+        return merged(config, tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(f"there is no preset {str(path)!r}") from None
     except (OSError, ValueError) as error:

@@ -133,12 +133,13 @@ def test_the_state_names_its_parts():
 def test_gymnasium_is_not_needed():
     code = (
         "import sys; sys.modules['gymnasium'] = None\n"
-        "from prune_rl.envs import registry\n"
-        "assert registry.make_jax('CartPole-v1') is not None\n"
-        "assert registry.spec_of('CartPole-v1').observation_size == 4\n"
-        "assert registry.resolve('CartPole-v1').backends[0] == 'jax'\n"
-        "try: registry.resolve('Acrobot-v1')\n"
-        "except registry.UnsupportedEnvironment as error: print(error)\n"
+        "from prune_rl.envs.task import UnsupportedEnvironment, resolve_task\n"
+        "task = resolve_task('CartPole-v1')\n"
+        "assert task.backend == 'jax'\n"
+        "assert task.jax_env() is not None\n"
+        "assert task.spec.observation_size == 4\n"
+        "try: resolve_task('Acrobot-v1')\n"
+        "except UnsupportedEnvironment as error: print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install gymnasium" in result.stdout

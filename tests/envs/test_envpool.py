@@ -11,11 +11,11 @@ import pytest
 import scipy.stats
 
 from prune_rl.envs import envpool as module
-from prune_rl.envs import registry
 from prune_rl.envs.cartpole import CartPole, CartPoleState
 from prune_rl.envs.envpool import EnvPoolEnv
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.gymnasium_vector import HostEnv, stream_seed
+from prune_rl.envs.task import resolve_task
 from prune_rl.spaces import Discrete
 
 from .reference_tasks import LANDER_FUEL, lander_pilot, lander_shaping
@@ -42,11 +42,8 @@ def play(env, seed, actions):
     return [first, *(np.stack(column) for column in columns)]
 
 
-def with_time_limit(monkeypatch, limit):
-    resolve = registry.resolve
-    monkeypatch.setattr(
-        registry, "resolve", lambda env_id: dataclasses.replace(resolve(env_id), time_limit=limit)
-    )
+def with_time_limit(env_id, limit):
+    return dataclasses.replace(resolve_task(env_id), time_limit=limit)
 
 
 def raw_pool(env_id, seed, num_envs):
@@ -62,7 +59,7 @@ def raw_pool(env_id, seed, num_envs):
 def test_same_step_resets_lose_and_double_nothing(env_id):
     """EnvPool's own order, which spends a step of its own on every reset, gives the same transitions, bit for bit."""
     num_envs, num_steps, seed = 5, 300, 3
-    env = EnvPoolEnv(env_id, num_envs, num_threads=3)
+    env = EnvPoolEnv(resolve_task(env_id), num_envs, num_threads=3)
     actions = random_actions(env.spec, num_steps, num_envs)
     first, obs, reward, terminated, truncated, next_obs = play(env, seed, actions)
     env.close()
@@ -100,7 +97,10 @@ def test_same_step_resets_lose_and_double_nothing(env_id):
 @pytest.mark.parametrize("env_id", IDS)
 def test_a_used_environment_replays_bit_for_bit(env_id):
     """What resuming a run relies on, whatever the number of threads."""
-    used, fresh = EnvPoolEnv(env_id, 6, num_threads=1), EnvPoolEnv(env_id, 6, num_threads=4)
+    used, fresh = (
+        EnvPoolEnv(resolve_task(env_id), 6, num_threads=1),
+        EnvPoolEnv(resolve_task(env_id), 6, num_threads=4),
+    )
     actions = random_actions(used.spec, 200, 6)
     play(used, 5, actions[:77, ::-1])
     for left, right in zip(play(used, 9, actions), play(fresh, 9, actions), strict=True):
@@ -112,7 +112,7 @@ def test_a_used_environment_replays_bit_for_bit(env_id):
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v2", "Hopper-v3"])
 def test_different_seed_and_index_never_share_a_stream(env_id):
     seeds, num_envs = 12, 8
-    env = EnvPoolEnv(env_id, num_envs)
+    env = EnvPoolEnv(resolve_task(env_id), num_envs)
     starts = np.concatenate([env.reset(seed) for seed in range(seeds)])
     assert len(np.unique(starts, axis=0)) == seeds * num_envs
     env.close()
@@ -133,7 +133,7 @@ def test_seeds_fit_what_envpool_takes():
 
 
 def test_an_episode_that_survives_is_truncated_at_the_time_limit():
-    env = EnvPoolEnv("CartPole-v1", 4)
+    env = EnvPoolEnv(resolve_task("CartPole-v1"), 4)
     obs = env.reset(0)
     for t in range(1, 1001):
         obs, reward, terminated, truncated, next_obs = env.step((obs @ [0.02, 0.05, 1, 0.25] > 0).astype(int))
@@ -146,9 +146,8 @@ def test_an_episode_that_survives_is_truncated_at_the_time_limit():
     env.close()
 
 
-def test_time_limit_of_a_walker(monkeypatch):
-    with_time_limit(monkeypatch, 4)
-    env = EnvPoolEnv("Hopper-v3", 3)
+def test_time_limit_of_a_walker():
+    env = EnvPoolEnv(with_time_limit("Hopper-v3", 4), 3)
     _, obs, _, terminated, truncated, next_obs = play(env, 0, np.zeros((12, 3, 3)))
     assert not terminated.any()
     np.testing.assert_array_equal(truncated, np.arange(1, 13)[:, None] % 4 == np.zeros((1, 3)))
@@ -158,29 +157,27 @@ def test_time_limit_of_a_walker(monkeypatch):
     env.close()
 
 
-def test_terminated_and_truncated_in_the_same_step(monkeypatch):
+def test_terminated_and_truncated_in_the_same_step():
     """As with Gymnasium, both are said. EnvPool itself would say truncated only."""
     push_right = np.ones((30, 1), int)
-    env = EnvPoolEnv("CartPole-v1", 1)
+    env = EnvPoolEnv(resolve_task("CartPole-v1"), 1)
     *_, terminated, truncated, _ = play(env, 0, push_right)
     env.close()
     length = int(terminated[:, 0].argmax()) + 1
     assert not truncated.any()
     for limit, expected in [(length - 1, (False, True)), (length, (True, True)), (length + 1, (True, False))]:
-        with monkeypatch.context() as patch:
-            with_time_limit(patch, limit)
-            env = EnvPoolEnv("CartPole-v1", 1)
-            *_, terminated, truncated, _ = play(env, 0, push_right[:length])
-            end = min(limit, length) - 1
-            assert (terminated[end, 0], truncated[end, 0]) == expected
-            assert not (terminated[:end] | truncated[:end]).any()
-            env.close()
+        env = EnvPoolEnv(with_time_limit("CartPole-v1", limit), 1)
+        *_, terminated, truncated, _ = play(env, 0, push_right[:length])
+        end = min(limit, length) - 1
+        assert (terminated[end, 0], truncated[end, 0]) == expected
+        assert not (terminated[:end] | truncated[:end]).any()
+        env.close()
 
 
 def test_cartpole_has_our_physics():
     """Its observation is its state, so each transition can be repeated in JAX."""
     num_envs, num_steps = 16, 300
-    env = EnvPoolEnv("CartPole-v1", num_envs)
+    env = EnvPoolEnv(resolve_task("CartPole-v1"), num_envs)
     actions = random_actions(env.spec, num_steps, num_envs)
     first, obs, reward, terminated, truncated, next_obs = play(env, 1, actions)
     env.close()
@@ -200,10 +197,10 @@ def test_cartpole_has_our_physics():
 @pytest.mark.parametrize("env_id", MUJOCO_IDS)
 def test_walkers_follow_gymnasium(env_id):
     """Whole episodes from the same start, in EnvPool's own float64; only the distance walked is not observed."""
-    reference = registry.make_gymnasium(env_id)
+    reference = resolve_task(env_id).make_gymnasium()
     physics = reference.unwrapped
     pool = raw_pool(env_id, 4, 1)
-    spec = registry.spec_of(env_id)
+    spec = resolve_task(env_id).spec
     obs, _ = pool.reset()
     ended, episodes, positions = True, 0, physics.model.nq - 1
     for t, row in enumerate(random_actions(spec, 2000, 1)):
@@ -245,7 +242,7 @@ def test_lunar_lander_has_gymnasiums_rewards_and_distribution():
     fuel = np.array(LANDER_FUEL)
     results = []
     for backend in (EnvPoolEnv, HostEnv):
-        env = backend("LunarLander-v2", num_envs)
+        env = backend(resolve_task("LunarLander-v2"), num_envs)
         obs = env.reset(3)
         rng = np.random.default_rng(0)
         returns, lengths, alive = np.zeros(num_envs), np.zeros(num_envs), np.ones(num_envs, bool)
@@ -279,7 +276,7 @@ def test_lunar_lander_lands_as_gymnasiums_does():
     num_envs = 64
     results = []
     for backend in (EnvPoolEnv, HostEnv):
-        env = backend("LunarLander-v2", num_envs)
+        env = backend(resolve_task("LunarLander-v2"), num_envs)
         obs = env.reset(8)
         returns, lengths, last, legs = np.zeros((4, num_envs))
         alive = np.ones(num_envs, bool)
@@ -304,7 +301,7 @@ def test_lunar_lander_lands_as_gymnasiums_does():
 @pytest.mark.parametrize("env_id", IDS)
 def test_starts_are_distributed_as_gymnasiums(env_id):
     num_envs, seeds = 100, 4
-    ours, theirs = EnvPoolEnv(env_id, num_envs), HostEnv(env_id, num_envs)
+    ours, theirs = EnvPoolEnv(resolve_task(env_id), num_envs), HostEnv(resolve_task(env_id), num_envs)
     samples = [np.concatenate([env.reset(seed) for seed in range(seeds)]) for env in (ours, theirs)]
     ours.close()
     theirs.close()
@@ -322,14 +319,14 @@ def test_starts_are_distributed_as_gymnasiums(env_id):
 
 @pytest.mark.parametrize("env_id", [*IDS, "Walker2d-v3"])
 def test_spec_is_that_of_the_other_backends(env_id):
-    env = EnvPoolEnv(env_id, 2)
-    assert env.spec == registry.spec_of(env_id)
+    env = EnvPoolEnv(resolve_task(env_id), 2)
+    assert env.spec == resolve_task(env_id).spec
     assert env.reset(0).shape == (2, env.spec.observation_size)
     env.close()
 
 
 def test_box_actions_are_clipped():
-    env = EnvPoolEnv("Hopper-v3", 2)
+    env = EnvPoolEnv(resolve_task("Hopper-v3"), 2)
     row = np.array([[5.0, -7.0, 0.25], [np.inf, 1.0, -1.5]])
     wide, clipped = play(env, 0, [row] * 5), play(env, 0, [row.clip(-1, 1)] * 5)
     for left, right in zip(wide, clipped, strict=True):
@@ -338,7 +335,7 @@ def test_box_actions_are_clipped():
 
 
 def test_jax_arrays_are_taken_and_results_are_not_overwritten():
-    env = EnvPoolEnv("CartPole-v1", 2)
+    env = EnvPoolEnv(resolve_task("CartPole-v1"), 2)
     start = env.reset(0)
     results = env.step(jnp.array([0, 1], jnp.int32))
     kept = [start.copy(), *(x.copy() for x in results)]
@@ -362,7 +359,7 @@ def test_jax_arrays_are_taken_and_results_are_not_overwritten():
     ],
 )
 def test_bad_actions(env_id, action, message):
-    env = EnvPoolEnv(env_id, 2)
+    env = EnvPoolEnv(resolve_task(env_id), 2)
     env.reset(0)
     with pytest.raises(ValueError, match=re.escape(message)):
         env.step(action)
@@ -371,12 +368,12 @@ def test_bad_actions(env_id, action, message):
 
 def test_bad_arguments_and_order_of_calls():
     with pytest.raises(ValueError, match="number of environments must be at least 1, got 0"):
-        EnvPoolEnv("CartPole-v1", 0)
+        EnvPoolEnv(resolve_task("CartPole-v1"), 0)
     with pytest.raises(ValueError, match="number of threads must be at least 1, got 0"):
-        EnvPoolEnv("CartPole-v1", 1, num_threads=0)
+        EnvPoolEnv(resolve_task("CartPole-v1"), 1, num_threads=0)
     with pytest.raises(UnsupportedEnvironment, match=r"EnvPool cannot run 'Pendulum-v1'; .*: gymnasium"):
-        EnvPoolEnv("Pendulum-v1", 1)
-    env = EnvPoolEnv("CartPole-v1", 1)
+        EnvPoolEnv(resolve_task("Pendulum-v1"), 1)
+    env = EnvPoolEnv(resolve_task("CartPole-v1"), 1)
     with pytest.raises(ValueError, match="0 or more, got -1"):
         env.reset(-1)
     for _ in range(2):
@@ -390,7 +387,7 @@ def test_bad_arguments_and_order_of_calls():
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads where Linux lists them")
 def test_threads_end_with_the_pool():
-    env = EnvPoolEnv("CartPole-v1", 8, num_threads=3)
+    env = EnvPoolEnv(resolve_task("CartPole-v1"), 8, num_threads=3)
     threads = len(os.listdir("/proc/self/task"))
     for seed in range(10):
         env.reset(seed)
@@ -398,4 +395,4 @@ def test_threads_end_with_the_pool():
     assert len(os.listdir("/proc/self/task")) - threads <= 5
     env.close()
     assert len(os.listdir("/proc/self/task")) == threads
-    assert EnvPoolEnv("CartPole-v1", 2, num_threads=64).num_threads == 2
+    assert EnvPoolEnv(resolve_task("CartPole-v1"), 2, num_threads=64).num_threads == 2

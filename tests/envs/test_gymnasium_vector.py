@@ -12,6 +12,7 @@ from gymnasium import spaces
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.gymnasium_adapter import Adapter
 from prune_rl.envs.gymnasium_vector import HostEnv, stream_seed
+from prune_rl.envs.task import resolve_task
 from prune_rl.spaces import Box, Discrete, Spec
 
 LIMIT = 4
@@ -94,7 +95,7 @@ def counter_oracle(actions):
 
 
 def test_ends_and_time_limits_by_hand(ids):
-    env = HostEnv(ids["counter"], 2)
+    env = HostEnv(resolve_task(ids["counter"]), 2)
     np.testing.assert_array_equal(env.reset(0)[:, :2], [[0, 0], [0, 0]])
     env.step(np.array([STAY, STAY]))
 
@@ -121,7 +122,7 @@ def test_long_rollout_against_an_oracle(ids):
     rng = np.random.default_rng(0)
     num_envs, num_steps = 5, 300
     actions = (rng.random((num_steps, num_envs)) < 0.25).astype(np.int32)
-    env = HostEnv(ids["counter"], num_envs)
+    env = HostEnv(resolve_task(ids["counter"]), num_envs)
     first = env.reset(7)
     trace = [env.step(jnp.asarray(row)) for row in actions]  # JAX arrays are taken, too
     obs, reward, terminated, truncated, next_obs = (np.stack(column) for column in zip(*trace, strict=True))
@@ -151,7 +152,7 @@ def test_long_rollout_against_an_oracle(ids):
 
 
 def test_results_are_not_overwritten_by_later_steps(ids):
-    env = HostEnv(ids["counter"], 2)
+    env = HostEnv(resolve_task(ids["counter"]), 2)
     start = env.reset(0)
     results = env.step(np.array([END, STAY]))
     kept = [start.copy(), *(x.copy() for x in results)]
@@ -164,7 +165,7 @@ def test_results_are_not_overwritten_by_later_steps(ids):
 
 
 def test_reset_seeds_every_sub_environment_anew(ids):
-    env = HostEnv(ids["counter"], 4)
+    env = HostEnv(resolve_task(ids["counter"]), 4)
 
     def play(seed):
         return np.stack(
@@ -179,7 +180,7 @@ def test_reset_seeds_every_sub_environment_anew(ids):
 
 def test_different_seed_and_index_never_share_a_stream(ids):
     seeds, num_envs = 40, 8
-    env = HostEnv(ids["counter"], num_envs)
+    env = HostEnv(resolve_task(ids["counter"]), num_envs)
     numbers = np.stack([env.reset(seed)[:, 2] for seed in range(seeds)])
     assert len(np.unique(numbers)) == seeds * num_envs
     env.close()
@@ -190,7 +191,7 @@ def test_different_seed_and_index_never_share_a_stream(ids):
 
 
 def test_box_actions_are_clipped_and_reshaped(ids):
-    env = HostEnv(ids["echo"], 2)
+    env = HostEnv(resolve_task(ids["echo"]), 2)
     assert env.spec == Spec(4, Box((-1.0, -2.0, -np.inf, 0.0), (1.0, 2.0, np.inf, 0.5), (2, 2)))
     env.reset(0)
     obs, *_ = env.step(np.array([[-5, -5, -5, -5], [0.5, 5, 5e3, 0.25]], np.float64))
@@ -219,7 +220,7 @@ def test_integer_box_actions_are_rounded():
     ],
 )
 def test_bad_actions(ids, name, action, message):
-    env = HostEnv(ids[name], 2)
+    env = HostEnv(resolve_task(ids[name]), 2)
     env.reset(0)
     with pytest.raises(ValueError, match=re.escape(message)):
         env.step(action)
@@ -228,8 +229,8 @@ def test_bad_actions(ids, name, action, message):
 
 def test_bad_arguments(ids):
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        HostEnv(ids["counter"], 0)
-    env = HostEnv(ids["counter"], 1)
+        HostEnv(resolve_task(ids["counter"]), 0)
+    env = HostEnv(resolve_task(ids["counter"]), 1)
     with pytest.raises(ValueError, match="0 or more, got -1"):
         env.reset(-1)
     env.close()
@@ -285,7 +286,7 @@ def test_supported_spaces():
 def test_a_used_environment_replays_bit_for_bit(env_id):
     """What resuming a run relies on: after reset(seed) nothing of what happened before is left."""
     rng = np.random.default_rng(0)
-    used, fresh = HostEnv(env_id, 2), HostEnv(env_id, 2)
+    used, fresh = HostEnv(resolve_task(env_id), 2), HostEnv(resolve_task(env_id), 2)
     action = used.spec.action
     if isinstance(action, Discrete):
         actions = rng.integers(0, action.n, (400, 2))
@@ -306,7 +307,7 @@ def test_a_used_environment_replays_bit_for_bit(env_id):
 
 
 def test_time_limit_of_a_real_environment():
-    env = HostEnv("Pendulum-v1", 2)
+    env = HostEnv(resolve_task("Pendulum-v1"), 2)
     env.reset(0)
     for t in range(1, 201):
         obs, _, terminated, truncated, next_obs = env.step(np.zeros((2, 1)))

@@ -11,7 +11,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from prune_rl.envs import registry
+from prune_rl.envs.task import resolve_task
 
 from .reference_tasks import (
     HOPPER,
@@ -110,7 +110,7 @@ def position_and_velocity(data: mujoco.MjData) -> Array:
 @SEEDS
 @BOTH
 def test_episodes_follow_v3s_equations_to_the_bit(env_id: str, seed: int) -> None:
-    env = registry.make_gymnasium(env_id)
+    env = resolve_task(env_id).make_gymnasium()
     reference = LocomotionV3(TASKS[env_id], simulation(env)[0])
     rng = np.random.default_rng(seed + 10)
     np.testing.assert_array_equal(env.reset(seed=seed)[0], reference.reset(seed))
@@ -130,7 +130,7 @@ def test_episodes_follow_v3s_equations_to_the_bit(env_id: str, seed: int) -> Non
 @SEEDS
 @BOTH
 def test_episodes_match_a_model_built_from_the_originals_numbers(env_id: str, seed: int) -> None:
-    env = registry.make_gymnasium(env_id)
+    env = resolve_task(env_id).make_gymnasium()
     reference = LocomotionV3(TASKS[env_id], build_model(TASKS[env_id], LOADED))
     rng = np.random.default_rng(seed + 20)
     np.testing.assert_allclose(env.reset(seed=seed)[0], reference.reset(seed), rtol=0, atol=1e-15)
@@ -147,7 +147,7 @@ def test_episodes_match_a_model_built_from_the_originals_numbers(env_id: str, se
 
 @BOTH
 def test_a_thousand_steps_follow_v3s_equations_and_are_truncated_at_the_last(env_id: str) -> None:
-    env = registry.make_gymnasium(env_id, terminate_when_unhealthy=False)
+    env = resolve_task(env_id).make_gymnasium(terminate_when_unhealthy=False)
     model, _ = simulation(env)
     reference = LocomotionV3(TASKS[env_id], model, terminate_when_unhealthy=False)
     rng = np.random.default_rng(5)
@@ -170,7 +170,7 @@ def test_a_thousand_steps_follow_v3s_equations_and_are_truncated_at_the_last(env
 
 @BOTH
 def test_the_engine_clips_the_action_and_the_control_cost_does_not(env_id: str) -> None:
-    env, twin = registry.make_gymnasium(env_id), registry.make_gymnasium(env_id)
+    env, twin = resolve_task(env_id).make_gymnasium(), resolve_task(env_id).make_gymnasium()
     size = simulation(env)[0].nu
     env.reset(seed=0)
     twin.reset(seed=0)
@@ -182,7 +182,7 @@ def test_the_engine_clips_the_action_and_the_control_cost_does_not(env_id: str) 
 
 @BOTH
 def test_float32_actions_round_the_control_cost_only(env_id: str) -> None:
-    env = registry.make_gymnasium(env_id)
+    env = resolve_task(env_id).make_gymnasium()
     reference = LocomotionV3(TASKS[env_id], simulation(env)[0])
     env.reset(seed=1)
     reference.reset(1)
@@ -195,7 +195,7 @@ def test_float32_actions_round_the_control_cost_only(env_id: str) -> None:
 
 @BOTH
 def test_resets_are_uniform_around_the_zero_position(env_id: str) -> None:
-    env = registry.make_gymnasium(env_id)
+    env = resolve_task(env_id).make_gymnasium()
     model, data = simulation(env)
     rest = np.zeros(2 * model.nq)
     rest[1] = 1.25
@@ -217,7 +217,7 @@ def test_resets_are_uniform_around_the_zero_position(env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", TASKS)
 def test_spaces_and_time_are_v3s(env_id: str) -> None:
-    env = registry.make_gymnasium(env_id)
+    env = resolve_task(env_id).make_gymnasium()
     size, controls = {"Hopper-v3": (11, 3)}.get(env_id, (17, 6))
     assert env.observation_space == gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float64)
     assert env.action_space == gymnasium.spaces.Box(-1.0, 1.0, (controls,), np.float32)
@@ -229,7 +229,7 @@ def test_spaces_and_time_are_v3s(env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", TASKS)
 def test_loaded_models_have_the_numbers_of_the_original_files(env_id: str) -> None:
-    model, task = simulation(registry.make_gymnasium(env_id))[0], TASKS[env_id]
+    model, task = simulation(resolve_task(env_id).make_gymnasium())[0], TASKS[env_id]
     joints = task.links[1:]
     assert model.opt.timestep == 0.002
     assert model.opt.integrator == mujoco.mjtIntegrator.mjINT_RK4
@@ -272,7 +272,7 @@ def test_loaded_models_have_the_numbers_of_the_original_files(env_id: str) -> No
 
 @BOTH
 def test_bodies_lie_where_the_original_files_put_them(env_id: str) -> None:
-    model, task = simulation(registry.make_gymnasium(env_id))[0], TASKS[env_id]
+    model, task = simulation(resolve_task(env_id).make_gymnasium())[0], TASKS[env_id]
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
     np.testing.assert_array_equal(data.qpos, [0, 1.25, *[0] * (model.nq - 2)])
@@ -287,15 +287,15 @@ def test_bodies_lie_where_the_original_files_put_them(env_id: str) -> None:
 
 
 def test_walkers_feet_differ_in_friction_as_in_v3() -> None:
-    ours = simulation(registry.make_gymnasium("Walker2d-v3"))[0]
-    v5 = simulation(registry.make_gymnasium("Walker2d-v5"))[0]
+    ours = simulation(resolve_task("Walker2d-v3").make_gymnasium())[0]
+    v5 = simulation(resolve_task("Walker2d-v5").make_gymnasium())[0]
     assert (ours.geom("foot_geom").friction[0], ours.geom("foot_left_geom").friction[0]) == (0.9, 1.9)
     assert (v5.geom("foot_geom").friction[0], v5.geom("foot_left_geom").friction[0]) == (1.9, 1.9)
 
 
 @BOTH
 def test_bodies_weigh_what_the_engine_makes_of_their_capsules(env_id: str) -> None:
-    model, task = simulation(registry.make_gymnasium(env_id))[0], TASKS[env_id]
+    model, task = simulation(resolve_task(env_id).make_gymnasium())[0], TASKS[env_id]
     for link in task.links:
         mass, across, along = capsule_inertia(link, LOADED)
         body = model.body(link.name)
@@ -344,7 +344,7 @@ def test_masses_and_margins_are_all_that_separates_the_engines(env_id: str) -> N
 )
 @BOTH
 def test_registry_repeats_a_trajectory_of_the_original_engine(env_id: str) -> None:
-    env = registry.make_gymnasium(env_id)
+    env = resolve_task(env_id).make_gymnasium()
     error = play_recorded(env_id, LocomotionV3(TASKS[env_id], simulation(env)[0]))
     assert max(error.values()) < 1e-9
 
@@ -371,7 +371,7 @@ def healthy_reward(env: gymnasium.Env[Any, Any]) -> tuple[float, bool]:
 @BOTH
 def test_last_step_is_paid_in_v3_and_not_in_v5(env_id: str) -> None:
     for other, earlier, last in ((env_id, 1.0, 1.0), (env_id.replace("-v3", "-v5"), 1.0, 0.0)):
-        env = registry.make_gymnasium(other)
+        env = resolve_task(other).make_gymnasium()
         env.reset(seed=0)
         assert healthy_reward(env) == (pytest.approx(earlier, abs=1e-12), False)
         env.unwrapped.set_state(*tipping(TASKS[env_id], simulation(env)[0]))  # type: ignore[attr-defined]
@@ -398,7 +398,7 @@ def fly(env: gymnasium.Env[Any, Any], seed: int, pilot: str) -> list[tuple[Any, 
 @SEEDS
 @pytest.mark.parametrize("pilot", ["random", "pilot"])
 def test_flights_are_those_of_the_original_lander(pilot: str, seed: int) -> None:
-    flight = fly(registry.make_gymnasium("LunarLander-v2"), seed, pilot)
+    flight = fly(resolve_task("LunarLander-v2").make_gymnasium(), seed, pilot)
     steps, total = RECORDED_FLIGHTS[pilot][seed]
     assert len(flight) - 1 == steps
     assert sum(reward for _, _, reward, _ in flight) == pytest.approx(total, abs=1e-6)
@@ -406,8 +406,8 @@ def test_flights_are_those_of_the_original_lander(pilot: str, seed: int) -> None
 
 @pytest.mark.parametrize("pilot", ["random", "pilot"])
 def test_lander_equals_gymnasiums_v3_without_wind(pilot: str) -> None:
-    ours = registry.make_gymnasium("LunarLander-v2")
-    theirs = registry.make_gymnasium("LunarLander-v3", enable_wind=False)
+    ours = resolve_task("LunarLander-v2").make_gymnasium()
+    theirs = resolve_task("LunarLander-v3").make_gymnasium(enable_wind=False)
     for seed in range(10, 13):
         left, right = fly(ours, seed, pilot), fly(theirs, seed, pilot)
         assert len(left) > 60
@@ -434,7 +434,7 @@ def leg_flags(flag: bool, before: set[Any], after: set[Any]) -> set[bool]:
 
 @pytest.mark.parametrize("pilot", ["random", "pilot", "sideways"])
 def test_lander_pays_by_the_state_vector(pilot: str) -> None:
-    env = registry.make_gymnasium("LunarLander-v2")
+    env = resolve_task("LunarLander-v2").make_gymnasium()
     world: Any = env.unwrapped
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -476,14 +476,14 @@ def test_lander_pays_by_the_state_vector(pilot: str) -> None:
 
 def test_rewards_of_a_flight_telescope_to_its_shaping() -> None:
     # but for the last one, in place of whose shaping +100 is paid
-    flight = fly(registry.make_gymnasium("LunarLander-v2"), 0, "pilot")[:-1]
+    flight = fly(resolve_task("LunarLander-v2").make_gymnasium(), 0, "pilot")[:-1]
     fuel = sum(LANDER_FUEL[action] for _, action, _, _ in flight)
     gain = lander_shaping(flight[-1][0]) - lander_shaping(flight[0][0])
     assert sum(reward for _, _, reward, _ in flight) == pytest.approx(gain - fuel, abs=1e-4)
 
 
 def test_lander_without_wind_has_v2s_world() -> None:
-    env = registry.make_gymnasium("LunarLander-v2")
+    env = resolve_task("LunarLander-v2").make_gymnasium()
     world: Any = env.unwrapped
     env.reset(seed=0)
     assert (world.enable_wind, world.continuous, world.gravity) == (False, False, -10.0)
@@ -498,7 +498,7 @@ def test_lander_without_wind_has_v2s_world() -> None:
 
 
 def test_only_the_stated_bounds_of_landers_space_are_v3s() -> None:
-    space = registry.make_gymnasium("LunarLander-v2").observation_space
+    space = resolve_task("LunarLander-v2").make_gymnasium().observation_space
     assert isinstance(space, gymnasium.spaces.Box)
     assert (space.shape, space.dtype) == ((8,), np.float32)
     turn = 2 * math.pi
@@ -507,7 +507,7 @@ def test_only_the_stated_bounds_of_landers_space_are_v3s() -> None:
 
 
 def test_lander_is_truncated_at_a_thousand_steps() -> None:
-    env = registry.make_gymnasium("LunarLander-v2")
+    env = resolve_task("LunarLander-v2").make_gymnasium()
     obs, _ = env.reset(seed=0)
     for step in range(1, 1001):
         obs, _, terminated, truncated, _ = env.step(lander_pilot(obs, altitude=0.8))
@@ -518,7 +518,7 @@ def test_lander_is_truncated_at_a_thousand_steps() -> None:
 
 
 def test_walker2d_with_a_capital_d_is_walker2d() -> None:
-    envs = [registry.make_gymnasium(env_id) for env_id in ("Walker2d-v3", "Walker2D-v3")]
+    envs = [resolve_task(env_id).make_gymnasium() for env_id in ("Walker2d-v3", "Walker2D-v3")]
     assert type(envs[0].unwrapped) is type(envs[1].unwrapped)
     assert envs[0].spec is not None
     assert envs[1].spec is not None
@@ -535,7 +535,7 @@ def test_walker2d_with_a_capital_d_is_walker2d() -> None:
 @pytest.mark.parametrize("env_id", LEGACY)
 def test_gymnasiums_registry_keeps_refusing_the_id(env_id: str) -> None:
     before = dict(gymnasium.registry)
-    registry.make_gymnasium(env_id).close()
+    resolve_task(env_id).make_gymnasium().close()
     assert dict(gymnasium.registry) == before
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

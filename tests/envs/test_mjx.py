@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from prune_rl.envs import mjx, registry
+from prune_rl.envs import mjx
 from prune_rl.envs.autoreset import autoreset_step
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.mjx import MjxEnv, MjxState
+from prune_rl.envs.task import resolve_task
 
 T, N = 120, 8
 IDS = ["Hopper-v3", "Walker2d-v3"]
@@ -71,7 +72,7 @@ def rig(request):
         """[T, N, …] starts and their observations."""
         return jax.vmap(jax.vmap(env.reset))(jax.random.split(jax.random.key(seed), (T, N)))
 
-    reference = registry.make_gymnasium(request.param)
+    reference = resolve_task(request.param).make_gymnasium()
     yield Rig(request.param, env, reference, run, draw, traces)
     reference.close()
 
@@ -93,7 +94,7 @@ def random_actions(env, rng, scales):
 
 def margin(env, obs):
     """How far height and pitch of the torso are from where an episode ends."""
-    edges = np.array([env.task.z_range, env.task.angle_range])
+    edges = np.array([env.walker.z_range, env.walker.angle_range])
     return np.abs(obs[..., :2, None] - edges).min(axis=(-2, -1))
 
 
@@ -203,7 +204,7 @@ def test_every_step_is_gymnasiums_from_the_same_state(rig):
     the step before reached the time limit. Far from the origin, with actions beyond their bounds, and now and then with
     velocities beyond what an observation shows."""
     rng = np.random.default_rng(3)
-    adapter, nq = registry.adapter_of(rig.env_id), rig.reference.unwrapped.model.nq
+    adapter, nq = resolve_task(rig.env_id).adapter, rig.reference.unwrapped.model.nq
     actions = random_actions(rig.env, rng, np.array([0.3, 0.5, 0.7, 1.0, 1.3, 1.5, 2.0, 3.0]))
     native = adapter.native_actions(actions)
     qpos, qvel = np.zeros((2, T + 1, N, nq), np.float32)
@@ -309,7 +310,7 @@ def around(edge):
 
 
 def test_health_and_observations_are_gymnasiums(rig):
-    physics, task, rng = rig.reference.unwrapped, rig.env.task, np.random.default_rng(0)
+    physics, task, rng = rig.reference.unwrapped, rig.env.walker, np.random.default_rng(0)
     nq = physics.model.nq
     qpos, qvel = rng.normal(0, 1, (2, 3000, nq))
     qpos[:, 0] *= 1e3
@@ -351,8 +352,8 @@ def test_health_and_observations_are_gymnasiums(rig):
 
 
 def test_the_model_is_the_one_that_gymnasium_loads(rig):
-    ours, theirs = mjx._physics(rig.env.task.model_file).model, rig.reference.unwrapped.model
-    assert rig.reference.unwrapped.fullpath.endswith(rig.env.task.model_file)
+    ours, theirs = mjx._physics(rig.env.walker.model_file).model, rig.reference.unwrapped.model
+    assert rig.reference.unwrapped.fullpath.endswith(rig.env.walker.model_file)
 
     def compare(ours, theirs):
         """How many numbers and arrays of both are the same."""

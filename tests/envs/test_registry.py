@@ -10,9 +10,10 @@ import pytest
 
 from prune_rl.envs import mjx, registry
 from prune_rl.envs.cartpole import CartPole
+from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.gymnasium_adapter import Adapter
 from prune_rl.envs.gymnasium_vector import HostEnv
-from prune_rl.envs.registry import UnsupportedEnvironment
+from prune_rl.envs.task import resolve_task
 from prune_rl.spaces import Box, Discrete, Spec
 
 
@@ -39,9 +40,9 @@ def test_known_ids_step_quietly(env_id, capfd):
     before = dict(gymnasium.registry)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        info = registry.resolve(env_id)
-        assert registry.spec_of(env_id) == spec
-        env = HostEnv(env_id, 2)
+        task = resolve_task(env_id)
+        assert task.spec == task.adapter.spec == spec
+        env = HostEnv(task, 2)
         assert env.spec == spec
         rng = np.random.default_rng(0)
         assert env.reset(0).shape == (2, spec.observation_size)
@@ -56,8 +57,8 @@ def test_known_ids_step_quietly(env_id, capfd):
             assert np.isfinite(obs).all()
             assert np.isfinite(reward).all()
         env.close()
-    assert (info.id, info.time_limit, info.reward_threshold) == (env_id, time_limit, threshold)
-    assert "gymnasium" in info.backends
+    assert (task.env_id, task.time_limit, task.reward_threshold) == (env_id, time_limit, threshold)
+    assert "gymnasium" in task.backends
     assert gymnasium.registry == before
     assert capfd.readouterr() == ("", "")
 
@@ -67,8 +68,8 @@ def test_known_ids_step_quietly(env_id, capfd):
     [("LunarLander-v2", "LunarLander-v3"), ("Hopper-v3", "Hopper-v4"), ("Walker2D-v3", "Walker2d-v4")],
 )
 def test_old_ids_run_what_their_note_says(ours, theirs):
-    assert f"v{theirs[-1]} class" in registry.resolve(ours).note
-    env, reference = registry.make_gymnasium(ours), registry.make_gymnasium(theirs)
+    assert f"v{theirs[-1]} class" in resolve_task(ours).note
+    env, reference = resolve_task(ours).make_gymnasium(), resolve_task(theirs).make_gymnasium()
     assert env.spec is not None
     assert env.spec.id == ours
     assert env.spec.max_episode_steps == 1000
@@ -88,20 +89,21 @@ def test_old_ids_run_what_their_note_says(ours, theirs):
 
 @pytest.mark.parametrize("env_id", ["LunarLander-v2", "Hopper-v3", "Acrobot-v1"])
 def test_a_time_limit_can_be_set(env_id):
-    env = registry.make_gymnasium(env_id, max_episode_steps=2)
+    env = resolve_task(env_id).make_gymnasium(max_episode_steps=2)
     env.reset(seed=0)
     assert [env.step(env.action_space.sample())[3] for _ in range(2)] == [False, True]
     env.close()
 
 
 def test_cartpole_is_the_same_through_both_backends():
-    jax_env = registry.make_jax("CartPole-v1")
+    task = resolve_task("CartPole-v1")
+    jax_env = task.jax_env()
     assert isinstance(jax_env, CartPole)
-    env = registry.make_gymnasium("CartPole-v1")
-    assert Adapter.of(env, "CartPole-v1").spec == jax_env.spec == registry.spec_of("CartPole-v1")
+    env = task.make_gymnasium()
+    assert Adapter.of(env, "CartPole-v1").spec == jax_env.spec == task.spec
     assert env.spec is not None
     assert env.spec.max_episode_steps == jax_env.time_limit
-    assert env.spec.reward_threshold == registry.resolve("CartPole-v1").reward_threshold
+    assert env.spec.reward_threshold == task.reward_threshold
     env.close()
 
 
@@ -120,34 +122,37 @@ def test_cartpole_is_the_same_through_both_backends():
     ],
 )
 def test_backends_with_the_preferred_one_first(env_id, expected):
-    assert registry.backends(env_id) == registry.resolve(env_id).backends == expected
-    if "jax" not in expected:
-        assert registry.make_jax(env_id) is None
+    task = resolve_task(env_id)
+    assert task.backends == expected
+    assert task.backend == expected[0]
+    for backend in expected:
+        assert resolve_task(env_id, backend).backend == backend
 
 
 def test_the_walkers_in_jax_are_those_of_mjx():
-    assert set(registry.MJX_IDS) == set(mjx.TASKS)
+    assert set(registry.MJX_IDS) == set(mjx.WALKERS)
     pytest.importorskip("mujoco.mjx", reason="MJX is not installed (pip install 'prune_rl[mjx]')")
     for env_id in registry.MJX_IDS:
-        env = registry.make_jax(env_id)
-        assert env is not None
+        task = resolve_task(env_id, "jax")
+        env = task.jax_env()
         assert env == mjx.make(env_id)
-        assert env.spec == registry.spec_of(env_id)
-        assert env.time_limit == registry.resolve(env_id).time_limit
+        assert env.spec == task.spec
+        assert env.time_limit == task.time_limit
 
 
 def test_looking_up_imports_no_engine():
     """Nor do the sizes of a walker need MJX, which takes seconds to import."""
     code = (
         "import sys\n"
-        "from prune_rl.envs import backends, registry\n"
-        "ids = ['CartPole-v1', 'LunarLander-v2', *registry.MJX_IDS]\n"
-        "for env_id in ids: registry.resolve(env_id); backends.note(env_id, 'jax', 'cpu')\n"
+        "from prune_rl.envs.registry import MJX_IDS\n"
+        "from prune_rl.envs.task import UnsupportedEnvironment, resolve_task\n"
+        "for env_id in ['CartPole-v1', 'LunarLander-v2', *MJX_IDS]:\n"
+        "    for backend in resolve_task(env_id).backends: resolve_task(env_id, backend).backend_note('cpu')\n"
         "assert not {'mujoco', 'mujoco.mjx', 'envpool', 'Box2D'} & set(sys.modules)\n"
         "sys.modules.update({'mujoco.mjx': None, 'envpool': None})\n"
-        "print(registry.spec_of('Hopper-v3').observation_size)\n"
-        "try: registry.make_jax('Hopper-v3')\n"
-        "except registry.UnsupportedEnvironment as error: print(error)\n"
+        "print(resolve_task('Hopper-v3').spec.observation_size)\n"
+        "try: resolve_task('Hopper-v3', 'jax').jax_env()\n"
+        "except UnsupportedEnvironment as error: print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     size, message = result.stdout.splitlines()
@@ -174,11 +179,10 @@ def test_looking_up_imports_no_engine():
         ("json:Thing-v0", ["unknown environment 'Thing-v0'"]),
     ],
 )
-@pytest.mark.parametrize("function", [registry.resolve, registry.make_gymnasium, registry.spec_of, HostEnv])
+@pytest.mark.parametrize("function", [registry.lookup, registry.gymnasium_spec, resolve_task])
 def test_bad_ids_get_one_sentence(env_id, parts, function):
-    arguments = (env_id, 1) if function is HostEnv else (env_id,)
     with pytest.raises(UnsupportedEnvironment) as caught:
-        function(*arguments)
+        function(env_id)
     message = str(caught.value)
     assert all(part in message for part in parts), message
     assert "\n" not in message
@@ -189,14 +193,15 @@ def test_bad_ids_get_one_sentence(env_id, parts, function):
     [("CarRacing-v3", "image observations"), ("Blackjack-v1", "type Tuple"), ("FrozenLake-v1", "Discrete")],
 )
 def test_unsupported_spaces_are_found_before_training(env_id, part):
-    for function in (registry.spec_of, registry.adapter_of, lambda name: HostEnv(name, 1)):
+    for use in (lambda task: task.spec, lambda task: task.check(), lambda task: task.make_vector(1)):
         with pytest.raises(UnsupportedEnvironment, match=part):
-            function(env_id)
+            use(resolve_task(env_id))
 
 
 def test_an_id_may_name_the_module_that_registers_it():
-    env = registry.make_gymnasium("gymnasium.envs.classic_control:Acrobot-v1")
-    assert registry.resolve("gymnasium.envs.classic_control:Acrobot-v1").time_limit == 500
+    task = resolve_task("gymnasium.envs.classic_control:Acrobot-v1")
+    env = task.make_gymnasium()
+    assert task.time_limit == 500
     env.close()
 
 
@@ -206,12 +211,13 @@ def test_an_id_may_name_the_module_that_registers_it():
 def test_missing_extras_are_named_with_the_install_line(module, env_id, extra):
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
-        "from prune_rl.envs import registry\n"
-        f"registry.resolve({env_id!r})\n"
-        f"try: registry.spec_of({env_id!r})\n"
-        "except registry.UnsupportedEnvironment as error: print(error)\n"
+        "from prune_rl.envs.task import UnsupportedEnvironment, resolve_task\n"
+        f"task = resolve_task({env_id!r})\n"
+        "for use in (lambda: task.spec, task.check, task.make_gymnasium):\n"
+        "    try: use()\n"
+        "    except UnsupportedEnvironment as error: print(error)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout == (
+    assert result.stdout == 3 * (
         f"{env_id} needs a package that is missing; install it with: pip install 'prune_rl[{extra}]'\n"
     )

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from clips import frames_of
 
-from prune_rl.envs import registry
 from prune_rl.envs.errors import UnsupportedEnvironment
+from prune_rl.envs.task import resolve_task
 from prune_rl.evaluation import video as video
 from prune_rl.evaluation import video_encoder
 from prune_rl.evaluation.evaluate import episode_seed, evaluate_policy
@@ -86,7 +86,7 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def first_frame(env_id: str, seed: int) -> np.ndarray[Any, Any]:
-    env = registry.make_gymnasium(env_id, render_mode="rgb_array")
+    env = resolve_task(env_id).make_gymnasium(render_mode="rgb_array")
     env.reset(seed=episode_seed(seed, 0))
     frame: Any = env.render()
     env.close()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,6 +87,45 @@ def test_another_configuration_is_refused_in_one_sentence(tmp_path: Path) -> Non
     )
     # The refusal frees the lock and changes nothing.
     RunDirectory.open(path, CONFIG).close()
+
+
+def test_a_field_that_is_newer_than_the_folder_has_its_default(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    RunDirectory.open(path, CONFIG).close()
+    before = (path / "config.json").read_bytes()
+    newer: dict[str, Any] = changed(
+        resets=20,
+        ppo={**CONFIG["ppo"], "vf_coef": 0.5, "hidden": (256, 256)},
+        prune={"sparsity": 0.95, "gate": None},
+    )
+    # What the folder has stays as it is: a default fills in only what is absent.
+    defaults = {
+        "resets": 20,
+        "ppo": {"vf_coef": 0.5, "hidden": (8,)},
+        "prune": {"sparsity": 0.1, "gate": None},
+    }
+    with RunDirectory.open(path, newer, defaults=defaults) as run:
+        assert run.continued
+    assert (path / "config.json").read_bytes() == before
+    for other, part in (
+        ({**newer, "resets": 19}, "resets = 20 there, 19 here"),
+        ({**newer, "prune": {"sparsity": 0.95, "gate": 0.1}}, "prune.gate = null there, 0.1 here"),
+        ({**newer, "ppo": CONFIG["ppo"]}, "ppo.vf_coef = 0.5 there, absent here"),
+    ):
+        with pytest.raises(RunDirectoryError, match=re.escape(part)):
+            RunDirectory.open(path, other, defaults=defaults)
+    with pytest.raises(RunDirectoryError, match="absent there"):
+        RunDirectory.open(path, newer)
+
+
+def test_what_does_not_change_the_result_may_differ(tmp_path: Path) -> None:
+    wanted = changed(checkpoints=20)
+    RunDirectory.open(tmp_path, wanted).close()
+    with RunDirectory.open(tmp_path, changed(checkpoints=3), not_compared=("command", "checkpoints")) as run:
+        assert run.continued
+    assert json.loads((tmp_path / "config.json").read_text())["checkpoints"] == 20
+    with pytest.raises(RunDirectoryError, match="checkpoints = 20 there, 3 here"):
+        RunDirectory.open(tmp_path, changed(checkpoints=3))
 
 
 @pytest.mark.parametrize(("there", "here"), [(1, True), (0, False), (1, 1.0), ([1], [1, 2]), (None, 0)])
@@ -181,6 +221,47 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
         with pytest.raises(RunDirectoryError, match="in use"):
             RunDirectory.open(tmp_path, {"x": 1})
     run.close()
+
+
+def test_nothing_of_the_command_needs_fcntl(tmp_path: Path) -> None:
+    """As on Windows, which has none."""
+    code = (
+        "import sys, warnings; sys.modules['fcntl'] = None\n"
+        "warnings.filterwarnings('ignore', 'only soft file lock is available')\n"
+        "import prune_rl.cli, prune_rl.training.experiment, prune_rl.reporting.compare_runs\n"
+        "from prune_rl.runs.directory import RunDirectory\n"
+        "run = RunDirectory.open(sys.argv[1], {'x': 1})\n"
+        "try: RunDirectory.open(sys.argv[1], {'x': 1})\n"
+        "except ValueError as error: print(error)\n"
+        "run.close()\n"
+        "print(RunDirectory.open(sys.argv[1], {'x': 1}).continued)\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    in_use, continued = result.stdout.splitlines()
+    assert "is in use by another training process (pid " in in_use
+    assert continued == "True"
+
+
+def test_closing_twice_frees_nobody_elses_lock(tmp_path: Path) -> None:
+    first = RunDirectory.open(tmp_path, CONFIG)
+    first.close()
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name != ".lock") == [
+        "config.json",
+        "versions.json",
+    ]
+    with RunDirectory.open(tmp_path, CONFIG):
+        first.close()
+        with pytest.raises(
+            RunDirectoryError, match=rf"in use by another training process \(pid {os.getpid()}\)"
+        ):
+            RunDirectory.open(tmp_path, CONFIG)
 
 
 WRITE_FOREVER = """

@@ -26,7 +26,8 @@ TINY = shlex.split(
 # The same number of updates, of 2 · 16 steps, the first two without learning.
 TINY_SAC = shlex.split(
     "train Pendulum-v1 --algo sac --hidden 8 8 --num-envs 2 --num-steps 16 --utd-ratio 0.25 --batch-size 16"
-    " --learning-starts 64 --steps 1024 --checkpoints 16 --episodes 2 --prune.critic --prune.sparsity 0.75 --no-control"
+    " --learning-starts 64 --steps 1024 --checkpoints 16 --host-resets 16 --episodes 2"
+    " --prune.critic --prune.sparsity 0.75 --no-control"
 )
 
 
@@ -98,8 +99,9 @@ def jax_run(train: Callable[[list[str], Path], Trained], tmp_path_factory: pytes
 def host_run(
     train: Callable[[list[str], Path], Trained], tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:
-    """One seed on Gymnasium's environments, never interrupted."""
-    return train([*TINY, "--backend", "gymnasium"], tmp_path_factory.mktemp("gymnasium"))
+    """One seed on Gymnasium's environments, which are reset at every second update, never interrupted."""
+    arguments = [*TINY, "--backend", "gymnasium", "--host-resets", "16"]
+    return train(arguments, tmp_path_factory.mktemp("gymnasium"))
 
 
 @pytest.fixture(scope="session")

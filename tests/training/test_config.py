@@ -3,15 +3,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import types
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from prune_rl.envs.errors import UnsupportedEnvironment
+from prune_rl.envs.task import resolve_task
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.pruning_config import Pruning
-from prune_rl.training.config import Config, from_json, merged
+from prune_rl.learners.registry import LEARNERS
+from prune_rl.training.config import Config
+from prune_rl.training.structuring import from_json, merged
 
 
 def with_learner(config=None, **learner):
@@ -25,17 +29,19 @@ def with_prune(config=None, **prune):
 
 
 def test_resolving_fills_in_what_follows():
-    config = Config(steps=1000, learner=ppo.Config(num_envs=8, num_steps=64)).resolved()
-    assert config.steps_per_update == 512
-    assert (config.steps, config.learner.num_updates, config.backend) == (1024, 2, "jax")
-    assert Config(env="Pendulum-v1").resolved().backend == "gymnasium"
+    config = Config(learner=ppo.Config(num_envs=8, num_steps=64, total_timesteps=1000)).resolved()
+    assert (config.steps, config.learner.total_timesteps, config.learner.num_updates) == (1024, 1024, 2)
+    assert (config.backend, config.host_resets) == ("jax", None)
+    pendulum = Config(env="Pendulum-v1").resolved()
+    assert (pendulum.backend, pendulum.host_resets) == ("gymnasium", 20)
+    assert Config(env="Pendulum-v1").resolved(resolve_task("Pendulum-v1")) == pendulum
     assert Config(seed=3, seeds=2).all_seeds == [3, 4]
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 @pytest.mark.parametrize("method", ["dynamic", "dense"])
 def test_resolving_twice_changes_nothing(method, algo):
-    config = Config(algo=algo, method=method, steps=12345).resolved()
+    config = with_learner(Config(algo=algo, method=method), total_timesteps=12345).resolved()
     assert config.resolved() == config
     assert config.algo == algo
 
@@ -57,12 +63,12 @@ def test_each_learner_has_its_own_hyperparameters():
         Config(algo="td3")
 
 
-@given(updates=st.integers(1, 100_000), seed=st.integers(0, 9))
-def test_the_log_of_sac_has_at_most_2000_lines(updates, seed):
-    config = Config(algo="sac", seed=seed, learner=sac.Config(total_timesteps=updates * 4 * 16))
+@given(updates=st.integers(1, 100_000), algo=st.sampled_from(["ppo", "sac"]))
+def test_a_log_has_at_most_2000_lines(updates, algo):
+    config = Config(algo=algo)
+    config = with_learner(config, total_timesteps=updates * config.learner.steps_per_update)
     lines = math.ceil(updates / config.log_every)
     assert min(updates, 1000) <= lines <= 2000
-    assert Config(learner=ppo.Config(total_timesteps=updates * 8 * 128)).log_every == 1
 
 
 @given(updates=st.integers(1, 10_000), checkpoints=st.integers(1, 500))
@@ -109,8 +115,10 @@ def test_equal_configurations_share_a_folder_and_others_do_not():
         config.resolved().default_run_dir()
         for config in (
             Config(),
-            Config(steps=499_999),  # rounds up to the same
-            Config(steps=600_000),
+            with_learner(total_timesteps=499_999),  # rounds up to the same
+            with_learner(total_timesteps=600_000),
+            Config(checkpoints=3),  # does not change the result
+            Config(backend="jax"),  # what "auto" chooses
             Config(seed=1),
             Config(seeds=2),
             with_learner(hidden=(64, 64)),
@@ -118,12 +126,14 @@ def test_equal_configurations_share_a_folder_and_others_do_not():
             Config(method="dense"),
             with_prune(Config(method="dense"), sparsity=0.9),  # of no matter there
             Config(env="Pendulum-v1"),
+            Config(env="Pendulum-v1", checkpoints=7, host_resets=20),  # the default
+            Config(env="Pendulum-v1", host_resets=19),
             Config(algo="sac"),
             Config(algo="sac", learner=sac.Config(tau=0.01)),
             Config(algo="sac", method="dense"),
         )
     }
-    assert len(folders) == 11
+    assert len(folders) == 12
     assert {folder.parts[0] for folder in folders} == {"runs"}
     assert all(len(folder.parts) == 2 for folder in folders)
 
@@ -138,16 +148,18 @@ def test_a_module_in_the_environment_id_is_no_folder():
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 def test_dense_removes_nothing_whatever_was_asked(algo):
     config = with_prune(Config(algo=algo, method="dense"), sparsity=0.9, min_width=1000).resolved()
-    assert not config.method_learner().prune.enabled
+    assert config.learner.prune is None
+    assert config.to_json()["learner"]["prune"] is None
     assert config == Config(algo=algo, method="dense").resolved()
-    assert Config(algo=algo).method_learner().prune.enabled
+    assert config == with_learner(Config(algo=algo, method="dense"), prune=None).resolved()
+    assert Config(algo=algo).resolved().learner.prune == Pruning()
 
 
 NAN, INFINITY = math.nan, math.inf
 SAC = Config(algo="sac")
 BAD = [
     (
-        dataclasses.replace(SAC, steps=10_000),
+        with_learner(SAC, total_timesteps=10_000),
         "learning_starts = 10000 leaves nothing of the 10048 environment steps",
     ),
     (with_learner(SAC, num_envs=0), "num_envs must be >= 1"),
@@ -155,14 +167,19 @@ BAD = [
     (with_learner(SAC, tau=0.0), "tau must lie in (0, 1]"),
     (with_learner(SAC, alpha=-1.0), "alpha must be a finite number >= 0 or absent, got -1.0"),
     (with_prune(SAC, sparsity=1.5), "prune.sparsity must lie in [0, 1), got 1.5"),
-    (with_prune(SAC, enabled=False), "use method 'dense'"),
-    (Config(steps=0), "steps must be >= 1, got 0"),
-    (Config(steps=-1), "steps must be >= 1"),
+    (with_learner(SAC, prune=None), "learner.prune is null, but method 'dynamic' prunes"),
+    (with_learner(total_timesteps=0), "total_timesteps (--steps) must be >= 1, got 0"),
+    (with_learner(total_timesteps=-1), "total_timesteps (--steps) must be >= 1, got -1"),
     (Config(seeds=0), "seeds must be >= 1"),
     (Config(seed=-1), "seed must lie in"),
     (Config(seed=2**31 - 1), "seed must lie in"),
     (Config(evaluation_seed=-1), "evaluation_seed must lie in"),
     (Config(checkpoints=0), "checkpoints must be >= 1"),
+    (Config(env="Pendulum-v1", host_resets=0), "host_resets must be >= 1"),
+    (
+        Config(host_resets=5),
+        "host_resets = 5 is for environments on the host, and CartPole-v1 runs on backend 'jax'",
+    ),
     (Config(episodes=0), "episodes must be >= 1"),
     (Config(env="Pendulum-v1", backend="jax"), "Pendulum-v1 has no backend 'jax'; choose one of gymnasium"),
     (with_learner(num_envs=0), "num_envs must be >= 1"),
@@ -198,7 +215,7 @@ BAD = [
     (with_prune(min_width=0), "prune.min_width must be >= 1"),
     (with_prune(with_learner(hidden=(64, 8)), min_width=9), "wider than the narrowest hidden layer (8)"),
     (with_prune(importance_decay=1.0), "prune.importance_decay must lie in [0, 1)"),
-    (with_prune(enabled=False), "use method 'dense'"),
+    (with_learner(prune=None), "set its options, or choose method 'dense'"),
 ]
 
 
@@ -216,21 +233,21 @@ def test_an_unknown_environment_is_refused():
 
 
 def test_merging_replaces_only_what_is_named():
-    config = merged(Config(), {"steps": 7, "learner": {"gamma": 1, "hidden": [8], "prune": {"energy": 0.5}}})
-    expected = with_learner(Config(steps=7), gamma=1.0, hidden=(8,), prune=Pruning(energy=0.5))
+    config = merged(Config(), {"seeds": 7, "learner": {"gamma": 1, "hidden": [8], "prune": {"energy": 0.5}}})
+    expected = with_learner(Config(seeds=7), gamma=1.0, hidden=(8,), prune=Pruning(energy=0.5))
     assert config == expected
     assert type(config.learner.gamma) is float
 
 
 def test_merging_another_algo_brings_its_hyperparameters():
-    mine = with_learner(Config(steps=7), gamma=0.5)
-    assert merged(mine, {"algo": "sac"}) == Config(algo="sac", steps=7)
+    mine = with_learner(Config(seeds=7), gamma=0.5)
+    assert merged(mine, {"algo": "sac"}) == Config(algo="sac", seeds=7)
     assert merged(mine, {"algo": "ppo"}) == mine
     found = merged(mine, {"algo": "sac", "learner": {"tau": 1, "alpha": 0.2, "prune": {"critic": True}}})
     assert found == Config(
-        algo="sac", steps=7, learner=sac.Config(tau=1.0, alpha=0.2, prune=Pruning(critic=True))
+        algo="sac", seeds=7, learner=sac.Config(tau=1.0, alpha=0.2, prune=Pruning(critic=True))
     )
-    assert merged(found, {"algo": "ppo"}) == Config(steps=7)
+    assert merged(found, {"algo": "ppo"}) == Config(seeds=7)
     for data, part in (
         ({"algo": "sac", "learner": {"update_epochs": 3}}, "unknown field 'learner.update_epochs'; known are activ"),
         ({"learner": {"tau": 0.1}}, "unknown field 'learner.tau'; known are activation, "),
@@ -253,11 +270,11 @@ def test_a_stored_configuration_of_another_learner_is_refused(algo):
         ({"stepz": 1}, "unknown field 'stepz'; known are algo, "),
         ({"learner": {"gama": 1}}, "unknown field 'learner.gama'; known are activation, "),
         ({"learner": {"prune": {"sparcity": 1}}}, "unknown field 'learner.prune.sparcity'"),
-        ({"steps": "many"}, "steps must be a whole number, got 'many'"),
-        ({"steps": True}, "steps must be a whole number, got True"),
-        ({"steps": 1.5}, "steps must be a whole number, got 1.5"),
+        ({"seeds": "many"}, "seeds must be a whole number, got 'many'"),
+        ({"seeds": True}, "seeds must be a whole number, got True"),
+        ({"learner": {"total_timesteps": 1.5}}, "learner.total_timesteps must be a whole number, got 1.5"),
         ({"learner": 3}, "learner must be a table of fields, got 3"),
-        ({"steps": {"a": 1}}, "steps must be a whole number"),
+        ({"host_resets": {"a": 1}}, "host_resets must be a whole number"),
         ({"learner": {"hidden": 8}}, "learner.hidden must be a list of whole numbers, got 8"),
         ({"learner": {"hidden": [8, "x"]}}, "learner.hidden must be a whole number, got 'x'"),
         ({"learner": {"gamma": "1"}}, "learner.gamma must be a number, got '1'"),
@@ -275,27 +292,78 @@ def test_data_of_the_wrong_shape_is_refused(data, part):
         from_json(data)
 
 
-def test_checkpoints_leave_host_environments_time_for_whole_episodes():
-    learner = ppo.Config(num_envs=4, num_steps=64)
-    long = Config(env="Pendulum-v1", steps=4 * 64 * 200, learner=learner).resolved()
-    assert (long.checkpoints, long.checkpoint_every) == (20, 10)
-    short = Config(env="Pendulum-v1", steps=4 * 64 * 20, learner=learner).resolved()
+def pendulum(updates, **fields):
+    learner = ppo.Config(num_envs=4, num_steps=64, total_timesteps=updates * 4 * 64)
+    return Config(**{"env": "Pendulum-v1", "learner": learner, **fields}).resolved()
+
+
+def test_resets_leave_host_environments_time_for_whole_episodes():
+    task = resolve_task("Pendulum-v1")
+    long = pendulum(200)
+    assert (long.host_resets, long.reset_every, long.checkpoint_every) == (20, 10, 10)
+    short = pendulum(20)
     # 20 updates of 64 steps hold three spans of two episodes of 200 steps.
-    assert (short.checkpoints, short.checkpoint_every) == (3, 7)
-    assert not short.cuts_short
-    tiny = Config(env="Pendulum-v1", steps=4 * 64, learner=dataclasses.replace(learner, prune=None))
-    tiny = dataclasses.replace(tiny, method="dense").resolved()
-    assert tiny.checkpoints == 1
-    assert not tiny.cuts_short, "no checkpoint does it, but the end of training"
-    device = Config(env="CartPole-v1", steps=4 * 64 * 20, learner=learner).resolved()
-    assert device.checkpoints == 20
-    assert not device.cuts_short
-    for config in (long, short, tiny, device):
+    assert (short.host_resets, short.reset_every, short.checkpoint_every) == (3, 7, 7)
+    tiny = pendulum(1, method="dense")
+    assert (tiny.host_resets, tiny.checkpoint_every) == (1, 1)  # reset by nothing but the start of training
+    for config in (long, short, tiny):
+        assert not config.truncates_every_episode(task)
         assert config.resolved() == config
+    often = pendulum(20, host_resets=10)
+    assert (often.host_resets, often.reset_every) == (10, 2)
+    assert often.truncates_every_episode(task)
+    device = pendulum(20, env="CartPole-v1")
+    assert (device.host_resets, device.reset_every, device.checkpoint_every) == (None, None, 1)
+    assert not device.truncates_every_episode(resolve_task("CartPole-v1"))
+    assert device.resolved() == device
 
 
-def test_more_checkpoints_are_granted_but_known_to_cut_every_episode():
-    learner = ppo.Config(num_envs=4, num_steps=64)
-    config = Config(env="Pendulum-v1", steps=4 * 64 * 20, checkpoints=10, learner=learner).resolved()
-    assert (config.checkpoints, config.checkpoint_every) == (10, 2)
-    assert config.cuts_short
+@given(updates=st.integers(1, 1000), checkpoints=st.integers(1, 100), host_resets=st.integers(1, 100))
+def test_host_environments_are_checkpointed_where_they_are_reset(updates, checkpoints, host_resets):
+    learner = ppo.Config(total_timesteps=updates * 8 * 128)
+    config = Config(env="Pendulum-v1", checkpoints=checkpoints, host_resets=host_resets, learner=learner)
+    assert config.checkpoint_every % config.reset_every == 0
+    assert math.ceil(updates / config.checkpoint_every) <= min(checkpoints, host_resets)
+    assert config.reset_every == dataclasses.replace(config, checkpoints=7).reset_every
+
+
+def test_prune_is_null_in_a_dense_run_only():
+    assert from_json({"method": "dense", "learner": {"prune": None}}).resolved().learner.prune is None
+    with pytest.raises(
+        ValueError, match=r"learner.prune is null, but method 'dynamic' prunes: set its options, or"
+    ):
+        from_json({"learner": {"prune": None}}).resolved()
+
+
+def test_a_new_option_with_its_default_leaves_the_name_of_the_folder(monkeypatch):
+    """For an option of the run, of a learner, and of pruning."""
+
+    @dataclasses.dataclass(frozen=True)
+    class NewPruning(Pruning):
+        added: float = 0.5
+
+    @dataclasses.dataclass(frozen=True)
+    class NewLearner(ppo.Config):
+        prune: NewPruning | None = NewPruning()
+        added: tuple[int, ...] = (3,)
+
+    @dataclasses.dataclass(frozen=True)
+    class NewConfig(Config):
+        added: str = "as before"
+
+    for method in ("dynamic", "dense"):
+        old = Config(method=method, learner=ppo.Config(gamma=0.9)).resolved()
+        with monkeypatch.context() as patch:
+            patch.setitem(LEARNERS, "ppo", types.SimpleNamespace(Config=NewLearner))
+            patch.setattr("prune_rl.training.config.Config", NewConfig)
+            new = NewConfig(method=method, learner=NewLearner(gamma=0.9)).resolved()
+            assert new.to_json()["added"] == "as before"
+            assert new.to_json()["learner"]["added"] == [3]
+            assert new.default_run_dir() == old.default_run_dir()
+            for other in (
+                dataclasses.replace(new, added="otherwise"),
+                with_learner(new, added=(4,)),
+            ):
+                assert other.default_run_dir() != old.default_run_dir()
+            if method == "dynamic":
+                assert with_prune(new, added=0.6).default_run_dir() != old.default_run_dir()

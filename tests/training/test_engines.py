@@ -14,6 +14,7 @@ import pytest
 
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.gymnasium_vector import HostEnv
+from prune_rl.envs.task import resolve_task
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.runs.checkpoints import Checkpoints
@@ -183,7 +184,7 @@ class RecordedEnv(HostEnv):
     """CartPole-v1 in Gymnasium, with the seeds of its resets and the ends of its episodes."""
 
     def __init__(self) -> None:
-        super().__init__("CartPole-v1", CONFIG.num_envs)
+        super().__init__(resolve_task("CartPole-v1"), CONFIG.num_envs)
         self.seeds: list[int] = []
         self.ends: list[int] = []
         self.closed = False
@@ -207,17 +208,17 @@ MakeHost = Callable[[int], tuple[engines.HostEngine, list[RecordedEnv]]]
 
 @pytest.fixture
 def make_host() -> Iterator[MakeHost]:
-    """`engine, its environments = make_host(cut_every)`, for the seeds 0 and 1."""
+    """`engine, its environments = make_host(reset_every)`, for the seeds 0 and 1."""
     made: list[engines.HostEngine] = []
 
-    def make(cut_every: int) -> tuple[engines.HostEngine, list[RecordedEnv]]:
+    def make(reset_every: int) -> tuple[engines.HostEngine, list[RecordedEnv]]:
         envs: list[RecordedEnv] = []
 
         def new() -> RecordedEnv:
             envs.append(RecordedEnv())
             return envs[-1]
 
-        made.append(engines.HostEngine(new, [0, 1], DENSE, cut_every))
+        made.append(engines.HostEngine(new, [0, 1], DENSE, reset_every))
         return made[-1], envs
 
     yield make
@@ -226,7 +227,7 @@ def make_host() -> Iterator[MakeHost]:
     assert all(env.closed for engine in made for env in engine._envs)  # type: ignore[attr-defined]
 
 
-def test_a_host_run_goes_on_from_the_checkpoint_at_a_cut(make_host: MakeHost, tmp_path: Path) -> None:
+def test_a_host_run_goes_on_from_the_checkpoint_at_a_reset(make_host: MakeHost, tmp_path: Path) -> None:
     engine, envs = make_host(2)
     checkpoints = Checkpoints(tmp_path)
     first = engine.advance(2)
@@ -262,7 +263,7 @@ class RecordedPendulum(HostEnv):
     """Two of them, with every transition."""
 
     def __init__(self) -> None:
-        super().__init__("Pendulum-v1", SAC.num_envs)
+        super().__init__(resolve_task("Pendulum-v1"), SAC.num_envs)
         self.seen: list[tuple[np.ndarray[Any, Any], ...]] = []
         self.obs: Any = None
 
@@ -286,7 +287,7 @@ def test_sac_keeps_what_the_host_environments_did(seeds: list[int]) -> None:
         return envs[-1]
 
     config = dataclasses.replace(SAC, prune=None)
-    engine = engines.HostEngine(new, seeds, config, cut_every=2)
+    engine = engines.HostEngine(new, seeds, config, reset_every=2)
     metrics = engine.advance(3)
     engine.close()
     assert {leaf.shape for leaf in jax.tree.leaves(metrics)} == {(3, len(seeds))}

@@ -18,9 +18,9 @@ import pytest
 import prune_rl
 from prune_rl.cli import main, parse_train
 from prune_rl.export.policy import load_policy
-from prune_rl.runs.directory import PACKAGES
 from prune_rl.runs.logging import read_metrics
 from prune_rl.runs.mask_history import MaskHistory
+from prune_rl.runs.versions import PACKAGES
 from prune_rl.training.experiment import control_of, read_config
 
 SEEDS = (0, 1, 2)
@@ -40,6 +40,8 @@ def test_the_configuration_is_complete_and_loads_back(jax_run):
     assert stored == config.to_json()
     assert read_config(jax_run.path) == config
     assert (config.backend, config.steps, config.learner.num_updates) == ("jax", 4096, 32)
+    assert "steps" not in stored  # learner.total_timesteps is the one place that says it
+    assert stored["learner"]["total_timesteps"] == 4096
     assert jax_run.path == jax_run.root / config.default_run_dir()
 
 
@@ -157,10 +159,10 @@ def test_no_path_or_name_of_the_machine_is_written(jax_run, host_run):
             assert not [word for word in words if word != "/" and word in text], file
 
 
-def test_checkpoints_that_cut_every_episode_are_told(jax_run, host_run):
-    told = "reset at each of the 16 checkpoints, so that no episode reaches its time limit"
+def test_resets_that_truncate_every_episode_are_told(jax_run, host_run):
+    told = "CartPole-v1 is reset 16 times in this run, so that no episode reaches its time limit"
     assert told in " ".join(host_run.output.split())
-    assert "reset at each" not in jax_run.output
+    assert "is reset" not in jax_run.output
 
 
 def test_a_moved_run_can_be_evaluated(host_run, tmp_path, monkeypatch):
@@ -203,7 +205,7 @@ def test_hopper_trains_on_mjx(train, tmp_path):
     )
     run = train(arguments, tmp_path)
     assert "note: on a CPU, MJX is an order of magnitude slower than MuJoCo" in " ".join(run.output.split())
-    assert "reset at each" not in run.output  # as host environments are
+    assert "is reset" not in run.output  # as host environments are
     rows = read_metrics(run.path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [8, 16, 24, 32]
     assert all(

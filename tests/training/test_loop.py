@@ -16,6 +16,7 @@ import pytest
 from rich.console import Console
 
 from prune_rl.envs.cartpole import CartPole
+from prune_rl.envs.task import resolve_task
 from prune_rl.export.policy import load_policy
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.registry import learner_of
@@ -34,12 +35,12 @@ TIMEOUT = 240.0
 def last_checkpoint(run):
     """What the newest checkpoint holds, read with the shapes that the run's configuration calls for."""
     config = read_config(run)
-    learner = config.method_learner()
+    learner, spec = config.learner, resolve_task(config.env).spec
     module = learner_of(learner)
     axes = Learners(module.VMAP_AXES, 0)
 
     def host(key):
-        return Learners(module.init(key, learner, config.spec()), key)
+        return Learners(module.init(key, learner, spec), key)
 
     def template(keys):
         if config.backend == "jax":
@@ -128,7 +129,7 @@ def test_a_killed_run_ends_bit_identical(reference, cache, first_checkpoints, st
         assert kill_when(process, ready, rng.uniform(0.0, 0.15) if checkpoints else 0.0), "it was not killed"
         assert newest(run) >= begun + 2 * checkpoints
         assert not (run / "policy").exists()
-    stopped_at, steps = newest(run), read_config(run).steps_per_update
+    stopped_at, steps = newest(run), read_config(run).learner.steps_per_update
     process = start(reference.arguments, tmp_path, cache)
     status, output = process.wait(TIMEOUT), (tmp_path / "output").read_text()
     assert status == 0, output
@@ -259,8 +260,8 @@ class Metronome:
 
 def test_lines_of_the_log_that_share_updates_are_the_same_after_an_interruption(tmp_path, monkeypatch):
     monkeypatch.setattr(config_module, "LOG_LINES", 5)
-    learner = sac.Config(num_envs=1, num_steps=10, learning_starts=0)
-    config = Config(env="Pendulum-v1", algo="sac", steps=200, checkpoints=3, learner=learner).resolved()
+    learner = sac.Config(num_envs=1, num_steps=10, learning_starts=0, total_timesteps=200)
+    config = Config(env="Pendulum-v1", algo="sac", checkpoints=3, host_resets=3, learner=learner).resolved()
     assert (config.learner.num_updates, config.log_every, config.checkpoint_every) == (20, 4, 7)
     console = Console(file=io.StringIO())
     for folder in ("whole", "broken"):

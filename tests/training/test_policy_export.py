@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from prune_rl.envs.gymnasium_vector import HostEnv
+from prune_rl.envs.task import resolve_task
 from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.pruning_config import Pruning
@@ -18,11 +19,23 @@ from prune_rl.learners.sac.values import Architecture
 from prune_rl.learners.sac.values import policy as sac_policy
 from prune_rl.pruning.importance import magnitude_importance
 from prune_rl.pruning.mask_schedule import update_masks
-from prune_rl.pruning.masks import apply_masks
+from prune_rl.pruning.masks import apply_masks, count, init_masks
 from prune_rl.spaces import Box, Spec
 from prune_rl.training.config import Config
 from prune_rl.training.loop import make_engine, write_policies
-from prune_rl.training.policy_export import Trained, actor_count, compact_policy, masked_policy, state_of_seed
+from prune_rl.training.policy_export import Trained, compact_policy, masked_policy, state_of_seed
+
+
+def spec_of(config):
+    return resolve_task(config.env).spec
+
+
+def actor_count(state, config):
+    """Neurons and weights of the actor as it is trained, kept and total."""
+    groups = learner_of(config.learner).all_groups(state.params, config.learner)
+    actor = groups.select(lambda group: group.name.startswith("actor/")).at("actor")
+    return count(actor, state.params["actor"], {**init_masks(groups), **state.masks})
+
 
 PRUNE = Pruning(sparsity=0.8, begin=0.0, end=0.5, critic=True)
 SMALL_SAC = sac.Config(
@@ -48,18 +61,19 @@ LEARNERS = {
 def trained(case):
     """Configuration and state of one of two seeds, after a real training, or after what one would have done."""
     env, _, algo = case.rpartition("-")
+    task = resolve_task(env, "gymnasium")
+    learner = dataclasses.replace(LEARNERS[case], total_timesteps=1024)
     config = Config(
-        env=env, algo=algo, seeds=2, steps=1024, backend="gymnasium", checkpoints=4, learner=LEARNERS[case]
-    )
-    config = config.resolved()
+        env=env, algo=algo, seeds=2, backend="gymnasium", host_resets=4, learner=learner
+    ).resolved(task)
     if env == "Pendulum-v1":
-        engine = make_engine(config)
+        engine = make_engine(config, task)
         engine.advance(config.learner.num_updates)
         engine.close()
         return config, state_of_seed(engine.state, 1)
     learner = learner_of(config.learner)
-    state = learner.init(jax.random.key(1), config.learner, config.spec())
-    host = HostEnv(env, 2)
+    state = learner.init(jax.random.key(1), config.learner, spec_of(config))
+    host = HostEnv(task, 2)
     seen = np.concatenate([host.reset(0), *(host.step([1, t % 2])[0] for t in range(60))])
     host.close()
     params = jax.tree.map(lambda x: x, state.params)
@@ -73,8 +87,8 @@ def trained(case):
 def observations(case):
     """What the masked policy of that seed really sees, float32[400, D]."""
     config, state = trained(case)
-    policy = masked_policy(state, config, config.spec(), 1)
-    host = HostEnv(config.env, 4)
+    policy = masked_policy(state, config, spec_of(config), 1)
+    host = HostEnv(resolve_task(config.env), 4)
     seen = [host.reset(3)]
     for _ in range(99):
         seen.append(host.step(policy(seen[-1]))[0])
@@ -84,7 +98,7 @@ def observations(case):
 
 def mode(state, config, obs):
     """What the learner's action distribution is centred on, in JAX: logits, or the mean (before it is squashed)."""
-    learner = config.method_learner()
+    learner = config.learner
     params = apply_masks(
         learner_of(learner).prunable_groups(state.params, learner), state.params, state.masks
     )
@@ -105,7 +119,7 @@ def case(request):
 
 def test_masked_is_compact_on_real_observations(case):
     config, state = trained(case)
-    masked, compact = (make(state, config, config.spec(), 1) for make in (masked_policy, compact_policy))
+    masked, compact = (make(state, config, spec_of(config), 1) for make in (masked_policy, compact_policy))
     obs = observations(case)
     assert obs.std(axis=0).min() > 1e-3
     assert np.abs(masked.outputs(obs) - compact.outputs(obs)).max() <= 1e-5
@@ -120,7 +134,7 @@ def test_masked_is_compact_on_real_observations(case):
 def test_the_policy_acts_as_the_learner_would(case):
     """On observations seen in training, and on others far outside, where normalised ones are clipped."""
     config, state = trained(case)
-    policy = compact_policy(state, config, config.spec(), 1)
+    policy = compact_policy(state, config, spec_of(config), 1)
     rng = np.random.default_rng(0)
     scale = observations(case).std(axis=0)
     random = rng.standard_normal((400, len(scale))).astype(np.float32) * scale
@@ -173,20 +187,22 @@ def test_of_sac_the_mean_is_kept_and_squashed_into_the_bounds():
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
 def test_without_normalisation_the_policy_has_no_statistics(env, algo):
-    learner = dataclasses.replace(LEARNERS[f"{env}-{algo}"], hidden=(8,), normalize_obs=False)
-    config = Config(env=env, algo=algo, steps=1024, backend="gymnasium", learner=learner).resolved()
-    state = learner_of(learner).init(jax.random.key(0), config.learner, config.spec())
-    seen = state.obs_stats.update(jnp.full((3, config.spec().observation_size), 9.0))
+    learner = dataclasses.replace(
+        LEARNERS[f"{env}-{algo}"], hidden=(8,), normalize_obs=False, total_timesteps=1024
+    )
+    config = Config(env=env, algo=algo, backend="gymnasium", learner=learner).resolved()
+    state = learner_of(learner).init(jax.random.key(0), config.learner, spec_of(config))
+    seen = state.obs_stats.update(jnp.full((3, spec_of(config).observation_size), 9.0))
     state = dataclasses.replace(state, obs_stats=seen)
-    policy = compact_policy(state, config, config.spec(), 0)
+    policy = compact_policy(state, config, spec_of(config), 0)
     assert policy.obs_mean is None
-    obs = np.random.default_rng(1).standard_normal((50, config.spec().observation_size)).astype(np.float32)
+    obs = np.random.default_rng(1).standard_normal((50, spec_of(config).observation_size)).astype(np.float32)
     np.testing.assert_allclose(policy.outputs(obs), mode(state, config, jnp.asarray(obs)), atol=1e-5)
 
 
 def test_saved_and_loaded_it_is_the_same(case, tmp_path):
     config, state = trained(case)
-    policy = compact_policy(state, config, config.spec(), 1)
+    policy = compact_policy(state, config, spec_of(config), 1)
     save_policy(tmp_path, policy)
     loaded = load_policy(tmp_path)
     np.testing.assert_array_equal(loaded(observations(case)), policy(observations(case)))
@@ -198,7 +214,7 @@ def test_saved_and_loaded_it_is_the_same(case, tmp_path):
 def test_the_state_of_a_seed_has_no_seed_axis(case):
     config, state = trained(case)
     learner = config.learner
-    alone = jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, config.spec()))
+    alone = jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, spec_of(config)))
     for name in ("params", "masks", "obs_stats"):
         found, expected = (
             jax.tree.map(lambda x: (x.shape, x.dtype), getattr(x, name)) for x in (state, alone)
@@ -213,5 +229,5 @@ def test_a_diverged_seed_is_named_and_leaves_no_policy(tmp_path):
     good, bad = (vars(x) for x in (state, dataclasses.replace(state, params=params)))
     both = Trained(**jax.tree.map(lambda *leaves: jnp.stack(leaves), good, bad))
     with pytest.raises(ValueError, match=r"the training of seed 1 diverged .*: try a lower --learning-rate"):
-        write_policies(both, config, tmp_path)
+        write_policies(both, config, spec_of(config), tmp_path)
     assert not (tmp_path / "policy").exists()

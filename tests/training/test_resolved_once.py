@@ -1,0 +1,128 @@
+"""What is resolved once for a run: its environment, its folder, and what `checkpoints` has no part in."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import gymnasium
+import pytest
+
+from prune_rl.cli import main, parse_train
+from prune_rl.training.experiment import control_of
+
+NUM_ENVS, SEEDS, EPISODES = 2, 2, 3
+# 16 updates of 2 · 16 steps.
+TINY = shlex.split(
+    f"train CartPole-v1 --backend gymnasium --hidden 8 --num-envs {NUM_ENVS} --num-steps 16 --steps 512"
+    f" --update-epochs 1 --num-minibatches 1 --episodes {EPISODES}"
+)
+
+
+def run_main(folder, *arguments):
+    output = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(output):
+        assert main(list(arguments)) == 0
+    return output.getvalue()
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A run and its dense control, in `root`, and how many Gymnasium environments were made for both."""
+
+    root: Path
+    run: Path
+    control: Path
+    arguments: list[str]
+    environments: int
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    arguments, root = [*TINY, "--seeds", str(SEEDS)], tmp_path_factory.mktemp("compared")
+    made = []
+    make = gymnasium.make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gymnasium, "make", lambda *args, **kwargs: made.append(args) or make(*args, **kwargs))
+        run_main(root, *arguments)
+    config = parse_train(arguments[1:])[0].resolved()
+    run, control = (root / each.default_run_dir() for each in (config, control_of(config)))
+    return Compared(root, run, control, arguments, len(made))
+
+
+def test_one_environment_more_is_made_than_is_played(compared):
+    """Those of training and of evaluation, and one to read the spaces."""
+    trained = 2 * NUM_ENVS * SEEDS  # by the run and by its control
+    own, beside = (
+        EPISODES * SEEDS,
+        3 * EPISODES * SEEDS,
+    )  # the control's evaluation; masked, compact and dense
+    assert compared.environments == trained + own + beside + 1
+
+
+def without(path, *fields):
+    """Rewrites config.json as a version without these fields would have written it."""
+    data = json.loads((path / "config.json").read_text())
+    for field in fields:
+        *tables, name = field.split(".")
+        table = data
+        for each in tables:
+            table = table[each]
+        del table[name]
+    (path / "config.json").write_text(json.dumps(data))
+
+
+def test_fields_newer_than_a_run_neither_orphan_it_nor_retrain_its_control(compared, tmp_path):
+    shutil.copytree(compared.root / "runs", tmp_path / "runs")
+    run, control = (tmp_path / "runs" / path.name for path in (compared.run, compared.control))
+    without(run, "evaluation_seed", "host_resets", "learner.vf_coef", "learner.prune.width_exponent")
+    without(control, "evaluation_seed", "host_resets", "learner.vf_coef")
+    # As a run that was killed before its policies were written.
+    shutil.rmtree(run / "policy")
+    kept = {file: file.read_bytes() for path in (run, control) for file in path.glob("c*.json")}
+    trained = (control / "metrics.jsonl").stat().st_mtime_ns
+    output = run_main(tmp_path, *compared.arguments)
+    assert "continuing from the checkpoint at 512 steps" in output
+    assert "ppo dense, 2 seeds: " not in output
+    assert {file: file.read_bytes() for file in kept} == kept
+    assert (control / "metrics.jsonl").stat().st_mtime_ns == trained
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {run.name, control.name}
+    for name in ("policy.safetensors", "policy.json"):
+        for seed in range(SEEDS):
+            file = Path("policy") / f"seed_{seed}" / name
+            assert (run / file).read_bytes() == (compared.run / file).read_bytes()
+    for vf_coef in ("0", "4"):  # a value that is not the default is another run
+        arguments = [*compared.arguments, "--vf-coef", vf_coef]
+        other = parse_train(arguments[1:])[0].resolved().default_run_dir()
+        assert other.name not in (run.name, control.name)
+
+
+def test_checkpoints_do_not_change_the_policy(tmp_path):
+    flags = [*TINY, "--no-control", "--host-resets", "4"]
+    for checkpoints in ("1", "3", "12"):
+        run_main(tmp_path, *flags, "--checkpoints", checkpoints, "--run-dir", checkpoints)
+    few, some, many = (tmp_path / checkpoints for checkpoints in ("1", "3", "12"))
+    for kind in ("policy", "wide"):
+        assert len({(run / kind / "policy.safetensors").read_bytes() for run in (few, some, many)}) == 1
+    steps = [
+        [path.name[-2:] for path in sorted((run / "checkpoints").iterdir())] for run in (few, some, many)
+    ]
+    assert steps == [["16"], ["08", "16"], ["12", "16"]]  # of those at resets, the last two are kept
+    # It is no other run, either: the folder goes on with another number.
+    shutil.rmtree(few / "policy")
+    assert "continuing from the checkpoint at 512 steps" in run_main(
+        tmp_path, *flags, "--checkpoints", "5", "--run-dir", "1"
+    )
+    names = {
+        parse_train([*flags[1:], "--checkpoints", n])[0].resolved().default_run_dir() for n in ("1", "12")
+    }
+    assert len(names) == 1
+    run_main(tmp_path, *TINY, "--no-control", "--host-resets", "8", "--run-dir", "resets")
+    assert (tmp_path / "resets" / "policy" / "policy.safetensors").read_bytes() != (
+        many / "policy" / "policy.safetensors"
+    ).read_bytes(), "resets are part of the method"
