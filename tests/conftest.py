@@ -6,9 +6,12 @@ and resumed run, the command line) have them too.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -27,8 +30,15 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "standard"
 # NaN scores and NaN policy files are among the tested inputs.
 os.environ["JAX_DEBUG_NANS"] = "false"
-# No result may depend on what an earlier run left on disk.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# One compilation cache for all processes of one session: a program that several modules, workers or started processes
+# compile is compiled once. The session removes it, since no result may depend on what an earlier run left on disk.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    compilation_cache = tempfile.TemporaryDirectory(prefix="jax-cache-", ignore_cleanup_errors=True)
+    atexit.register(compilation_cache.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compilation_cache.name
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["SDL_VIDEODRIVER"] = "dummy"
 os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
@@ -57,6 +67,16 @@ class CountTraces(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         self.traces += 1
         return self.fn(*args, **kwargs)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clear_caches() -> Iterator[None]:
+    """Frees the compiled programs of a module after its last test: otherwise a worker grows to 4 GB."""
+    yield
+    jax = sys.modules.get("jax")
+    if jax is not None:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

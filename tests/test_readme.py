@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import optax
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_transforms_in_your_own_project_run():
+def test_the_transforms_in_your_own_project_run() -> None:
     (code,) = (
         block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "def fn" in block
     )
@@ -23,7 +24,7 @@ def test_the_transforms_in_your_own_project_run():
     # Tests forbid silent rank promotion, which the README uses; and its training is made short enough to reach the end.
     code = code.replace('b"])', 'b"][None, :])').replace("total_updates=10_000", "total_updates=200")
     before, after = code.split("masks = ", 1)
-    scope = {"params": params, "x": x}
+    scope: dict[str, Any] = {"params": params, "x": x}
     exec(before, scope)
     assert scope["groups"]["hidden"].size == 20
     params, opt_state = params, scope["opt_state"]
