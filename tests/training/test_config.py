@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,17 +15,17 @@ from prune_rl.learners.pruning_config import Pruning
 from prune_rl.training.config import Config, from_json, merged
 
 
-def with_learner(config=None, **learner):
+def with_learner(config: Any = None, **learner: Any) -> Any:
     config = config or Config()
     return dataclasses.replace(config, learner=dataclasses.replace(config.learner, **learner))
 
 
-def with_prune(config=None, **prune):
+def with_prune(config: Any = None, **prune: Any) -> Any:
     config = config or Config()
     return with_learner(config, prune=dataclasses.replace(config.learner.prune, **prune))
 
 
-def test_resolving_fills_in_what_follows():
+def test_resolving_fills_in_what_follows() -> None:
     config = Config(steps=1000, learner=ppo.Config(num_envs=8, num_steps=64)).resolved()
     assert config.steps_per_update == 512
     assert (config.steps, config.learner.num_updates, config.backend) == (1024, 2, "jax")
@@ -34,13 +35,13 @@ def test_resolving_fills_in_what_follows():
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 @pytest.mark.parametrize("method", ["dynamic", "dense"])
-def test_resolving_twice_changes_nothing(method, algo):
+def test_resolving_twice_changes_nothing(method: str, algo: str) -> None:
     config = Config(algo=algo, method=method, steps=12345).resolved()
     assert config.resolved() == config
     assert config.algo == algo
 
 
-def test_each_learner_has_its_own_hyperparameters():
+def test_each_learner_has_its_own_hyperparameters() -> None:
     assert Config().learner == Config(algo="ppo").learner == ppo.Config()
     assert Config(algo="sac").learner == sac.Config()
     mine = sac.Config(hidden=(8,), num_envs=2)
@@ -58,7 +59,7 @@ def test_each_learner_has_its_own_hyperparameters():
 
 
 @given(updates=st.integers(1, 100_000), seed=st.integers(0, 9))
-def test_the_log_of_sac_has_at_most_2000_lines(updates, seed):
+def test_the_log_of_sac_has_at_most_2000_lines(updates: Any, seed: Any) -> None:
     config = Config(algo="sac", seed=seed, learner=sac.Config(total_timesteps=updates * 4 * 16))
     lines = math.ceil(updates / config.log_every)
     assert min(updates, 1000) <= lines <= 2000
@@ -66,7 +67,7 @@ def test_the_log_of_sac_has_at_most_2000_lines(updates, seed):
 
 
 @given(updates=st.integers(1, 10_000), checkpoints=st.integers(1, 500))
-def test_there_are_never_more_checkpoints_than_asked_for(updates, checkpoints):
+def test_there_are_never_more_checkpoints_than_asked_for(updates: Any, checkpoints: Any) -> None:
     config = Config(checkpoints=checkpoints, learner=ppo.Config(total_timesteps=updates * 8 * 128))
     made = math.ceil(updates / config.checkpoint_every)
     assert 1 <= made <= checkpoints
@@ -84,7 +85,16 @@ def test_there_are_never_more_checkpoints_than_asked_for(updates, checkpoints):
     normalize_obs=st.booleans(),
     algo=st.sampled_from(["ppo", "sac"]),
 )
-def test_json_round_trip(hidden, learning_rate, energy, clip_range_vf, seed, score, normalize_obs, algo):
+def test_json_round_trip(
+    hidden: Any,
+    learning_rate: Any,
+    energy: Any,
+    clip_range_vf: Any,
+    seed: Any,
+    score: Any,
+    normalize_obs: Any,
+    algo: Any,
+) -> None:
     # Each has a field of its own that may be absent.
     learner = ppo.Config(clip_range_vf=clip_range_vf) if algo == "ppo" else sac.Config(alpha=clip_range_vf)
     config = Config(
@@ -104,7 +114,7 @@ def test_json_round_trip(hidden, learning_rate, energy, clip_range_vf, seed, sco
     assert from_json(stored).default_run_dir() == config.default_run_dir()
 
 
-def test_equal_configurations_share_a_folder_and_others_do_not():
+def test_equal_configurations_share_a_folder_and_others_do_not() -> None:
     folders = {
         config.resolved().default_run_dir()
         for config in (
@@ -128,7 +138,7 @@ def test_equal_configurations_share_a_folder_and_others_do_not():
     assert all(len(folder.parts) == 2 for folder in folders)
 
 
-def test_a_module_in_the_environment_id_is_no_folder():
+def test_a_module_in_the_environment_id_is_no_folder() -> None:
     config = Config(env="gymnasium.envs.classic_control:Acrobot-v1")
     assert config.default_run_dir().name.startswith(
         "gymnasium.envs.classic_control_Acrobot-v1-ppo-dynamic-seed0-"
@@ -136,7 +146,7 @@ def test_a_module_in_the_environment_id_is_no_folder():
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
-def test_dense_removes_nothing_whatever_was_asked(algo):
+def test_dense_removes_nothing_whatever_was_asked(algo: str) -> None:
     config = with_prune(Config(algo=algo, method="dense"), sparsity=0.9, min_width=1000).resolved()
     assert not config.method_learner().prune.enabled
     assert config == Config(algo=algo, method="dense").resolved()
@@ -203,26 +213,26 @@ BAD = [
 
 
 @pytest.mark.parametrize(("config", "part"), BAD, ids=[part for _, part in BAD])
-def test_bad_values_are_refused_in_one_sentence(config, part):
+def test_bad_values_are_refused_in_one_sentence(config: Any, part: Any) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         config.resolved()
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_environment_is_refused():
+def test_an_unknown_environment_is_refused() -> None:
     with pytest.raises(UnsupportedEnvironment, match="did you mean 'CartPole-v1'"):
         Config(env="Cartpole-v1").resolved()
 
 
-def test_merging_replaces_only_what_is_named():
+def test_merging_replaces_only_what_is_named() -> None:
     config = merged(Config(), {"steps": 7, "learner": {"gamma": 1, "hidden": [8], "prune": {"energy": 0.5}}})
     expected = with_learner(Config(steps=7), gamma=1.0, hidden=(8,), prune=Pruning(energy=0.5))
     assert config == expected
     assert type(config.learner.gamma) is float
 
 
-def test_merging_another_algo_brings_its_hyperparameters():
+def test_merging_another_algo_brings_its_hyperparameters() -> None:
     mine = with_learner(Config(steps=7), gamma=0.5)
     assert merged(mine, {"algo": "sac"}) == Config(algo="sac", steps=7)
     assert merged(mine, {"algo": "ppo"}) == mine
@@ -242,7 +252,7 @@ def test_merging_another_algo_brings_its_hyperparameters():
 
 
 @pytest.mark.parametrize("algo", ["td3", 3, None, ["sac"]])
-def test_a_stored_configuration_of_another_learner_is_refused(algo):
+def test_a_stored_configuration_of_another_learner_is_refused(algo: Any) -> None:
     with pytest.raises(ValueError, match="algo must be one of ppo, sac, got"):
         from_json({**Config().to_json(), "algo": algo})
 
@@ -267,7 +277,7 @@ def test_a_stored_configuration_of_another_learner_is_refused(algo):
         ({"env": 1}, "env must be a text, got 1"),
     ],
 )
-def test_data_of_the_wrong_shape_is_refused(data, part):
+def test_data_of_the_wrong_shape_is_refused(data: Any, part: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         merged(Config(), data)
     assert part in str(caught.value)
@@ -275,7 +285,7 @@ def test_data_of_the_wrong_shape_is_refused(data, part):
         from_json(data)
 
 
-def test_checkpoints_leave_host_environments_time_for_whole_episodes():
+def test_checkpoints_leave_host_environments_time_for_whole_episodes() -> None:
     learner = ppo.Config(num_envs=4, num_steps=64)
     long = Config(env="Pendulum-v1", steps=4 * 64 * 200, learner=learner).resolved()
     assert (long.checkpoints, long.checkpoint_every) == (20, 10)
@@ -294,7 +304,7 @@ def test_checkpoints_leave_host_environments_time_for_whole_episodes():
         assert config.resolved() == config
 
 
-def test_more_checkpoints_are_granted_but_known_to_cut_every_episode():
+def test_more_checkpoints_are_granted_but_known_to_cut_every_episode() -> None:
     learner = ppo.Config(num_envs=4, num_steps=64)
     config = Config(env="Pendulum-v1", steps=4 * 64 * 20, checkpoints=10, learner=learner).resolved()
     assert (config.checkpoints, config.checkpoint_every) == (10, 2)
