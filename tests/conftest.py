@@ -69,14 +69,43 @@ class CountTraces(Generic[P, R]):
         return self.fn(*args, **kwargs)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def clear_caches() -> Iterator[None]:
-    """Frees the compiled programs of a module after its last test: otherwise a worker grows to 4 GB."""
+# A compiled program takes about 1 MB. JAX keeps those of local functions, too, and a worker would grow to 4 GB.
+MOST_PROGRAMS = 300
+compiled_programs = 0
+
+
+def count_program(event: str, duration_secs: float, **metadata: str | int) -> None:
+    global compiled_programs
+    compiled_programs += event == "/jax/core/compile/backend_compile_duration"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders with slow tests come first, so that both workers end at about the same time.
+
+    xdist's worksteal moves tests from the end of a worker's queue: the first ones stay on one worker, which makes
+    their session's training runs once.
+    """
+    slow = {item.path.parent for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path.parent not in slow)
+
+
+def pytest_collection_finish() -> None:
+    import jax.monitoring
+
+    jax.monitoring.register_event_duration_secs_listener(count_program)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Frees the compiled programs at the end of a module, and within one that compiles many."""
+    global compiled_programs
     yield
-    jax = sys.modules.get("jax")
-    if jax is not None:
+    if compiled_programs >= MOST_PROGRAMS or nextitem is None or nextitem.path != item.path:
+        import jax
+
         jax.clear_caches()
         gc.collect()
+        compiled_programs = 0
 
 
 @pytest.fixture
