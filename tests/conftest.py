@@ -13,6 +13,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import hypothesis
@@ -80,10 +81,10 @@ def count_program(event: str, duration_secs: float, **metadata: str | int) -> No
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Folders with slow tests come first, so that both workers end at about the same time.
+    """Folders with slow tests come first.
 
-    xdist's worksteal moves tests from the end of a worker's queue: the first ones stay on one worker, which makes
-    their session's training runs once.
+    A worker of xdist's worksteal takes tests from the end of the other's queue. The slow tests at the beginning stay
+    together, so that only one worker makes the training runs that they share.
     """
     slow = {item.path.parent for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path.parent not in slow)
@@ -106,6 +107,24 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         jax.clear_caches()
         gc.collect()
         compiled_programs = 0
+
+
+# Folders whose programs take longer to compile than to run, and whose tests compare with the tolerance of float32.
+QUICKLY_COMPILED = ("dependency", "learners/ppo")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles with few optimisations in `QUICKLY_COMPILED`, which takes half the time."""
+    folder = request.path.parent.relative_to(Path(__file__).parent).as_posix()
+    if folder not in QUICKLY_COMPILED:
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
