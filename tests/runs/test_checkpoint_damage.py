@@ -114,7 +114,6 @@ def test_a_moved_folder_restores(tmp_path: Path) -> None:
 
 SAVE_FOREVER = """
 import sys
-sys.path.insert(0, sys.argv[2])
 from tests.runs.train_states import make_state
 from prune_rl.runs.checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
