@@ -114,7 +114,7 @@ QUICKLY_COMPILED = ("dependency", "learners/ppo")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
     """Compiles with few optimisations in `QUICKLY_COMPILED`, which takes half the time."""
     folder = request.path.parent.relative_to(Path(__file__).parent).as_posix()
     if folder not in QUICKLY_COMPILED:

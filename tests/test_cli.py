@@ -7,13 +7,12 @@ import re
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
+from clips import frames_of
 
 import prune_rl
 from prune_rl.cli import main, parse_train
@@ -24,7 +23,6 @@ from prune_rl.runs.directory import RunDirectory
 from prune_rl.training.config import Config
 from prune_rl.training.experiment import control_of
 from prune_rl.training.loop import policy_paths
-from tests.evaluation.clips import frames_of
 
 IMAGES, UNBOUNDED = "PruneRlImages-v0", "PruneRlUnbounded-v0"
 
@@ -42,35 +40,35 @@ class Unbounded(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (4,))
     action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
 
-    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+    def reset(self, *, seed=None, options=None):
         return np.zeros(4, np.float32), {}
 
-    def step(self, action: Any) -> Any:
+    def step(self, action):
         return np.zeros(4, np.float32), 1.0, True, False, {}
 
 
 @pytest.fixture(autouse=True)
-def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _working_directory(tmp_path, monkeypatch):
     """An empty one, wide enough for the longest message."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
 
 
 @pytest.fixture
-def image_env() -> Iterator[Any]:
+def image_env():
     gymnasium.register(IMAGES, entry_point=Images)
     yield IMAGES
     del gymnasium.registry[IMAGES]
 
 
 @pytest.fixture
-def unbounded_env() -> Iterator[Any]:
+def unbounded_env():
     gymnasium.register(UNBOUNDED, entry_point=Unbounded)
     yield UNBOUNDED
     del gymnasium.registry[UNBOUNDED]
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
+def refused(capsys, *arguments):
     """What is said to a command that cannot work: one sentence, and nothing else happens."""
     before = sorted(Path.cwd().rglob("*"))
     assert main([str(argument) for argument in arguments]) == 2
@@ -82,7 +80,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
     return error
 
 
-def run_process(*arguments: Any, code: Any = None) -> Any:
+def run_process(*arguments, code=None):
     start = ["-m", "prune_rl.cli"] if code is None else ["-c", code]
     return subprocess.run(
         [sys.executable, *start, *arguments],
@@ -94,7 +92,7 @@ def run_process(*arguments: Any, code: Any = None) -> Any:
     )
 
 
-def test_help_of_the_program() -> None:
+def test_help_of_the_program():
     done = run_process("--help")
     assert (done.returncode, done.stderr) == (0, "")
     for command in ("train ENV", "evaluate RUN", "report RUN"):
@@ -120,7 +118,7 @@ def test_help_of_the_program() -> None:
         ("report", ["RUN", "--output"]),
     ],
 )
-def test_help_of_a_command(command: str, options: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_a_command(command, options, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
@@ -139,9 +137,7 @@ def test_help_of_a_command(command: str, options: Any, capsys: pytest.CaptureFix
         ("sac", ["--tau", "--utd-ratio"], ["--update-epochs"]),
     ],
 )
-def test_help_shows_the_hyperparameters_of_the_learner(
-    algo: str, own: Any, of_the_other: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_shows_the_hyperparameters_of_the_learner(algo, own, of_the_other, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["train", "--algo", algo, "--help"])
     assert caught.value.code == 0
@@ -156,7 +152,7 @@ def test_help_shows_the_hyperparameters_of_the_learner(
 @pytest.mark.parametrize(
     "arguments", [["LunarLander-v2", "--help"], ["--seeds", "2", "-h", "LunarLander-v2"]]
 )
-def test_help_shows_the_defaults_of_the_preset(arguments: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_the_defaults_of_the_preset(arguments, capsys):
     with pytest.raises(SystemExit):
         main(["train", *arguments])
     output = " ".join(capsys.readouterr().out.split())
@@ -174,7 +170,7 @@ def test_help_shows_the_defaults_of_the_preset(arguments: Any, capsys: pytest.Ca
         ["--run-dir", "CartPole-v1", "--gamma", "0.5", "LunarLander-v2", "--prune.critic"],
     ],
 )
-def test_flags_override_the_preset_wherever_the_environment_is(arguments: Any) -> None:
+def test_flags_override_the_preset_wherever_the_environment_is(arguments):
     preset, _ = parse_train(["LunarLander-v2"])
     assert preset.learner != ppo.Config()
     config, _ = parse_train(arguments)
@@ -185,7 +181,7 @@ def test_flags_override_the_preset_wherever_the_environment_is(arguments: Any) -
     assert type(config.learner) is ppo.Config
 
 
-def test_a_preset_of_ones_own(tmp_path: Path) -> None:
+def test_a_preset_of_ones_own(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("seeds = 4\n[learner]\nhidden = [32]\nprune.energy = 0.1\n")
     config, options = parse_train(["CartPole-v1", "--preset", str(path), "--seeds", "2"])
@@ -195,7 +191,7 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algo", [["--algo", "sac"], ["--algo=sac"]])
-def test_sac_is_configured_by_its_own_flags(algo: Any) -> None:
+def test_sac_is_configured_by_its_own_flags(algo):
     flags = ["--tau", "0.01", "--alpha", "0.2", "--prune.critic", "--seeds", "3", "--hidden", "64", "32"]
     config, _ = parse_train(["Pendulum-v1", *flags, *algo])
     prune = dataclasses.replace(sac.Config().prune, critic=True)
@@ -205,7 +201,7 @@ def test_sac_is_configured_by_its_own_flags(algo: Any) -> None:
     assert control_of(config.resolved()).algo == "sac"
 
 
-def test_a_preset_of_sac(tmp_path: Path) -> None:
+def test_a_preset_of_sac(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('algo = "sac"\n[learner]\ntau = 0.5\n')
     config, _ = parse_train(["CartPole-v1", "--algo", "sac", "--preset", str(path), "--gamma", "0.5"])
@@ -226,9 +222,7 @@ def test_a_preset_of_sac(tmp_path: Path) -> None:
         ('algo = "td3"', [], "preset mine.toml: there is no learner 'td3'; choose one of ppo, sac"),
     ],
 )
-def test_a_preset_of_another_learner_is_refused(
-    text: str, flags: Any, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_preset_of_another_learner_is_refused(text, flags, message, capsys):
     Path("mine.toml").write_text(text)
     assert message in refused(capsys, "train", "CartPole-v1", "--preset", "mine.toml", *flags)
 
@@ -257,9 +251,7 @@ def test_a_preset_of_another_learner_is_refused(
         (["evaluate", "a", "--video-path"], "--video-path"),
     ],
 )
-def test_a_command_line_that_does_not_parse(
-    arguments: Any, part: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_command_line_that_does_not_parse(arguments, part, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
@@ -314,18 +306,16 @@ def test_a_command_line_that_does_not_parse(
         (["CartPole-v1", "--run-dir", "/proc/nothing/here"], "/proc/nothing/here"),
     ],
 )  # fmt: skip
-def test_bad_input_is_refused_before_anything_is_written(
-    arguments: Any, part: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_input_is_refused_before_anything_is_written(arguments, part, capsys):
     assert part in refused(capsys, "train", *arguments)
 
 
-def test_sac_refuses_actions_without_bounds(unbounded_env: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sac_refuses_actions_without_bounds(unbounded_env, capsys):
     error = refused(capsys, "train", unbounded_env, "--algo", "sac")
     assert "SAC squashes its actions into their bounds, which must be finite" in error
 
 
-def test_images_are_refused(image_env: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_are_refused(image_env, capsys):
     error = refused(capsys, "train", image_env)
     assert "image observations (uint8, shape (8, 8, 3))" in error
 
@@ -334,13 +324,13 @@ def test_images_are_refused(image_env: Any, capsys: pytest.CaptureFixture[str]) 
     "text",
     ["steps = ", "stepz = 1", "steps = 'many'", "[learner]\nhidden = 8", "[learner]\nprune.sparsity = 1.5"],
 )
-def test_a_bad_preset_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bad_preset_is_refused(text, capsys):
     Path("mine.toml").write_text(text)
     error = refused(capsys, "train", "CartPole-v1", "--preset", "mine.toml")
     assert "mine.toml" in error or "prune.sparsity" in error
 
 
-def test_a_missing_extra_is_named_with_the_install_line(tmp_path: Path) -> None:
+def test_a_missing_extra_is_named_with_the_install_line(tmp_path):
     code = (
         "import sys; sys.modules['Box2D'] = None\nfrom prune_rl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
@@ -356,9 +346,7 @@ def test_a_missing_extra_is_named_with_the_install_line(tmp_path: Path) -> None:
     ("backend", "package", "line"),
     [("envpool", "envpool", "Hopper-v3 on EnvPool needs"), ("jax", "mujoco.mjx", "Hopper-v3 on MJX needs")],
 )
-def test_a_missing_backend_is_named_with_the_install_line(
-    backend: str, package: str, line: str, tmp_path: Path
-) -> None:
+def test_a_missing_backend_is_named_with_the_install_line(backend, package, line, tmp_path):
     code = f"import sys; sys.modules[{package!r}] = None\nfrom prune_rl.cli import main\nsys.exit(main(sys.argv[1:]))"
     done = run_process("train", "Hopper-v3", "--backend", backend, code=code)
     assert (done.returncode, done.stdout) == (2, "")
@@ -385,10 +373,8 @@ def test_a_missing_backend_is_named_with_the_install_line(
         ),
     ],
 )
-def test_what_may_surprise_is_said_before_training(
-    arguments: Any, notes: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: Any) -> None:
+def test_what_may_surprise_is_said_before_training(arguments, notes, capsys, monkeypatch):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("prune_rl.training.experiment.train", interrupted)
@@ -404,12 +390,12 @@ def test_what_may_surprise_is_said_before_training(
         assert line.startswith(note)
 
 
-def make_run(folder: Any, config: Any) -> Any:
+def make_run(folder, config):
     with RunDirectory.open(folder, {**config.to_json(), "command": "prune-rl train"}) as run:
         return run.path
 
 
-def test_the_run_directory_of_another_configuration_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_directory_of_another_configuration_is_refused(capsys):
     run = make_run("mine", dataclasses.replace(parse_train(["CartPole-v1"])[0], steps=4096).resolved())
     before = {file: file.read_bytes() for file in run.iterdir()}
     error = refused(capsys, "train", "CartPole-v1", "--steps", "9000", "--run-dir", "mine")
@@ -418,14 +404,14 @@ def test_the_run_directory_of_another_configuration_is_refused(capsys: pytest.Ca
     assert {file: file.read_bytes() for file in run.iterdir()} == before
 
 
-def test_a_run_directory_in_use_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_directory_in_use_is_refused(capsys):
     config = parse_train(["CartPole-v1"])[0].resolved()
     with RunDirectory.open("mine", {**config.to_json(), "command": ""}):
         error = refused(capsys, "train", "CartPole-v1", "--run-dir", "mine")
     assert f"the run directory mine is in use by another training process (pid {os.getpid()})" in error
 
 
-def test_a_folder_that_holds_something_else_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_holds_something_else_is_refused(capsys):
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
     assert main(["train", "CartPole-v1", "--run-dir", "mine"]) == 2
@@ -445,9 +431,7 @@ def test_a_folder_that_holds_something_else_is_refused(capsys: pytest.CaptureFix
         ('{"env": "Cartpole-v1", "command": ""}', "did you mean 'CartPole-v1'"),
     ],
 )
-def test_evaluating_what_is_no_run_is_refused(
-    content: Any, part: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluating_what_is_no_run_is_refused(content, part, capsys):
     Path("folder").mkdir()
     if content is not None:
         Path("folder/config.json").write_text(content)
@@ -455,7 +439,7 @@ def test_evaluating_what_is_no_run_is_refused(
     assert "nowhere" in refused(capsys, "evaluate", "nowhere")
 
 
-def run_of(env: Any, **fields: Any) -> Any:
+def run_of(env, **fields):
     """A run directory as training leaves it, with policies nobody trained."""
     config = dataclasses.replace(parse_train([env])[0], steps=4096, **fields).resolved()
     run, action = make_run("mine", config), config.spec().action
@@ -468,13 +452,11 @@ def run_of(env: Any, **fields: Any) -> Any:
 
 
 @pytest.fixture
-def run_with_policy() -> Any:
+def run_with_policy():
     return run_of("CartPole-v1")
 
 
-def test_evaluate_measures_and_leaves_the_run_as_it_was(
-    run_with_policy: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_measures_and_leaves_the_run_as_it_was(run_with_policy, capsys):
     before = sorted(run_with_policy.rglob("*"))
     assert main(["evaluate", "mine", "--episodes", "5"]) == 0
     output, error = capsys.readouterr()
@@ -486,9 +468,7 @@ def test_evaluate_measures_and_leaves_the_run_as_it_was(
     assert len(evaluation["seeds"][0]["policies"]["compact"]["returns"]) == 5
 
 
-def test_evaluate_refuses_bad_numbers_and_unfinished_runs(
-    run_with_policy: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_refuses_bad_numbers_and_unfinished_runs(run_with_policy, capsys):
     assert "episodes must be >= 1, got 0" in refused(capsys, "evaluate", "mine", "--episodes", "0")
     assert "seed must lie in" in refused(capsys, "evaluate", "mine", "--seed", "-1")
     for file in (run_with_policy / "policy").iterdir():
@@ -498,7 +478,7 @@ def test_evaluate_refuses_bad_numbers_and_unfinished_runs(
     assert "mine has no policy yet: finish its training with the command that began it" in error
 
 
-def filmed(output: Any) -> Any:
+def filmed(output):
     """Seed, return and file of each clip that was printed."""
     return re.findall(r"^seed (\d+): return (\S+) in the first episode, filmed in (\S+)$", output, re.M)
 
@@ -511,9 +491,7 @@ def filmed(output: Any) -> Any:
         (["--video", "--video-path", "clip.mp4"], "clip.mp4"),
     ],
 )
-def test_evaluate_films_the_first_episode(
-    flags: Any, file: str, run_with_policy: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_films_the_first_episode(flags, file, run_with_policy, capsys):
     before = {path: path.read_bytes() for path in run_with_policy.rglob("*") if path.is_file()}
     assert main(["evaluate", "mine", "--episodes", "4", "--seed", "3", *flags]) == 0
     output, error = capsys.readouterr()
@@ -529,7 +507,7 @@ def test_evaluate_films_the_first_episode(
     assert main(["evaluate", "mine", "--episodes", "2", "--write"]) == 0
 
 
-def test_evaluate_films_every_seed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_films_every_seed(capsys):
     run = run_of("CartPole-v1", seeds=2, seed=4)
     assert main(["evaluate", "mine", "--episodes", "2", "--video"]) == 0
     clips = filmed(capsys.readouterr().out)
@@ -542,9 +520,7 @@ def test_evaluate_films_every_seed(capsys: pytest.CaptureFixture[str]) -> None:
         assert len(frames_of(path)[0]) == played.lengths[0] + 1
 
 
-def test_evaluate_refuses_a_video_that_cannot_be_made_before_it_plays(
-    run_with_policy: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate_refuses_a_video_that_cannot_be_made_before_it_plays(run_with_policy, capsys, monkeypatch):
     monkeypatch.setattr("prune_rl.training.experiment.evaluate", None)
     error = refused(capsys, "evaluate", "mine", "--video-path", "clip.avi")
     assert "give it the suffix .mp4 or .gif" in error
@@ -562,9 +538,7 @@ def test_evaluate_refuses_a_video_that_cannot_be_made_before_it_plays(
     assert "file" in refused(capsys, "evaluate", "mine", "--video-path", "file/clip.mp4")
 
 
-def test_evaluate_refuses_to_film_what_draws_nothing(
-    unbounded_env: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_refuses_to_film_what_draws_nothing(unbounded_env, capsys):
     run_of(unbounded_env)
     error = refused(capsys, "evaluate", "mine", "--video")
     assert f"{unbounded_env} draws no images: it would need the render mode 'rgb_array'" in error
@@ -573,16 +547,12 @@ def test_evaluate_refuses_to_film_what_draws_nothing(
 
 @pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 64, b'{"format": 1}'])
-def test_evaluate_refuses_a_damaged_policy(
-    name: str, damage: Any, run_with_policy: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_evaluate_refuses_a_damaged_policy(name, damage, run_with_policy, capsys):
     (run_with_policy / "policy" / name).write_bytes(damage)
     assert "cannot load the policy file" in refused(capsys, "evaluate", "mine")
 
 
-def test_report_refuses_what_is_no_evaluated_run(
-    run_with_policy: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report_refuses_what_is_no_evaluated_run(run_with_policy, capsys):
     assert "nothing to report" in refused(capsys, "report")
     assert "nowhere" in refused(capsys, "report", "nowhere")
     assert "evaluat" in refused(capsys, "report", "mine")

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -34,7 +33,7 @@ FIXED = [
 ]
 
 
-def run_python(code: Any, *arguments: Any) -> Any:
+def run_python(code, *arguments):
     """A fresh interpreter; returns what it prints."""
     environment = os.environ | {"PYTHONPATH": str(Path(prune_rl.__file__).parents[1])}
     done = subprocess.run(
@@ -50,7 +49,7 @@ def run_python(code: Any, *arguments: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted({*FIXED, *prune_rl.__all__} - {"__version__"}))
-def test_a_public_name_imports_and_is_documented(name: Any) -> None:
+def test_a_public_name_imports_and_is_documented(name):
     value = getattr(importlib.import_module("prune_rl"), name)
     assert inspect.getdoc(value)
     assert name in dir(prune_rl)
@@ -59,7 +58,7 @@ def test_a_public_name_imports_and_is_documented(name: Any) -> None:
         assert value.__doc__ is not None
 
 
-def test_the_learners_have_what_other_programs_use() -> None:
+def test_the_learners_have_what_other_programs_use():
     from prune_rl import ppo, sac
 
     for learner in (ppo, sac):
@@ -79,20 +78,20 @@ def test_the_learners_have_what_other_programs_use() -> None:
     assert inspect.getdoc(sac.State.params)
 
 
-def test_an_unknown_name_is_an_attribute_error() -> None:
+def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'find_group'"):
         prune_rl.find_group  # noqa: B018
     with pytest.raises(ImportError):
         from prune_rl import find_group  # noqa: F401
 
 
-def test_the_package_imports_nothing_heavy() -> None:
+def test_the_package_imports_nothing_heavy():
     loaded = run_python("import sys, prune_rl; dir(prune_rl); print(*sys.modules)")
     assert "prune_rl" in loaded
     assert not {"jax", "flax", "optax", "gymnasium", "numpy", "rich", "tyro"} & set(loaded)
 
 
-def test_a_policy_acts_where_neither_jax_nor_gymnasium_is_installed(tmp_path: Path) -> None:
+def test_a_policy_acts_where_neither_jax_nor_gymnasium_is_installed(tmp_path):
     rng = np.random.default_rng(0)
     layers = tuple((rng.standard_normal(shape), rng.standard_normal(shape[1])) for shape in ((4, 5), (5, 3)))
     policy = Policy(layers=layers, activation="tanh", action=Discrete(3))
@@ -120,7 +119,7 @@ def test_a_policy_acts_where_neither_jax_nor_gymnasium_is_installed(tmp_path: Pa
     assert run_python(code, tmp_path) == [str(action) for action in policy(np.eye(4, dtype=np.float32))]
 
 
-def test_the_pruning_library_needs_no_environments() -> None:
+def test_the_pruning_library_needs_no_environments():
     code = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(['gymnasium', 'tyro', 'matplotlib', 'tensorboardX']))\n"

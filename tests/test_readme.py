@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import optax
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_the_transforms_in_your_own_project_run() -> None:
+def test_the_transforms_in_your_own_project_run():
     (code,) = (
         block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "def fn" in block
     )
@@ -24,7 +23,7 @@ def test_the_transforms_in_your_own_project_run() -> None:
     # Tests forbid silent rank promotion, which the README uses; and its training is made short enough to reach the end.
     code = code.replace('b"])', 'b"][None, :])').replace("total_updates=10_000", "total_updates=200")
     before, after = code.split("masks = ", 1)
-    scope: dict[str, Any] = {"params": params, "x": x}
+    scope = {"params": params, "x": x}
     exec(before, scope)
     assert scope["groups"]["hidden"].size == 20
     params, opt_state = params, scope["opt_state"]

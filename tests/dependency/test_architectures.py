@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compilation import quick_jit
+from small_networks import dense, random_masks
 
 from prune_rl.dependency.activations import activations
 from prune_rl.dependency.compaction import compact, compact_function, expand
@@ -22,8 +24,6 @@ from prune_rl.pruning.importance import magnitude_importance, taylor_importance
 from prune_rl.pruning.layer_norm import layer_norm
 from prune_rl.pruning.masks import apply_masks, count, init_masks
 from prune_rl.pruning.proximal import diagonal_prox, euclidean_prox
-from tests.compilation import quick_jit
-from tests.dependency.small_networks import dense, random_masks
 
 TOLERANCE = 1e-5
 Params = Any

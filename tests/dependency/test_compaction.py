@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_networks import dense, random_masks
 
 from prune_rl.dependency.compaction import compact, compact_function, expand
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.pruning.masks import apply_masks, count, init_masks
-from tests.dependency.small_networks import dense, random_masks
 
 TOLERANCE = 1e-5
 X = jax.random.normal(jax.random.key(0), (7, 4))

@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,28 +28,28 @@ IDS = ["CartPole-v1", "LunarLander-v2", "Hopper-v3", "Walker2D-v3"]
 MUJOCO_IDS = ["Hopper-v3", "Walker2D-v3"]
 
 
-def random_actions(spec: Any, num_steps: Any, num_envs: Any, seed: int = 0) -> Any:
+def random_actions(spec, num_steps, num_envs, seed=0):
     rng = np.random.default_rng(seed)
     if isinstance(spec.action, Discrete):
         return rng.integers(0, spec.action.n, (num_steps, num_envs))
     return rng.uniform(-1.3, 1.3, (num_steps, num_envs, spec.action.size)).astype(np.float32)
 
 
-def play(env: Any, seed: Any, actions: Any) -> Any:
+def play(env, seed, actions):
     """The first observations, and obs, reward, terminated, truncated, next_obs of all steps, stacked."""
     first = env.reset(seed)
     columns = zip(*(env.step(row) for row in actions), strict=True)
     return [first, *(np.stack(column) for column in columns)]
 
 
-def with_time_limit(monkeypatch: pytest.MonkeyPatch, limit: Any) -> None:
+def with_time_limit(monkeypatch, limit):
     resolve = registry.resolve
     monkeypatch.setattr(
         registry, "resolve", lambda env_id: dataclasses.replace(resolve(env_id), time_limit=limit)
     )
 
 
-def raw_pool(env_id: Any, seed: Any, num_envs: Any) -> Any:
+def raw_pool(env_id, seed, num_envs):
     """EnvPool as it is, seeded as ``EnvPoolEnv`` seeds it."""
     seeds = [module._int32(stream_seed(seed, i)) for i in range(num_envs)]
     return envpool.make_gymnasium(
@@ -60,7 +59,7 @@ def raw_pool(env_id: Any, seed: Any, num_envs: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore:.*precision lowered by casting to float32:UserWarning")
 @pytest.mark.parametrize("env_id", IDS)
-def test_same_step_resets_lose_and_double_nothing(env_id: Any) -> None:
+def test_same_step_resets_lose_and_double_nothing(env_id):
     """EnvPool's own order, which spends a step of its own on every reset, gives the same transitions, bit for bit."""
     num_envs, num_steps, seed = 5, 300, 3
     env = EnvPoolEnv(env_id, num_envs, num_threads=3)
@@ -99,7 +98,7 @@ def test_same_step_resets_lose_and_double_nothing(env_id: Any) -> None:
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_a_used_environment_replays_bit_for_bit(env_id: Any) -> None:
+def test_a_used_environment_replays_bit_for_bit(env_id):
     """What resuming a run relies on, whatever the number of threads."""
     used, fresh = EnvPoolEnv(env_id, 6, num_threads=1), EnvPoolEnv(env_id, 6, num_threads=4)
     actions = random_actions(used.spec, 200, 6)
@@ -111,7 +110,7 @@ def test_a_used_environment_replays_bit_for_bit(env_id: Any) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v2", "Hopper-v3"])
-def test_different_seed_and_index_never_share_a_stream(env_id: str) -> None:
+def test_different_seed_and_index_never_share_a_stream(env_id):
     seeds, num_envs = 12, 8
     env = EnvPoolEnv(env_id, num_envs)
     starts = np.concatenate([env.reset(seed) for seed in range(seeds)])
@@ -119,7 +118,7 @@ def test_different_seed_and_index_never_share_a_stream(env_id: str) -> None:
     env.close()
 
 
-def test_seeds_fit_what_envpool_takes() -> None:
+def test_seeds_fit_what_envpool_takes():
     streams = [module._int32(stream_seed(seed, index)) for seed in range(40) for index in range(64)]
     assert len(set(streams)) == len(streams)
     assert -(2**31) <= min(streams) < -(2**30)
@@ -133,7 +132,7 @@ def test_seeds_fit_what_envpool_takes() -> None:
     ]
 
 
-def test_an_episode_that_survives_is_truncated_at_the_time_limit() -> None:
+def test_an_episode_that_survives_is_truncated_at_the_time_limit():
     env = EnvPoolEnv("CartPole-v1", 4)
     obs = env.reset(0)
     for t in range(1, 1001):
@@ -147,7 +146,7 @@ def test_an_episode_that_survives_is_truncated_at_the_time_limit() -> None:
     env.close()
 
 
-def test_time_limit_of_a_walker(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_limit_of_a_walker(monkeypatch):
     with_time_limit(monkeypatch, 4)
     env = EnvPoolEnv("Hopper-v3", 3)
     _, obs, _, terminated, truncated, next_obs = play(env, 0, np.zeros((12, 3, 3)))
@@ -159,7 +158,7 @@ def test_time_limit_of_a_walker(monkeypatch: pytest.MonkeyPatch) -> None:
     env.close()
 
 
-def test_terminated_and_truncated_in_the_same_step(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminated_and_truncated_in_the_same_step(monkeypatch):
     """As with Gymnasium, both are said. EnvPool itself would say truncated only."""
     push_right = np.ones((30, 1), int)
     env = EnvPoolEnv("CartPole-v1", 1)
@@ -178,7 +177,7 @@ def test_terminated_and_truncated_in_the_same_step(monkeypatch: pytest.MonkeyPat
             env.close()
 
 
-def test_cartpole_has_our_physics() -> None:
+def test_cartpole_has_our_physics():
     """Its observation is its state, so each transition can be repeated in JAX."""
     num_envs, num_steps = 16, 300
     env = EnvPoolEnv("CartPole-v1", num_envs)
@@ -199,7 +198,7 @@ def test_cartpole_has_our_physics() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*precision lowered by casting to float32:UserWarning")
 @pytest.mark.parametrize("env_id", MUJOCO_IDS)
-def test_walkers_follow_gymnasium(env_id: Any) -> None:
+def test_walkers_follow_gymnasium(env_id):
     """Whole episodes from the same start, in EnvPool's own float64; only the distance walked is not observed."""
     reference = registry.make_gymnasium(env_id)
     physics = reference.unwrapped
@@ -228,7 +227,7 @@ def test_walkers_follow_gymnasium(env_id: Any) -> None:
     reference.close()
 
 
-def lander_thrust(before: Any, after: Any) -> Any:
+def lander_thrust(before, after):
     """What an engine changes in one step: velocity to the lander's side and upwards (m/s), and spin.
 
     In the lander's own frame, because its angle is nearly the same throughout an episode; so the steps of an
@@ -241,7 +240,7 @@ def lander_thrust(before: Any, after: Any) -> Any:
     return np.stack([cos * x + sin * y, cos * y - sin * x, change[:, 5]], axis=1)
 
 
-def test_lunar_lander_has_gymnasiums_rewards_and_distribution() -> None:
+def test_lunar_lander_has_gymnasiums_rewards_and_distribution():
     num_envs = 96
     fuel = np.array(LANDER_FUEL)
     results = []
@@ -275,7 +274,7 @@ def test_lunar_lander_has_gymnasiums_rewards_and_distribution() -> None:
         np.testing.assert_allclose(ours.std(axis=0), theirs.std(axis=0), rtol=0.1)
 
 
-def test_lunar_lander_lands_as_gymnasiums_does() -> None:
+def test_lunar_lander_lands_as_gymnasiums_does():
     """With a pilot, for what random actions never reach: legs on the ground, and +100 for coming to rest."""
     num_envs = 64
     results = []
@@ -303,7 +302,7 @@ def test_lunar_lander_lands_as_gymnasiums_does() -> None:
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_starts_are_distributed_as_gymnasiums(env_id: Any) -> None:
+def test_starts_are_distributed_as_gymnasiums(env_id):
     num_envs, seeds = 100, 4
     ours, theirs = EnvPoolEnv(env_id, num_envs), HostEnv(env_id, num_envs)
     samples = [np.concatenate([env.reset(seed) for seed in range(seeds)]) for env in (ours, theirs)]
@@ -322,14 +321,14 @@ def test_starts_are_distributed_as_gymnasiums(env_id: Any) -> None:
 
 
 @pytest.mark.parametrize("env_id", [*IDS, "Walker2d-v3"])
-def test_spec_is_that_of_the_other_backends(env_id: Any) -> None:
+def test_spec_is_that_of_the_other_backends(env_id):
     env = EnvPoolEnv(env_id, 2)
     assert env.spec == registry.spec_of(env_id)
     assert env.reset(0).shape == (2, env.spec.observation_size)
     env.close()
 
 
-def test_box_actions_are_clipped() -> None:
+def test_box_actions_are_clipped():
     env = EnvPoolEnv("Hopper-v3", 2)
     row = np.array([[5.0, -7.0, 0.25], [np.inf, 1.0, -1.5]])
     wide, clipped = play(env, 0, [row] * 5), play(env, 0, [row.clip(-1, 1)] * 5)
@@ -338,7 +337,7 @@ def test_box_actions_are_clipped() -> None:
     env.close()
 
 
-def test_jax_arrays_are_taken_and_results_are_not_overwritten() -> None:
+def test_jax_arrays_are_taken_and_results_are_not_overwritten():
     env = EnvPoolEnv("CartPole-v1", 2)
     start = env.reset(0)
     results = env.step(jnp.array([0, 1], jnp.int32))
@@ -362,7 +361,7 @@ def test_jax_arrays_are_taken_and_results_are_not_overwritten() -> None:
         ("Hopper-v3", np.full((2, 3), np.nan), "NaN"),
     ],
 )
-def test_bad_actions(env_id: str, action: Any, message: str) -> None:
+def test_bad_actions(env_id, action, message):
     env = EnvPoolEnv(env_id, 2)
     env.reset(0)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -370,7 +369,7 @@ def test_bad_actions(env_id: str, action: Any, message: str) -> None:
     env.close()
 
 
-def test_bad_arguments_and_order_of_calls() -> None:
+def test_bad_arguments_and_order_of_calls():
     with pytest.raises(ValueError, match="number of environments must be at least 1, got 0"):
         EnvPoolEnv("CartPole-v1", 0)
     with pytest.raises(ValueError, match="number of threads must be at least 1, got 0"):
@@ -390,7 +389,7 @@ def test_bad_arguments_and_order_of_calls() -> None:
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads where Linux lists them")
-def test_threads_end_with_the_pool() -> None:
+def test_threads_end_with_the_pool():
     env = EnvPoolEnv("CartPole-v1", 8, num_threads=3)
     threads = len(os.listdir("/proc/self/task"))
     for seed in range(10):

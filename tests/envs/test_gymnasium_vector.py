@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -38,13 +37,13 @@ class Counter(gymnasium.Env[np.ndarray, int]):
         self.buffer[0] = self.episode, self.count, self.np_random.random()
         return self.buffer
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
         self.episode = 0 if seed is not None else self.episode + 1
         self.count = 0
         return self._observe(), {"history": np.zeros(self.count)}
 
-    def step(self, action: int) -> Any:
+    def step(self, action: int):
         assert self.action_space.contains(action), action
         self.count += 1
         info = {"history": np.zeros(self.count), "final_obs": "not what it looks like"}
@@ -59,18 +58,18 @@ class Echo(gymnasium.Env[np.ndarray, np.ndarray]):
     )
     observation_space = spaces.Box(-np.inf, np.inf, (2, 2), np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         super().reset(seed=seed)
         return np.zeros((2, 2), np.float32), {}
 
-    def step(self, action: np.ndarray) -> Any:
+    def step(self, action: np.ndarray):
         assert action.shape == (2, 2)
         assert action.dtype == np.float32
         return action, 0.0, False, False, {}
 
 
 @pytest.fixture
-def ids() -> Iterator[Any]:
+def ids():
     """The two environments above, under ids that exist during one test."""
     names = {"counter": "prune_rl_test/Counter-v0", "echo": "prune_rl_test/Echo-v0"}
     gymnasium.register(names["counter"], Counter, max_episode_steps=LIMIT)
@@ -80,7 +79,7 @@ def ids() -> Iterator[Any]:
         del gymnasium.registry[name]
 
 
-def counter_oracle(actions: Any) -> Any:
+def counter_oracle(actions):
     """What the Counter must give in one sub-environment, in plain Python: rows of (obs, r, term, trunc, next)."""
     episode = step = 0
     rows = []
@@ -94,7 +93,7 @@ def counter_oracle(actions: Any) -> Any:
     return rows
 
 
-def test_ends_and_time_limits_by_hand(ids: Any) -> None:
+def test_ends_and_time_limits_by_hand(ids):
     env = HostEnv(ids["counter"], 2)
     np.testing.assert_array_equal(env.reset(0)[:, :2], [[0, 0], [0, 0]])
     env.step(np.array([STAY, STAY]))
@@ -118,7 +117,7 @@ def test_ends_and_time_limits_by_hand(ids: Any) -> None:
     env.close()
 
 
-def test_long_rollout_against_an_oracle(ids: Any) -> None:
+def test_long_rollout_against_an_oracle(ids):
     rng = np.random.default_rng(0)
     num_envs, num_steps = 5, 300
     actions = (rng.random((num_steps, num_envs)) < 0.25).astype(np.int32)
@@ -151,7 +150,7 @@ def test_long_rollout_against_an_oracle(ids: Any) -> None:
     env.close()
 
 
-def test_results_are_not_overwritten_by_later_steps(ids: Any) -> None:
+def test_results_are_not_overwritten_by_later_steps(ids):
     env = HostEnv(ids["counter"], 2)
     start = env.reset(0)
     results = env.step(np.array([END, STAY]))
@@ -164,10 +163,10 @@ def test_results_are_not_overwritten_by_later_steps(ids: Any) -> None:
     env.close()
 
 
-def test_reset_seeds_every_sub_environment_anew(ids: Any) -> None:
+def test_reset_seeds_every_sub_environment_anew(ids):
     env = HostEnv(ids["counter"], 4)
 
-    def play(seed: Any) -> Any:
+    def play(seed):
         return np.stack(
             [env.reset(seed), *(env.step(np.array([STAY, END, STAY, STAY]))[0] for _ in range(9))]
         )
@@ -178,7 +177,7 @@ def test_reset_seeds_every_sub_environment_anew(ids: Any) -> None:
     env.close()
 
 
-def test_different_seed_and_index_never_share_a_stream(ids: Any) -> None:
+def test_different_seed_and_index_never_share_a_stream(ids):
     seeds, num_envs = 40, 8
     env = HostEnv(ids["counter"], num_envs)
     numbers = np.stack([env.reset(seed)[:, 2] for seed in range(seeds)])
@@ -190,7 +189,7 @@ def test_different_seed_and_index_never_share_a_stream(ids: Any) -> None:
     assert stream_seed(2**40, 0) != stream_seed(0, 0)
 
 
-def test_box_actions_are_clipped_and_reshaped(ids: Any) -> None:
+def test_box_actions_are_clipped_and_reshaped(ids):
     env = HostEnv(ids["echo"], 2)
     assert env.spec == Spec(4, Box((-1.0, -2.0, -np.inf, 0.0), (1.0, 2.0, np.inf, 0.5), (2, 2)))
     env.reset(0)
@@ -199,7 +198,7 @@ def test_box_actions_are_clipped_and_reshaped(ids: Any) -> None:
     env.close()
 
 
-def test_integer_box_actions_are_rounded() -> None:
+def test_integer_box_actions_are_rounded():
     space = spaces.Box(0, 10, (2,), np.int32)
     native = Adapter(Spec(1, Box((0.0, 0.0), (10.0, 10.0), (2,))), (1,), space).native_actions([[2.7, 99.0]])
     np.testing.assert_array_equal(native, [[3, 10]])
@@ -219,7 +218,7 @@ def test_integer_box_actions_are_rounded() -> None:
         ("echo", np.full((2, 4), np.nan), "NaN"),
     ],
 )
-def test_bad_actions(ids: Any, name: str, action: Any, message: str) -> None:
+def test_bad_actions(ids, name, action, message):
     env = HostEnv(ids[name], 2)
     env.reset(0)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -227,7 +226,7 @@ def test_bad_actions(ids: Any, name: str, action: Any, message: str) -> None:
     env.close()
 
 
-def test_bad_arguments(ids: Any) -> None:
+def test_bad_arguments(ids):
     with pytest.raises(ValueError, match="at least 1, got 0"):
         HostEnv(ids["counter"], 0)
     env = HostEnv(ids["counter"], 1)
@@ -263,7 +262,7 @@ GRAY_IMAGE = spaces.Box(0, 255, (8, 8), np.uint8)
         (VECTOR, spaces.Box(-1, 1, (0,)), "empty actions"),
     ],
 )
-def test_unsupported_spaces_are_refused_in_one_sentence(observation: Any, action: Any, message: str) -> None:
+def test_unsupported_spaces_are_refused_in_one_sentence(observation, action, message):
     with pytest.raises(UnsupportedEnvironment, match=re.escape(message)) as caught:
         Adapter.of(Shell(observation, action), "Shell-v0")
     assert str(caught.value).startswith("Shell-v0 has ")
@@ -271,7 +270,7 @@ def test_unsupported_spaces_are_refused_in_one_sentence(observation: Any, action
     assert "\n" not in str(caught.value)
 
 
-def test_supported_spaces() -> None:
+def test_supported_spaces():
     ram = Adapter.of(Shell(spaces.Box(0, 255, (128,), np.uint8), spaces.Discrete(3)), "Ram-v0")
     assert ram.spec == Spec(128, Discrete(3))
     grid = Adapter.of(Shell(spaces.Box(-1, 1, (2, 3, 4)), spaces.Box(-1, 1, ())), "Grid-v0")
@@ -283,7 +282,7 @@ def test_supported_spaces() -> None:
 
 
 @pytest.mark.parametrize("env_id", ["LunarLander-v2", "Hopper-v3"])
-def test_a_used_environment_replays_bit_for_bit(env_id: str) -> None:
+def test_a_used_environment_replays_bit_for_bit(env_id):
     """What resuming a run relies on: after reset(seed) nothing of what happened before is left."""
     rng = np.random.default_rng(0)
     used, fresh = HostEnv(env_id, 2), HostEnv(env_id, 2)
@@ -306,7 +305,7 @@ def test_a_used_environment_replays_bit_for_bit(env_id: str) -> None:
     fresh.close()
 
 
-def test_time_limit_of_a_real_environment() -> None:
+def test_time_limit_of_a_real_environment():
     env = HostEnv("Pendulum-v1", 2)
     env.reset(0)
     for t in range(1, 201):

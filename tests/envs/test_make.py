@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ MUJOCO_IDS = ["Hopper-v3", "Walker2d-v3", "Walker2D-v3"]
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v2", "Hopper-v3", "Pendulum-v1"])
-def test_gymnasium_is_stepped_by_host_env(env_id: str) -> None:
+def test_gymnasium_is_stepped_by_host_env(env_id):
     env = backends.make_host(env_id, "gymnasium", 3)
     assert isinstance(env, HostEnv)
     assert env.spec == registry.spec_of(env_id)
@@ -28,7 +27,7 @@ def test_gymnasium_is_stepped_by_host_env(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v2", "Walker2D-v3"])
-def test_envpool_is_stepped_by_envpool_env(env_id: str) -> None:
+def test_envpool_is_stepped_by_envpool_env(env_id):
     pytest.importorskip("envpool", reason="EnvPool is not installed (pip install 'prune_rl[envpool]')")
     env = backends.make_host(env_id, "envpool", 3)
     assert isinstance(env, EnvPoolEnv)
@@ -48,13 +47,13 @@ def test_envpool_is_stepped_by_envpool_env(env_id: str) -> None:
         ("Pendulum-v1", "", "gymnasium"),
     ],
 )
-def test_other_backends_are_refused(env_id: str, backend: str, offered: str) -> None:
+def test_other_backends_are_refused(env_id, backend, offered):
     with pytest.raises(ValueError, match=f"^{env_id} .*by {backend!r}, only by: {offered}$"):
         backends.make_host(env_id, backend, 2)
 
 
 @pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
-def test_bad_arguments_are_refused(backend: str) -> None:
+def test_bad_arguments_are_refused(backend):
     with pytest.raises(ValueError, match="at least 1, got 0"):
         backends.make_host("CartPole-v1", backend, 0)
     with pytest.raises(UnsupportedEnvironment, match="mean 'CartPole-v1'"):
@@ -62,7 +61,7 @@ def test_bad_arguments_are_refused(backend: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v2", "Hopper-v3"])
-def test_a_missing_envpool_is_named_with_the_install_line(env_id: str) -> None:
+def test_a_missing_envpool_is_named_with_the_install_line(env_id):
     code = (
         "import sys; sys.modules['envpool'] = None\n"
         "from prune_rl.envs import backends, registry\n"
@@ -77,7 +76,7 @@ def test_a_missing_envpool_is_named_with_the_install_line(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", MUJOCO_IDS)
-def test_note_on_mjx(env_id: Any) -> None:
+def test_note_on_mjx(env_id):
     note = backends.note(env_id, "jax", "cpu")
     assert "order of magnitude slower" in note
     for backend in ("gymnasium", "envpool"):
@@ -87,13 +86,13 @@ def test_note_on_mjx(env_id: Any) -> None:
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_note_on_envpool(platform: str) -> None:
+def test_note_on_envpool(platform):
     assert "in distribution" in backends.note("LunarLander-v2", "envpool", platform)
     for env_id in MUJOCO_IDS:
         assert "tolerance" in backends.note(env_id, "envpool", platform)
 
 
-def test_most_choices_need_no_note() -> None:
+def test_most_choices_need_no_note():
     for platform in ("cpu", "gpu"):
         for env_id in ("CartPole-v1", "LunarLander-v2", "Hopper-v3", "Pendulum-v1"):
             assert backends.note(env_id, "gymnasium", platform) == ""
@@ -101,7 +100,7 @@ def test_most_choices_need_no_note() -> None:
         assert backends.note("CartPole-v1", "envpool", platform) == ""
 
 
-def test_notes_are_one_line_without_a_full_stop() -> None:
+def test_notes_are_one_line_without_a_full_stop():
     for env_id in ("CartPole-v1", "LunarLander-v2", *MUJOCO_IDS):
         for backend in registry.backends(env_id):
             note = backends.note(env_id, backend, "cpu")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,7 +16,7 @@ from prune_rl.envs.registry import UnsupportedEnvironment
 from prune_rl.spaces import Box, Discrete, Spec
 
 
-def unit_box(size: Any) -> Any:
+def unit_box(size):
     return Box((-1.0,) * size, (1.0,) * size, (size,))
 
 
@@ -35,7 +34,7 @@ SPECS = {
 
 
 @pytest.mark.parametrize("env_id", SPECS)
-def test_known_ids_step_quietly(env_id: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_known_ids_step_quietly(env_id, capfd):
     spec, time_limit, threshold = SPECS[env_id]
     before = dict(gymnasium.registry)
     with warnings.catch_warnings():
@@ -67,7 +66,7 @@ def test_known_ids_step_quietly(env_id: Any, capfd: pytest.CaptureFixture[str]) 
     ("ours", "theirs"),
     [("LunarLander-v2", "LunarLander-v3"), ("Hopper-v3", "Hopper-v4"), ("Walker2D-v3", "Walker2d-v4")],
 )
-def test_old_ids_run_what_their_note_says(ours: str, theirs: str) -> None:
+def test_old_ids_run_what_their_note_says(ours, theirs):
     assert f"v{theirs[-1]} class" in registry.resolve(ours).note
     env, reference = registry.make_gymnasium(ours), registry.make_gymnasium(theirs)
     assert env.spec is not None
@@ -88,14 +87,14 @@ def test_old_ids_run_what_their_note_says(ours: str, theirs: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", ["LunarLander-v2", "Hopper-v3", "Acrobot-v1"])
-def test_a_time_limit_can_be_set(env_id: str) -> None:
+def test_a_time_limit_can_be_set(env_id):
     env = registry.make_gymnasium(env_id, max_episode_steps=2)
     env.reset(seed=0)
     assert [env.step(env.action_space.sample())[3] for _ in range(2)] == [False, True]
     env.close()
 
 
-def test_cartpole_is_the_same_through_both_backends() -> None:
+def test_cartpole_is_the_same_through_both_backends():
     jax_env = registry.make_jax("CartPole-v1")
     assert isinstance(jax_env, CartPole)
     env = registry.make_gymnasium("CartPole-v1")
@@ -120,13 +119,13 @@ def test_cartpole_is_the_same_through_both_backends() -> None:
         ("gymnasium.envs.classic_control:Acrobot-v1", ("gymnasium",)),
     ],
 )
-def test_backends_with_the_preferred_one_first(env_id: str, expected: Any) -> None:
+def test_backends_with_the_preferred_one_first(env_id, expected):
     assert registry.backends(env_id) == registry.resolve(env_id).backends == expected
     if "jax" not in expected:
         assert registry.make_jax(env_id) is None
 
 
-def test_the_walkers_in_jax_are_those_of_mjx() -> None:
+def test_the_walkers_in_jax_are_those_of_mjx():
     assert set(registry.MJX_IDS) == set(mjx.TASKS)
     pytest.importorskip("mujoco.mjx", reason="MJX is not installed (pip install 'prune_rl[mjx]')")
     for env_id in registry.MJX_IDS:
@@ -137,7 +136,7 @@ def test_the_walkers_in_jax_are_those_of_mjx() -> None:
         assert env.time_limit == registry.resolve(env_id).time_limit
 
 
-def test_looking_up_imports_no_engine() -> None:
+def test_looking_up_imports_no_engine():
     """Nor do the sizes of a walker need MJX, which takes seconds to import."""
     code = (
         "import sys\n"
@@ -176,7 +175,7 @@ def test_looking_up_imports_no_engine() -> None:
     ],
 )
 @pytest.mark.parametrize("function", [registry.resolve, registry.make_gymnasium, registry.spec_of, HostEnv])
-def test_bad_ids_get_one_sentence(env_id: str, parts: Any, function: Any) -> None:
+def test_bad_ids_get_one_sentence(env_id, parts, function):
     arguments = (env_id, 1) if function is HostEnv else (env_id,)
     with pytest.raises(UnsupportedEnvironment) as caught:
         function(*arguments)
@@ -189,13 +188,13 @@ def test_bad_ids_get_one_sentence(env_id: str, parts: Any, function: Any) -> Non
     ("env_id", "part"),
     [("CarRacing-v3", "image observations"), ("Blackjack-v1", "type Tuple"), ("FrozenLake-v1", "Discrete")],
 )
-def test_unsupported_spaces_are_found_before_training(env_id: str, part: str) -> None:
+def test_unsupported_spaces_are_found_before_training(env_id, part):
     for function in (registry.spec_of, registry.adapter_of, lambda name: HostEnv(name, 1)):
         with pytest.raises(UnsupportedEnvironment, match=part):
             function(env_id)
 
 
-def test_an_id_may_name_the_module_that_registers_it() -> None:
+def test_an_id_may_name_the_module_that_registers_it():
     env = registry.make_gymnasium("gymnasium.envs.classic_control:Acrobot-v1")
     assert registry.resolve("gymnasium.envs.classic_control:Acrobot-v1").time_limit == 500
     env.close()
@@ -204,7 +203,7 @@ def test_an_id_may_name_the_module_that_registers_it() -> None:
 @pytest.mark.parametrize(
     ("module", "env_id", "extra"), [("Box2D", "LunarLander-v2", "box2d"), ("mujoco", "Hopper-v3", "mujoco")]
 )
-def test_missing_extras_are_named_with_the_install_line(module: str, env_id: str, extra: str) -> None:
+def test_missing_extras_are_named_with_the_install_line(module, env_id, extra):
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
         "from prune_rl.envs import registry\n"

@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from clips import frames_of
 
 from prune_rl.envs import registry
 from prune_rl.envs.errors import UnsupportedEnvironment
@@ -20,7 +21,6 @@ from prune_rl.evaluation.evaluate import episode_seed, evaluate_policy
 from prune_rl.evaluation.video import VideoUnavailable, check_video, video_paths, write_video
 from prune_rl.export.policy import Policy
 from prune_rl.spaces import Box, Discrete
-from tests.evaluation.clips import frames_of
 
 FILM = "PruneRlFilm-v0"
 GREY = (0, 60, 120, 180, 240)

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from compilation import QUICK, quick_jit
 from flax import nnx
 from flax.training.train_state import TrainState
 
@@ -28,7 +29,6 @@ from prune_rl.pruning.dynamic import STATIC_ARGS, DynamicPruningState, dynamic_p
 from prune_rl.pruning.group_sparse import group_sparse
 from prune_rl.pruning.importance import magnitude_importance
 from prune_rl.pruning.scale_by_width import scale_by_width
-from tests.compilation import QUICK, quick_jit
 
 Params = Any
 Array = np.ndarray[Any, Any]

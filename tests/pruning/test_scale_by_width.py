@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,14 +12,14 @@ from prune_rl.pruning.masks import init_masks
 from prune_rl.pruning.scale_by_width import scale_by_width
 
 
-def mlp(params: Any, x: Any) -> Any:
+def mlp(params, x):
     for layer in params["hidden"]:
         x = jnp.tanh(x @ layer["w"] + layer["b"][None])
     return x @ params["out"]
 
 
 @pytest.fixture
-def params() -> Any:
+def params():
     keys = jax.random.split(jax.random.key(0), 3)
     return {
         "hidden": [
@@ -33,11 +31,11 @@ def params() -> Any:
 
 
 @pytest.fixture
-def groups(params: Any) -> Any:
+def groups(params):
     return find_groups(mlp, params, jnp.zeros((1, 3)))
 
 
-def masks_with(groups: Any, **kept: Any) -> Any:
+def masks_with(groups, **kept):
     """All kept but in the groups named, by position, of which the first ``kept`` neurons are."""
     names = list(groups)
     masks = init_masks(groups)
@@ -48,9 +46,7 @@ def masks_with(groups: Any, **kept: Any) -> Any:
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
-def test_only_what_reads_a_layer_takes_longer_steps_by_the_power_of_the_width_lost(
-    params: Any, groups: Any, exponent: float
-) -> None:
+def test_only_what_reads_a_layer_takes_longer_steps_by_the_power_of_the_width_lost(params, groups, exponent):
     tx = scale_by_width(groups, exponent)
     ones = jax.tree.map(jnp.ones_like, params)
     state = tx.init(params)
@@ -65,7 +61,7 @@ def test_only_what_reads_a_layer_takes_longer_steps_by_the_power_of_the_width_lo
     assert [leaf.dtype for leaf in jax.tree.leaves(scaled)] == [jnp.float32] * 5
 
 
-def test_without_masks_or_with_all_neurons_nothing_changes(params: Any, groups: Any) -> None:
+def test_without_masks_or_with_all_neurons_nothing_changes(params, groups):
     tx = scale_by_width(groups, 1.0)
     for extra in ({}, {"masks": init_masks(groups)}, {"masks": {}}):
         scaled, state = tx.update(params, tx.init(params), params, **extra)
@@ -74,17 +70,17 @@ def test_without_masks_or_with_all_neurons_nothing_changes(params: Any, groups: 
         assert state == optax.EmptyState()
 
 
-def test_an_empty_layer_stays_finite(params: Any, groups: Any) -> None:
+def test_an_empty_layer_stays_finite(params, groups):
     tx = scale_by_width(groups, 1.0)
     scaled, _ = tx.update(params, tx.init(params), params, masks=masks_with(groups, _0=0))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(scaled))
 
 
-def test_behind_adam_inside_group_sparse_it_gets_the_masks(params: Any, groups: Any) -> None:
+def test_behind_adam_inside_group_sparse_it_gets_the_masks(params, groups):
     masks = masks_with(groups, _0=2)
     grads = jax.tree.map(jnp.ones_like, params)
 
-    def step(inner: Any) -> Any:
+    def step(inner):
         tx = group_sparse(inner, groups, strength=0.0)
         return tx.update(grads, tx.init(params), params, masks=masks)[0]
 
@@ -99,6 +95,6 @@ def test_behind_adam_inside_group_sparse_it_gets_the_masks(params: Any, groups: 
 
 
 @pytest.mark.parametrize("exponent", [-0.5, float("nan"), float("inf")])
-def test_an_exponent_that_cannot_work_is_refused(groups: Any, exponent: Any) -> None:
+def test_an_exponent_that_cannot_work_is_refused(groups, exponent):
     with pytest.raises(ValueError, match="exponent must be a finite number >= 0, got"):
         scale_by_width(groups, exponent)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from drawn_runs import make_run
 from scipy import stats
 
 from prune_rl.reporting.results import (
@@ -23,7 +24,6 @@ from prune_rl.reporting.results import (
     target_widths,
     widths_text,
 )
-from tests.reporting.drawn_runs import make_run
 
 
 def seeds_of(shifts: list[float], episodes: int = 30) -> list[tuple[list[float], list[float]]]:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.learners.random_rollouts import CONTINUOUS, SMALL_SAC, random_rollout
-from tests.runs.train_states import State, assert_identical, make_state, raw
+from random_rollouts import CONTINUOUS, SMALL_SAC, random_rollout
+from train_states import State, assert_identical, make_state, raw
 
 from prune_rl.learners.sac import replay_buffer as replay
 from prune_rl.learners import sac

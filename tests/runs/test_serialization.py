@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from tests.runs.train_states import assert_identical
+from train_states import assert_identical
 
 from prune_rl.runs.serialization import digest, flatten, mismatch, unflatten
 

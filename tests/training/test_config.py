@@ -3,7 +3,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,17 +14,17 @@ from prune_rl.learners.pruning_config import Pruning
 from prune_rl.training.config import Config, from_json, merged
 
 
-def with_learner(config: Any = None, **learner: Any) -> Any:
+def with_learner(config=None, **learner):
     config = config or Config()
     return dataclasses.replace(config, learner=dataclasses.replace(config.learner, **learner))
 
 
-def with_prune(config: Any = None, **prune: Any) -> Any:
+def with_prune(config=None, **prune):
     config = config or Config()
     return with_learner(config, prune=dataclasses.replace(config.learner.prune, **prune))
 
 
-def test_resolving_fills_in_what_follows() -> None:
+def test_resolving_fills_in_what_follows():
     config = Config(steps=1000, learner=ppo.Config(num_envs=8, num_steps=64)).resolved()
     assert config.steps_per_update == 512
     assert (config.steps, config.learner.num_updates, config.backend) == (1024, 2, "jax")
@@ -35,13 +34,13 @@ def test_resolving_fills_in_what_follows() -> None:
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 @pytest.mark.parametrize("method", ["dynamic", "dense"])
-def test_resolving_twice_changes_nothing(method: str, algo: str) -> None:
+def test_resolving_twice_changes_nothing(method, algo):
     config = Config(algo=algo, method=method, steps=12345).resolved()
     assert config.resolved() == config
     assert config.algo == algo
 
 
-def test_each_learner_has_its_own_hyperparameters() -> None:
+def test_each_learner_has_its_own_hyperparameters():
     assert Config().learner == Config(algo="ppo").learner == ppo.Config()
     assert Config(algo="sac").learner == sac.Config()
     mine = sac.Config(hidden=(8,), num_envs=2)
@@ -59,7 +58,7 @@ def test_each_learner_has_its_own_hyperparameters() -> None:
 
 
 @given(updates=st.integers(1, 100_000), seed=st.integers(0, 9))
-def test_the_log_of_sac_has_at_most_2000_lines(updates: Any, seed: Any) -> None:
+def test_the_log_of_sac_has_at_most_2000_lines(updates, seed):
     config = Config(algo="sac", seed=seed, learner=sac.Config(total_timesteps=updates * 4 * 16))
     lines = math.ceil(updates / config.log_every)
     assert min(updates, 1000) <= lines <= 2000
@@ -67,7 +66,7 @@ def test_the_log_of_sac_has_at_most_2000_lines(updates: Any, seed: Any) -> None:
 
 
 @given(updates=st.integers(1, 10_000), checkpoints=st.integers(1, 500))
-def test_there_are_never_more_checkpoints_than_asked_for(updates: Any, checkpoints: Any) -> None:
+def test_there_are_never_more_checkpoints_than_asked_for(updates, checkpoints):
     config = Config(checkpoints=checkpoints, learner=ppo.Config(total_timesteps=updates * 8 * 128))
     made = math.ceil(updates / config.checkpoint_every)
     assert 1 <= made <= checkpoints
@@ -85,16 +84,7 @@ def test_there_are_never_more_checkpoints_than_asked_for(updates: Any, checkpoin
     normalize_obs=st.booleans(),
     algo=st.sampled_from(["ppo", "sac"]),
 )
-def test_json_round_trip(
-    hidden: Any,
-    learning_rate: Any,
-    energy: Any,
-    clip_range_vf: Any,
-    seed: Any,
-    score: Any,
-    normalize_obs: Any,
-    algo: Any,
-) -> None:
+def test_json_round_trip(hidden, learning_rate, energy, clip_range_vf, seed, score, normalize_obs, algo):
     # Each has a field of its own that may be absent.
     learner = ppo.Config(clip_range_vf=clip_range_vf) if algo == "ppo" else sac.Config(alpha=clip_range_vf)
     config = Config(
@@ -114,7 +104,7 @@ def test_json_round_trip(
     assert from_json(stored).default_run_dir() == config.default_run_dir()
 
 
-def test_equal_configurations_share_a_folder_and_others_do_not() -> None:
+def test_equal_configurations_share_a_folder_and_others_do_not():
     folders = {
         config.resolved().default_run_dir()
         for config in (
@@ -138,7 +128,7 @@ def test_equal_configurations_share_a_folder_and_others_do_not() -> None:
     assert all(len(folder.parts) == 2 for folder in folders)
 
 
-def test_a_module_in_the_environment_id_is_no_folder() -> None:
+def test_a_module_in_the_environment_id_is_no_folder():
     config = Config(env="gymnasium.envs.classic_control:Acrobot-v1")
     assert config.default_run_dir().name.startswith(
         "gymnasium.envs.classic_control_Acrobot-v1-ppo-dynamic-seed0-"
@@ -146,7 +136,7 @@ def test_a_module_in_the_environment_id_is_no_folder() -> None:
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
-def test_dense_removes_nothing_whatever_was_asked(algo: str) -> None:
+def test_dense_removes_nothing_whatever_was_asked(algo):
     config = with_prune(Config(algo=algo, method="dense"), sparsity=0.9, min_width=1000).resolved()
     assert not config.method_learner().prune.enabled
     assert config == Config(algo=algo, method="dense").resolved()
@@ -213,26 +203,26 @@ BAD = [
 
 
 @pytest.mark.parametrize(("config", "part"), BAD, ids=[part for _, part in BAD])
-def test_bad_values_are_refused_in_one_sentence(config: Any, part: Any) -> None:
+def test_bad_values_are_refused_in_one_sentence(config, part):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         config.resolved()
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_environment_is_refused() -> None:
+def test_an_unknown_environment_is_refused():
     with pytest.raises(UnsupportedEnvironment, match="did you mean 'CartPole-v1'"):
         Config(env="Cartpole-v1").resolved()
 
 
-def test_merging_replaces_only_what_is_named() -> None:
+def test_merging_replaces_only_what_is_named():
     config = merged(Config(), {"steps": 7, "learner": {"gamma": 1, "hidden": [8], "prune": {"energy": 0.5}}})
     expected = with_learner(Config(steps=7), gamma=1.0, hidden=(8,), prune=Pruning(energy=0.5))
     assert config == expected
     assert type(config.learner.gamma) is float
 
 
-def test_merging_another_algo_brings_its_hyperparameters() -> None:
+def test_merging_another_algo_brings_its_hyperparameters():
     mine = with_learner(Config(steps=7), gamma=0.5)
     assert merged(mine, {"algo": "sac"}) == Config(algo="sac", steps=7)
     assert merged(mine, {"algo": "ppo"}) == mine
@@ -252,7 +242,7 @@ def test_merging_another_algo_brings_its_hyperparameters() -> None:
 
 
 @pytest.mark.parametrize("algo", ["td3", 3, None, ["sac"]])
-def test_a_stored_configuration_of_another_learner_is_refused(algo: Any) -> None:
+def test_a_stored_configuration_of_another_learner_is_refused(algo):
     with pytest.raises(ValueError, match="algo must be one of ppo, sac, got"):
         from_json({**Config().to_json(), "algo": algo})
 
@@ -277,7 +267,7 @@ def test_a_stored_configuration_of_another_learner_is_refused(algo: Any) -> None
         ({"env": 1}, "env must be a text, got 1"),
     ],
 )
-def test_data_of_the_wrong_shape_is_refused(data: Any, part: str) -> None:
+def test_data_of_the_wrong_shape_is_refused(data, part):
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         merged(Config(), data)
     assert part in str(caught.value)
@@ -285,7 +275,7 @@ def test_data_of_the_wrong_shape_is_refused(data: Any, part: str) -> None:
         from_json(data)
 
 
-def test_checkpoints_leave_host_environments_time_for_whole_episodes() -> None:
+def test_checkpoints_leave_host_environments_time_for_whole_episodes():
     learner = ppo.Config(num_envs=4, num_steps=64)
     long = Config(env="Pendulum-v1", steps=4 * 64 * 200, learner=learner).resolved()
     assert (long.checkpoints, long.checkpoint_every) == (20, 10)
@@ -304,7 +294,7 @@ def test_checkpoints_leave_host_environments_time_for_whole_episodes() -> None:
         assert config.resolved() == config
 
 
-def test_more_checkpoints_are_granted_but_known_to_cut_every_episode() -> None:
+def test_more_checkpoints_are_granted_but_known_to_cut_every_episode():
     learner = ppo.Config(num_envs=4, num_steps=64)
     config = Config(env="Pendulum-v1", steps=4 * 64 * 20, checkpoints=10, learner=learner).resolved()
     assert (config.checkpoints, config.checkpoint_every) == (10, 2)

@@ -11,7 +11,6 @@ import shlex
 import shutil
 import socket
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,14 +25,14 @@ from prune_rl.training.experiment import control_of, read_config
 SEEDS = (0, 1, 2)
 
 
-def run_main(*arguments: Any) -> Any:
+def run_main(*arguments):
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         status = main([str(argument) for argument in arguments])
     return status, output.getvalue()
 
 
-def test_the_configuration_is_complete_and_loads_back(jax_run: Any) -> None:
+def test_the_configuration_is_complete_and_loads_back(jax_run):
     stored = json.loads((jax_run.path / "config.json").read_text())
     assert stored.pop("command") == "prune-rl " + " ".join(jax_run.arguments)
     config = parse_train(jax_run.arguments[1:])[0].resolved()
@@ -43,7 +42,7 @@ def test_the_configuration_is_complete_and_loads_back(jax_run: Any) -> None:
     assert jax_run.path == jax_run.root / config.default_run_dir()
 
 
-def test_versions_name_what_made_the_run(jax_run: Any) -> None:
+def test_versions_name_what_made_the_run(jax_run):
     versions = json.loads((jax_run.path / "versions.json").read_text())
     assert set(PACKAGES) < set(versions)
     assert all(
@@ -53,7 +52,7 @@ def test_versions_name_what_made_the_run(jax_run: Any) -> None:
     assert "continued_with" not in versions
 
 
-def test_every_mask_update_is_logged(jax_run: Any) -> None:
+def test_every_mask_update_is_logged(jax_run):
     rows = read_metrics(jax_run.path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [128 * i for i in range(1, 33)]
     history = MaskHistory(jax_run.path / "masks")
@@ -86,7 +85,7 @@ def test_every_mask_update_is_logged(jax_run: Any) -> None:
     }  # fmt: skip
 
 
-def test_tensorboard_reads_the_events(jax_run: Any) -> None:
+def test_tensorboard_reads_the_events(jax_run):
     (events,) = (jax_run.path / "tensorboard").iterdir()
     assert events.name.startswith("events.out.tfevents.")
     content = events.read_bytes()
@@ -94,12 +93,12 @@ def test_tensorboard_reads_the_events(jax_run: Any) -> None:
         assert tag in content
 
 
-def test_two_checkpoints_are_kept(jax_run: Any) -> None:
+def test_two_checkpoints_are_kept(jax_run):
     kept = sorted(folder.name for folder in (jax_run.path / "checkpoints").iterdir())
     assert kept == ["step_000000000030", "step_000000000032"]
 
 
-def test_the_evaluation_holds_every_episode(jax_run: Any) -> None:
+def test_the_evaluation_holds_every_episode(jax_run):
     evaluation = json.loads((jax_run.path / "evaluation.json").read_text())
     assert (evaluation["env_id"], evaluation["episodes"]) == ("CartPole-v1", 3)
     assert [entry["seed"] for entry in evaluation["seeds"]] == list(SEEDS)
@@ -116,7 +115,7 @@ def test_the_evaluation_holds_every_episode(jax_run: Any) -> None:
         assert compact["latency_us"] > 0
 
 
-def test_every_seed_has_a_policy_and_is_reported(jax_run: Any) -> None:
+def test_every_seed_has_a_policy_and_is_reported(jax_run):
     for seed in SEEDS:
         policy = load_policy(jax_run.path / "policy" / f"seed_{seed}")
         assert policy.widths == (4, 4)
@@ -126,7 +125,7 @@ def test_every_seed_has_a_policy_and_is_reported(jax_run: Any) -> None:
     assert any("return" in line and "3 seeds" in line for line in jax_run.output.splitlines())
 
 
-def test_the_summary_has_its_picture(jax_run: Any) -> None:
+def test_the_summary_has_its_picture(jax_run):
     summary = (jax_run.path / "summary.md").read_text()
     assert summary in jax_run.output
     assert "(summary.png)" in summary
@@ -134,7 +133,7 @@ def test_the_summary_has_its_picture(jax_run: Any) -> None:
     assert "prune-rl train CartPole-v1" in summary
 
 
-def test_one_seed_loads_from_the_run_directory(host_run: Any) -> None:
+def test_one_seed_loads_from_the_run_directory(host_run):
     policy = prune_rl.load_policy(host_run.path)
     assert policy.widths == (4, 4)
     assert policy.metadata == {
@@ -143,7 +142,7 @@ def test_one_seed_loads_from_the_run_directory(host_run: Any) -> None:
     assert policy(np.zeros(4, np.float32)) in (0, 1)
 
 
-def test_no_path_or_name_of_the_machine_is_written(jax_run: Any, host_run: Any) -> None:
+def test_no_path_or_name_of_the_machine_is_written(jax_run, host_run):
     words = [str(jax_run.root), str(host_run.root), str(Path(prune_rl.__file__).parents[1]), str(Path.home())]
     words += [socket.gethostname()] if len(socket.gethostname()) > 4 else []
     for run in (jax_run.path, host_run.path):
@@ -157,13 +156,13 @@ def test_no_path_or_name_of_the_machine_is_written(jax_run: Any, host_run: Any) 
             assert not [word for word in words if word != "/" and word in text], file
 
 
-def test_checkpoints_that_cut_every_episode_are_told(jax_run: Any, host_run: Any) -> None:
+def test_checkpoints_that_cut_every_episode_are_told(jax_run, host_run):
     told = "reset at each of the 16 checkpoints, so that no episode reaches its time limit"
     assert told in " ".join(host_run.output.split())
     assert "reset at each" not in jax_run.output
 
 
-def test_a_moved_run_can_be_evaluated(host_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_moved_run_can_be_evaluated(host_run, tmp_path, monkeypatch):
     moved = tmp_path / "elsewhere" / "moved"
     shutil.copytree(host_run.path, moved)
     before = json.loads((moved / "evaluation.json").read_text())
@@ -182,7 +181,7 @@ def test_a_moved_run_can_be_evaluated(host_run: Any, tmp_path: Path, monkeypatch
     assert fresh["returns"][:3] != after["seeds"][0]["policies"]["compact"]["returns"]
 
 
-def test_a_moved_run_can_be_continued_and_reported(host_run: Any, tmp_path: Path) -> None:
+def test_a_moved_run_can_be_continued_and_reported(host_run, tmp_path):
     shutil.copytree(host_run.path, tmp_path / "moved")
     moved = dataclasses.replace(host_run, root=tmp_path)
     assert "steps to do" not in moved.again("--run-dir", "moved")
@@ -193,7 +192,7 @@ def test_a_moved_run_can_be_continued_and_reported(host_run: Any, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_hopper_trains_on_mjx(train: Any, tmp_path: Path) -> None:
+def test_hopper_trains_on_mjx(train, tmp_path):
     if importlib.util.find_spec("mujoco") is None or importlib.util.find_spec("mujoco.mjx") is None:
         pytest.skip("MJX is not installed (pip install 'prune_rl[mjx]')")
     # One step of the environment in the program, which takes long enough to compile.
@@ -219,7 +218,7 @@ def test_hopper_trains_on_mjx(train: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_dense_control_is_trained_once(host_run: Any, start: Any, tmp_path: Path) -> None:
+def test_the_dense_control_is_trained_once(host_run, start, tmp_path):
     shutil.copytree(host_run.path, tmp_path / "runs" / host_run.path.name)
     arguments = [argument for argument in host_run.arguments if argument != "--no-control"]
     assert start(arguments, tmp_path).wait(240) == 0, (tmp_path / "output").read_text()

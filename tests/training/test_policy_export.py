@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +43,7 @@ LEARNERS = {
 
 
 @functools.cache
-def trained(case: Any) -> Any:
+def trained(case):
     """Configuration and state of one of two seeds, after a real training, or after what one would have done."""
     env, _, algo = case.rpartition("-")
     config = Config(
@@ -70,7 +68,7 @@ def trained(case: Any) -> Any:
 
 
 @functools.cache
-def observations(case: Any) -> Any:
+def observations(case):
     """What the masked policy of that seed really sees, float32[400, D]."""
     config, state = trained(case)
     policy = masked_policy(state, config, config.spec(), 1)
@@ -82,7 +80,7 @@ def observations(case: Any) -> Any:
     return np.concatenate(seen)
 
 
-def mode(state: Any, config: Any, obs: Any) -> Any:
+def mode(state, config, obs):
     """What the learner's action distribution is centred on, in JAX: logits, or the mean (before it is squashed)."""
     learner = config.method_learner()
     params = apply_masks(
@@ -98,11 +96,11 @@ def mode(state: Any, config: Any, obs: Any) -> Any:
 
 
 @pytest.fixture(params=LEARNERS)
-def case(request: pytest.FixtureRequest) -> Any:
+def case(request):
     return request.param
 
 
-def test_masked_is_compact_on_real_observations(case: Any) -> None:
+def test_masked_is_compact_on_real_observations(case):
     config, state = trained(case)
     masked, compact = (make(state, config, config.spec(), 1) for make in (masked_policy, compact_policy))
     obs = observations(case)
@@ -116,7 +114,7 @@ def test_masked_is_compact_on_real_observations(case: Any) -> None:
     assert (count.neurons.kept, count.neurons.total) == (compact.num_neurons, masked.num_neurons)
 
 
-def test_the_policy_acts_as_the_learner_would(case: Any) -> None:
+def test_the_policy_acts_as_the_learner_would(case):
     """On observations seen in training, and on others far outside, where normalised ones are clipped."""
     config, state = trained(case)
     policy = compact_policy(state, config, config.spec(), 1)
@@ -145,7 +143,7 @@ def test_the_policy_acts_as_the_learner_would(case: Any) -> None:
         assert policy.obs_mean is None
 
 
-def test_of_sac_the_mean_is_kept_and_squashed_into_the_bounds() -> None:
+def test_of_sac_the_mean_is_kept_and_squashed_into_the_bounds():
     """With no noise the learner takes the mean; the policy does the same, whatever the spread and the bounds are."""
     spec = Spec(3, Box((-1.0, 0.0), (3.0, 0.5), (2,)))
     config = Config(
@@ -171,7 +169,7 @@ def test_of_sac_the_mean_is_kept_and_squashed_into_the_bounds() -> None:
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_without_normalisation_the_policy_has_no_statistics(env: str, algo: str) -> None:
+def test_without_normalisation_the_policy_has_no_statistics(env, algo):
     learner = dataclasses.replace(LEARNERS[f"{env}-{algo}"], hidden=(8,), normalize_obs=False)
     config = Config(env=env, algo=algo, steps=1024, backend="gymnasium", learner=learner).resolved()
     state = learner_of(learner).init(jax.random.key(0), config.learner, config.spec())
@@ -183,7 +181,7 @@ def test_without_normalisation_the_policy_has_no_statistics(env: str, algo: str)
     np.testing.assert_allclose(policy.outputs(obs), mode(state, config, jnp.asarray(obs)), atol=1e-5)
 
 
-def test_saved_and_loaded_it_is_the_same(case: Any, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_is_the_same(case, tmp_path):
     config, state = trained(case)
     policy = compact_policy(state, config, config.spec(), 1)
     save_policy(tmp_path, policy)
@@ -194,7 +192,7 @@ def test_saved_and_loaded_it_is_the_same(case: Any, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_the_state_of_a_seed_has_no_seed_axis(case: Any) -> None:
+def test_the_state_of_a_seed_has_no_seed_axis(case):
     config, state = trained(case)
     learner = config.learner
     alone = jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, config.spec()))
@@ -205,7 +203,7 @@ def test_the_state_of_a_seed_has_no_seed_axis(case: Any) -> None:
         assert found == expected
 
 
-def test_a_diverged_seed_is_named_and_leaves_no_policy(tmp_path: Path) -> None:
+def test_a_diverged_seed_is_named_and_leaves_no_policy(tmp_path):
     config, state = trained("CartPole-v1-ppo")
     params = jax.tree.map(lambda x: x, state.params)
     params["actor"]["head"]["bias"] = jnp.full(2, jnp.nan)

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from random_rollouts import CONTINUOUS, DISCRETE, random_rollout
 
 from prune_rl.dependency.compaction import compact
 from prune_rl.learners import ppo
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.pruning_step import prune
 from prune_rl.pruning.masks import apply_masks, init_masks
-from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, random_rollout
 
 HIDDEN = (16, 24)
 SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, size in enumerate(HIDDEN)}

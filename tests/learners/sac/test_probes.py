@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import probe_environments as probes
 import pytest
+from compilation import quick_jit
 
 from prune_rl.envs.autoreset import JaxEnv
 from prune_rl.learners import sac
@@ -20,8 +22,6 @@ from prune_rl.learners.distributions import Categorical
 from prune_rl.learners.sac import losses as sac_losses
 from prune_rl.training import engines
 from prune_rl.training.rollouts import reset_envs
-from tests.compilation import quick_jit
-from tests.learners import probe_environments as probes
 
 GAMMA = 0.9
 ALPHA = 0.5

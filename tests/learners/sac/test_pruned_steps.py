@@ -7,13 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from prune_rl.dependency.compaction import compact
-from prune_rl.learners import sac
-from prune_rl.learners.pruning_config import Pruning
-from prune_rl.pruning.masks import apply_masks
-from tests.compilation import quick_jit
-from tests.learners.random_rollouts import (
+from compilation import quick_jit
+from random_rollouts import (
     CONTINUOUS,
     SMALL_SAC,
     moments_of,
@@ -23,6 +18,11 @@ from tests.learners.random_rollouts import (
     random_sac_state,
     slices_of,
 )
+
+from prune_rl.dependency.compaction import compact
+from prune_rl.learners import sac
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.pruning.masks import apply_masks
 
 HIDDEN = (8, 12)
 SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, size in enumerate(HIDDEN)}

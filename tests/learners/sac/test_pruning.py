@@ -11,15 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-from prune_rl.dependency.compaction import compact
-from prune_rl.learners import sac
-from prune_rl.learners.networks import apply_ensemble, apply_mlp
-from prune_rl.learners.pruning_config import Pruning
-from prune_rl.pruning.masks import apply_masks
-from prune_rl.spaces import Spec
-from tests.compilation import quick_jit
-from tests.learners.random_rollouts import (
+import sac_reference as reference
+from compilation import quick_jit
+from random_rollouts import (
     CONTINUOUS,
     DISCRETE,
     SMALL_SAC,
@@ -28,7 +22,13 @@ from tests.learners.random_rollouts import (
     random_sac_state,
     slices_of,
 )
-from tests.learners.sac import sac_reference as reference
+
+from prune_rl.dependency.compaction import compact
+from prune_rl.learners import sac
+from prune_rl.learners.networks import apply_ensemble, apply_mlp
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.pruning.masks import apply_masks
+from prune_rl.spaces import Spec
 
 HIDDEN = (8, 12)
 SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, size in enumerate(HIDDEN)}
