@@ -6,10 +6,14 @@ and resumed run, the command line) have them too.
 
 from __future__ import annotations
 
+import atexit
 import functools
+import gc
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import hypothesis
@@ -27,8 +31,15 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "standard"
 # NaN scores and NaN policy files are among the tested inputs.
 os.environ["JAX_DEBUG_NANS"] = "false"
-# No result may depend on what an earlier run left on disk.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# One compilation cache for all processes of one session: a program that several modules, workers or started processes
+# compile is compiled once. The session removes it, since no result may depend on what an earlier run left on disk.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    compilation_cache = tempfile.TemporaryDirectory(prefix="jax-cache-", ignore_cleanup_errors=True)
+    atexit.register(compilation_cache.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compilation_cache.name
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["SDL_VIDEODRIVER"] = "dummy"
 os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "1"
@@ -57,6 +68,63 @@ class CountTraces(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         self.traces += 1
         return self.fn(*args, **kwargs)
+
+
+# A compiled program takes about 1 MB. JAX keeps those of local functions, too, and a worker would grow to 4 GB.
+MOST_PROGRAMS = 300
+compiled_programs = 0
+
+
+def count_program(event: str, duration_secs: float, **metadata: str | int) -> None:
+    global compiled_programs
+    compiled_programs += event == "/jax/core/compile/backend_compile_duration"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Folders with slow tests come first.
+
+    A worker of xdist's worksteal takes tests from the end of the other's queue. The slow tests at the beginning stay
+    together, so that only one worker makes the training runs that they share.
+    """
+    slow = {item.path.parent for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path.parent not in slow)
+
+
+def pytest_collection_finish() -> None:
+    import jax.monitoring
+
+    jax.monitoring.register_event_duration_secs_listener(count_program)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Frees the compiled programs at the end of a module, and within one that compiles many."""
+    global compiled_programs
+    yield
+    if compiled_programs >= MOST_PROGRAMS or nextitem is None or nextitem.path != item.path:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+        compiled_programs = 0
+
+
+# Folders whose programs take longer to compile than to run, and whose tests compare with the tolerance of float32.
+QUICKLY_COMPILED = ("dependency", "learners/ppo")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compiles with few optimisations in `QUICKLY_COMPILED`, which takes half the time."""
+    folder = request.path.parent.relative_to(Path(__file__).parent).as_posix()
+    if folder not in QUICKLY_COMPILED:
+        yield
+        return
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
