@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from clips import frames_of
 
 import prune_rl
 from prune_rl.cli import main, parse_train
@@ -24,6 +25,7 @@ from prune_rl.runs.directory import RunDirectory
 from prune_rl.training.config import Config
 from prune_rl.training.experiment import control_of
 from prune_rl.training.loop import policy_paths
+from tests.evaluation.clips import frames_of
 
 IMAGES, UNBOUNDED = "PruneRlImages-v0", "PruneRlUnbounded-v0"
 
@@ -41,35 +43,35 @@ class Unbounded(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (4,))
     action_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,))
 
-    def reset(self, *, seed=None, options=None):
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         return np.zeros(4, np.float32), {}
 
-    def step(self, action):
+    def step(self, action: Any) -> Any:
         return np.zeros(4, np.float32), 1.0, True, False, {}
 
 
 @pytest.fixture(autouse=True)
-def _working_directory(tmp_path, monkeypatch):
+def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty one, wide enough for the longest message."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "300")
 
 
 @pytest.fixture
-def image_env():
+def image_env() -> Iterator[Any]:
     gymnasium.register(IMAGES, entry_point=Images)
     yield IMAGES
     del gymnasium.registry[IMAGES]
 
 
 @pytest.fixture
-def unbounded_env():
+def unbounded_env() -> Iterator[Any]:
     gymnasium.register(UNBOUNDED, entry_point=Unbounded)
     yield UNBOUNDED
     del gymnasium.registry[UNBOUNDED]
 
 
-def refused(capsys, *arguments):
+def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> Any:
     """What is said to a command that cannot work: one sentence, and nothing else happens."""
     before = sorted(Path.cwd().rglob("*"))
     assert main([str(argument) for argument in arguments]) == 2
@@ -81,7 +83,7 @@ def refused(capsys, *arguments):
     return error
 
 
-def run_process(*arguments, code=None):
+def run_process(*arguments: Any, code: Any = None) -> Any:
     start = ["-m", "prune_rl.cli"] if code is None else ["-c", code]
     return subprocess.run(
         [sys.executable, *start, *arguments],
@@ -93,7 +95,7 @@ def run_process(*arguments, code=None):
     )
 
 
-def test_help_of_the_program():
+def test_help_of_the_program() -> None:
     done = run_process("--help")
     assert (done.returncode, done.stderr) == (0, "")
     for command in ("train ENV", "evaluate RUN", "report RUN"):
@@ -119,7 +121,7 @@ def test_help_of_the_program():
         ("report", ["RUN", "--output"]),
     ],
 )
-def test_help_of_a_command(command, options, capsys):
+def test_help_of_a_command(command: str, options: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
     assert caught.value.code == 0
@@ -138,7 +140,9 @@ def test_help_of_a_command(command, options, capsys):
         ("sac", ["--tau", "--utd-ratio"], ["--update-epochs"]),
     ],
 )
-def test_help_shows_the_hyperparameters_of_the_learner(algo, own, of_the_other, capsys):
+def test_help_shows_the_hyperparameters_of_the_learner(
+    algo: str, own: Any, of_the_other: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["train", "--algo", algo, "--help"])
     assert caught.value.code == 0
@@ -153,7 +157,7 @@ def test_help_shows_the_hyperparameters_of_the_learner(algo, own, of_the_other, 
 @pytest.mark.parametrize(
     "arguments", [["LunarLander-v2", "--help"], ["--seeds", "2", "-h", "LunarLander-v2"]]
 )
-def test_help_shows_the_defaults_of_the_preset(arguments, capsys):
+def test_help_shows_the_defaults_of_the_preset(arguments: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", *arguments])
     output = " ".join(capsys.readouterr().out.split())
@@ -171,7 +175,7 @@ def test_help_shows_the_defaults_of_the_preset(arguments, capsys):
         ["--run-dir", "CartPole-v1", "--gamma", "0.5", "LunarLander-v2", "--prune.critic"],
     ],
 )
-def test_flags_override_the_preset_wherever_the_environment_is(arguments):
+def test_flags_override_the_preset_wherever_the_environment_is(arguments: Any) -> None:
     preset, _ = parse_train(["LunarLander-v2"])
     assert preset.learner != ppo.Config()
     config, _ = parse_train(arguments)
@@ -182,7 +186,7 @@ def test_flags_override_the_preset_wherever_the_environment_is(arguments):
     assert type(config.learner) is ppo.Config
 
 
-def test_a_preset_of_ones_own(tmp_path):
+def test_a_preset_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("seeds = 4\n[learner]\nhidden = [32]\nprune.energy = 0.1\n")
     config, options = parse_train(["CartPole-v1", "--preset", str(path), "--seeds", "2"])
@@ -192,7 +196,7 @@ def test_a_preset_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize("algo", [["--algo", "sac"], ["--algo=sac"]])
-def test_sac_is_configured_by_its_own_flags(algo):
+def test_sac_is_configured_by_its_own_flags(algo: Any) -> None:
     flags = ["--tau", "0.01", "--alpha", "0.2", "--prune.critic", "--seeds", "3", "--hidden", "64", "32"]
     config, _ = parse_train(["Pendulum-v1", *flags, *algo])
     prune = dataclasses.replace(sac.Config().prune, critic=True)
@@ -202,7 +206,7 @@ def test_sac_is_configured_by_its_own_flags(algo):
     assert control_of(config.resolved()).algo == "sac"
 
 
-def test_a_preset_of_sac(tmp_path):
+def test_a_preset_of_sac(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('algo = "sac"\n[learner]\ntau = 0.5\n')
     config, _ = parse_train(["CartPole-v1", "--algo", "sac", "--preset", str(path), "--gamma", "0.5"])
@@ -223,7 +227,9 @@ def test_a_preset_of_sac(tmp_path):
         ('algo = "td3"', [], "preset mine.toml: there is no learner 'td3'; choose one of ppo, sac"),
     ],
 )
-def test_a_preset_of_another_learner_is_refused(text, flags, message, capsys):
+def test_a_preset_of_another_learner_is_refused(
+    text: str, flags: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("mine.toml").write_text(text)
     assert message in refused(capsys, "train", "CartPole-v1", "--preset", "mine.toml", *flags)
 
@@ -255,7 +261,9 @@ def test_a_preset_of_another_learner_is_refused(text, flags, message, capsys):
         (["evaluate", "a", "--video-path"], "--video-path"),
     ],
 )
-def test_a_command_line_that_does_not_parse(arguments, part, capsys):
+def test_a_command_line_that_does_not_parse(
+    arguments: Any, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
@@ -311,16 +319,18 @@ def test_a_command_line_that_does_not_parse(arguments, part, capsys):
         (["CartPole-v1", "--run-dir", "/proc/nothing/here"], "/proc/nothing/here"),
     ],
 )  # fmt: skip
-def test_bad_input_is_refused_before_anything_is_written(arguments, part, capsys):
+def test_bad_input_is_refused_before_anything_is_written(
+    arguments: Any, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert part in refused(capsys, "train", *arguments)
 
 
-def test_sac_refuses_actions_without_bounds(unbounded_env, capsys):
+def test_sac_refuses_actions_without_bounds(unbounded_env: Any, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, "train", unbounded_env, "--algo", "sac")
     assert "SAC squashes its actions into their bounds, which must be finite" in error
 
 
-def test_images_are_refused(image_env, capsys):
+def test_images_are_refused(image_env: Any, capsys: pytest.CaptureFixture[str]) -> None:
     error = refused(capsys, "train", image_env)
     assert "image observations (uint8, shape (8, 8, 3))" in error
 
@@ -336,13 +346,13 @@ def test_images_are_refused(image_env, capsys):
         "[learner]\nprune.sparsity = 1.5",
     ],
 )
-def test_a_bad_preset_is_refused(text, capsys):
+def test_a_bad_preset_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.toml").write_text(text)
     error = refused(capsys, "train", "CartPole-v1", "--preset", "mine.toml")
     assert "mine.toml" in error or "prune.sparsity" in error
 
 
-def test_a_missing_extra_is_named_with_the_install_line(tmp_path):
+def test_a_missing_extra_is_named_with_the_install_line(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['Box2D'] = None\nfrom prune_rl.cli import main\nsys.exit(main(sys.argv[1:]))"
     )
@@ -358,7 +368,9 @@ def test_a_missing_extra_is_named_with_the_install_line(tmp_path):
     ("backend", "package", "line"),
     [("envpool", "envpool", "Hopper-v3 on EnvPool needs"), ("jax", "mujoco.mjx", "Hopper-v3 on MJX needs")],
 )
-def test_a_missing_backend_is_named_with_the_install_line(backend, package, line, tmp_path):
+def test_a_missing_backend_is_named_with_the_install_line(
+    backend: str, package: str, line: str, tmp_path: Path
+) -> None:
     code = f"import sys; sys.modules[{package!r}] = None\nfrom prune_rl.cli import main\nsys.exit(main(sys.argv[1:]))"
     done = run_process("train", "Hopper-v3", "--backend", backend, code=code)
     assert (done.returncode, done.stdout) == (2, "")
@@ -385,8 +397,10 @@ def test_a_missing_backend_is_named_with_the_install_line(backend, package, line
         ),
     ],
 )
-def test_what_may_surprise_is_said_before_training(arguments, notes, capsys, monkeypatch):
-    def interrupted(*_):
+def test_what_may_surprise_is_said_before_training(
+    arguments: Any, notes: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("prune_rl.training.experiment.train", interrupted)
@@ -402,12 +416,12 @@ def test_what_may_surprise_is_said_before_training(arguments, notes, capsys, mon
         assert line.startswith(note)
 
 
-def make_run(folder, config):
+def make_run(folder: Any, config: Any) -> Any:
     with RunDirectory.open(folder, {**config.to_json(), "command": "prune-rl train"}) as run:
         return run.path
 
 
-def test_the_run_directory_of_another_configuration_is_refused(capsys):
+def test_the_run_directory_of_another_configuration_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run("mine", parse_train(["CartPole-v1", "--steps", "4096"])[0].resolved())
     before = {file: file.read_bytes() for file in run.iterdir()}
     error = refused(capsys, "train", "CartPole-v1", "--steps", "9000", "--run-dir", "mine")
@@ -416,14 +430,14 @@ def test_the_run_directory_of_another_configuration_is_refused(capsys):
     assert {file: file.read_bytes() for file in run.iterdir()} == before
 
 
-def test_a_run_directory_in_use_is_refused(capsys):
+def test_a_run_directory_in_use_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     config = parse_train(["CartPole-v1"])[0].resolved()
     with RunDirectory.open("mine", {**config.to_json(), "command": ""}):
         error = refused(capsys, "train", "CartPole-v1", "--run-dir", "mine")
     assert f"the run directory mine is in use by another training process (pid {os.getpid()})" in error
 
 
-def test_a_folder_that_holds_something_else_is_refused(capsys):
+def test_a_folder_that_holds_something_else_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine").mkdir()
     Path("mine/letter.txt").write_text("dear")
     assert main(["train", "CartPole-v1", "--run-dir", "mine"]) == 2
@@ -443,7 +457,9 @@ def test_a_folder_that_holds_something_else_is_refused(capsys):
         ('{"env": "Cartpole-v1", "command": ""}', "did you mean 'CartPole-v1'"),
     ],
 )
-def test_evaluating_what_is_no_run_is_refused(content, part, capsys):
+def test_evaluating_what_is_no_run_is_refused(
+    content: Any, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     Path("folder").mkdir()
     if content is not None:
         Path("folder/config.json").write_text(content)
@@ -451,7 +467,7 @@ def test_evaluating_what_is_no_run_is_refused(content, part, capsys):
     assert "nowhere" in refused(capsys, "evaluate", "nowhere")
 
 
-def run_of(env, **fields):
+def run_of(env: Any, **fields: Any) -> Any:
     """A run directory as training leaves it, with policies nobody trained."""
     config = dataclasses.replace(parse_train([env, "--steps", "4096"])[0], **fields).resolved()
     run, action = make_run("mine", config), resolve_task(env).spec.action
@@ -464,11 +480,13 @@ def run_of(env, **fields):
 
 
 @pytest.fixture
-def run_with_policy():
+def run_with_policy() -> Any:
     return run_of("CartPole-v1")
 
 
-def test_evaluate_measures_and_leaves_the_run_as_it_was(run_with_policy, capsys):
+def test_evaluate_measures_and_leaves_the_run_as_it_was(
+    run_with_policy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = sorted(run_with_policy.rglob("*"))
     assert main(["evaluate", "mine", "--episodes", "5"]) == 0
     output, error = capsys.readouterr()
@@ -480,7 +498,9 @@ def test_evaluate_measures_and_leaves_the_run_as_it_was(run_with_policy, capsys)
     assert len(evaluation["seeds"][0]["policies"]["compact"]["returns"]) == 5
 
 
-def test_evaluate_refuses_bad_numbers_and_unfinished_runs(run_with_policy, capsys):
+def test_evaluate_refuses_bad_numbers_and_unfinished_runs(
+    run_with_policy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "episodes must be >= 1, got 0" in refused(capsys, "evaluate", "mine", "--episodes", "0")
     assert "seed must lie in" in refused(capsys, "evaluate", "mine", "--seed", "-1")
     for file in (run_with_policy / "policy").iterdir():
@@ -490,7 +510,7 @@ def test_evaluate_refuses_bad_numbers_and_unfinished_runs(run_with_policy, capsy
     assert "mine has no policy yet: finish its training with the command that began it" in error
 
 
-def filmed(output):
+def filmed(output: Any) -> Any:
     """Seed, return and file of each clip that was printed."""
     return re.findall(r"^seed (\d+): return (\S+) in the first episode, filmed in (\S+)$", output, re.M)
 
@@ -503,7 +523,9 @@ def filmed(output):
         (["--video", "--video-path", "clip.mp4"], "clip.mp4"),
     ],
 )
-def test_evaluate_films_the_first_episode(flags, file, run_with_policy, capsys):
+def test_evaluate_films_the_first_episode(
+    flags: Any, file: str, run_with_policy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.read_bytes() for path in run_with_policy.rglob("*") if path.is_file()}
     assert main(["evaluate", "mine", "--episodes", "4", "--seed", "3", *flags]) == 0
     output, error = capsys.readouterr()
@@ -519,7 +541,7 @@ def test_evaluate_films_the_first_episode(flags, file, run_with_policy, capsys):
     assert main(["evaluate", "mine", "--episodes", "2", "--write"]) == 0
 
 
-def test_evaluate_films_every_seed(capsys):
+def test_evaluate_films_every_seed(capsys: pytest.CaptureFixture[str]) -> None:
     run = run_of("CartPole-v1", seeds=2, seed=4)
     assert main(["evaluate", "mine", "--episodes", "2", "--video"]) == 0
     clips = filmed(capsys.readouterr().out)
@@ -532,7 +554,9 @@ def test_evaluate_films_every_seed(capsys):
         assert len(frames_of(path)[0]) == played.lengths[0] + 1
 
 
-def test_evaluate_refuses_a_video_that_cannot_be_made_before_it_plays(run_with_policy, capsys, monkeypatch):
+def test_evaluate_refuses_a_video_that_cannot_be_made_before_it_plays(
+    run_with_policy: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("prune_rl.training.experiment.evaluate", None)
     error = refused(capsys, "evaluate", "mine", "--video-path", "clip.avi")
     assert "give it the suffix .mp4 or .gif" in error
@@ -550,7 +574,9 @@ def test_evaluate_refuses_a_video_that_cannot_be_made_before_it_plays(run_with_p
     assert "file" in refused(capsys, "evaluate", "mine", "--video-path", "file/clip.mp4")
 
 
-def test_evaluate_refuses_to_film_what_draws_nothing(unbounded_env, capsys):
+def test_evaluate_refuses_to_film_what_draws_nothing(
+    unbounded_env: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_of(unbounded_env)
     error = refused(capsys, "evaluate", "mine", "--video")
     assert f"{unbounded_env} draws no images: it would need the render mode 'rgb_array'" in error
@@ -559,12 +585,16 @@ def test_evaluate_refuses_to_film_what_draws_nothing(unbounded_env, capsys):
 
 @pytest.mark.parametrize("name", ["policy.json", "policy.safetensors"])
 @pytest.mark.parametrize("damage", [b"", b"\x00" * 64, b'{"format": 1}'])
-def test_evaluate_refuses_a_damaged_policy(name, damage, run_with_policy, capsys):
+def test_evaluate_refuses_a_damaged_policy(
+    name: str, damage: Any, run_with_policy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     (run_with_policy / "policy" / name).write_bytes(damage)
     assert "cannot load the policy file" in refused(capsys, "evaluate", "mine")
 
 
-def test_report_refuses_what_is_no_evaluated_run(run_with_policy, capsys):
+def test_report_refuses_what_is_no_evaluated_run(
+    run_with_policy: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "nothing to report" in refused(capsys, "report")
     assert "nowhere" in refused(capsys, "report", "nowhere")
     assert "evaluat" in refused(capsys, "report", "mine")

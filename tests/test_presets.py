@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +15,12 @@ from prune_rl.training.presets import find_preset, load_preset, preset_folder
 PRESETS = sorted(preset_folder().glob("*.toml"))
 
 
-def test_there_are_presets():
+def test_there_are_presets() -> None:
     assert {"CartPole-v1-ppo.toml", "LunarLander-v2-ppo.toml"} <= {path.name for path in PRESETS}
 
 
 @pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_resolves_and_fits_its_environment(path):
+def test_a_preset_resolves_and_fits_its_environment(path: Any) -> None:
     env, _, algo = path.stem.rpartition("-")
     assert find_preset(env, algo) == path
     loaded = load_preset(path, Config())
@@ -34,7 +36,7 @@ def test_a_preset_resolves_and_fits_its_environment(path):
     assert task.spec.observation_size > 0
 
 
-def test_a_learner_has_presets_of_its_own(tmp_path, monkeypatch):
+def test_a_learner_has_presets_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "CartPole-v1-sac.toml").write_text(
         'algo = "sac"\n[learner]\ntotal_timesteps = 7_000\ntau = 0.5\n'
     )
@@ -68,7 +70,7 @@ def test_a_learner_has_presets_of_its_own(tmp_path, monkeypatch):
         (b"\xff\xfe", "preset mine.toml: 'utf-8' codec can't decode"),
     ],
 )
-def test_a_bad_preset_is_named_with_its_fault(text, part, tmp_path):
+def test_a_bad_preset_is_named_with_its_fault(text: Any, part: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError) as caught:  # noqa: PT011
@@ -77,14 +79,14 @@ def test_a_bad_preset_is_named_with_its_fault(text, part, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_preset_is_named(tmp_path):
+def test_a_missing_preset_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no preset"):
         load_preset(tmp_path / "none.toml", Config())
     with pytest.raises(ValueError, match="preset"):
         load_preset(tmp_path, Config())
 
 
-def test_no_preset_for_an_environment_without_one():
+def test_no_preset_for_an_environment_without_one() -> None:
     assert find_preset("Acrobot-v1", "ppo") is None
     assert find_preset("../presets/CartPole-v1", "ppo") is None
     assert parse_train(["Acrobot-v1"])[0] == Config(env="Acrobot-v1")

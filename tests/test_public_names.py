@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ FIXED = [
 ]
 
 
-def run_python(code, *arguments):
+def run_python(code: Any, *arguments: Any) -> Any:
     """A fresh interpreter; returns what it prints."""
     environment = os.environ | {"PYTHONPATH": str(Path(prune_rl.__file__).parents[1])}
     done = subprocess.run(
@@ -49,7 +50,7 @@ def run_python(code, *arguments):
 
 
 @pytest.mark.parametrize("name", sorted({*FIXED, *prune_rl.__all__}))
-def test_a_public_name_imports_and_is_documented(name):
+def test_a_public_name_imports_and_is_documented(name: Any) -> None:
     value = getattr(importlib.import_module("prune_rl"), name)
     assert inspect.getdoc(value)
     assert name in dir(prune_rl)
@@ -58,7 +59,7 @@ def test_a_public_name_imports_and_is_documented(name):
         assert value.__doc__ is not None
 
 
-def test_the_learners_have_what_other_programs_use():
+def test_the_learners_have_what_other_programs_use() -> None:
     from prune_rl import ppo, sac
 
     for learner in (ppo, sac):
@@ -79,25 +80,25 @@ def test_the_learners_have_what_other_programs_use():
 
 
 @pytest.mark.parametrize("name", ["ppo", "sac"])
-def test_a_learner_loads_alone(name):
+def test_a_learner_loads_alone(name: str) -> None:
     code = f"import prune_rl, sys; assert 'jax' not in sys.modules; print(prune_rl.{name}.Config.__module__)"
     assert run_python(code) == [f"prune_rl.learners.{name}.config"]
 
 
-def test_an_unknown_name_is_an_attribute_error():
+def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="No prune_rl attribute find_group"):
         prune_rl.find_group  # noqa: B018
     with pytest.raises(ImportError):
         from prune_rl import find_group  # noqa: F401
 
 
-def test_the_package_imports_nothing_heavy():
+def test_the_package_imports_nothing_heavy() -> None:
     loaded = run_python("import sys, prune_rl; dir(prune_rl); print(*sys.modules)")
     assert "prune_rl" in loaded
     assert not {"jax", "flax", "optax", "gymnasium", "numpy", "rich", "tyro"} & set(loaded)
 
 
-def test_a_policy_acts_where_neither_jax_nor_gymnasium_is_installed(tmp_path):
+def test_a_policy_acts_where_neither_jax_nor_gymnasium_is_installed(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     layers = tuple((rng.standard_normal(shape), rng.standard_normal(shape[1])) for shape in ((4, 5), (5, 3)))
     policy = Policy(layers=layers, activation="tanh", action=Discrete(3))
@@ -125,7 +126,7 @@ def test_a_policy_acts_where_neither_jax_nor_gymnasium_is_installed(tmp_path):
     assert run_python(code, tmp_path) == [str(action) for action in policy(np.eye(4, dtype=np.float32))]
 
 
-def test_the_pruning_library_needs_no_environments():
+def test_the_pruning_library_needs_no_environments() -> None:
     code = (
         "import sys\n"
         "sys.modules.update(dict.fromkeys(['gymnasium', 'tyro', 'matplotlib', 'tensorboardX']))\n"

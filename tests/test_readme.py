@@ -182,9 +182,9 @@ def test_the_policy_is_loaded_and_acts(tmp_path: Path) -> None:
 @pytest.fixture
 def quick_compilation() -> Iterator[None]:
     """Code that takes longer to compile than to run."""
-    jax.config.update("jax_disable_most_optimizations", True)  # type: ignore[no-untyped-call]
+    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)  # type: ignore[no-untyped-call]
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.usefixtures("quick_compilation")

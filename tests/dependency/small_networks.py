@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compilation import quick_jit
 
 from prune_rl.dependency.compaction import compact, compact_function, expand
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.pruning.masks import apply_masks, count
+from tests.compilation import quick_jit
 
 TOLERANCE = 1e-5
 Params = Any

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
-from small_networks import random_like
 
 from prune_rl.dependency.activations import activations
 from prune_rl.dependency.find_groups import find_groups
+from tests.compilation import quick_jit
+from tests.dependency.small_networks import random_like
 
 X = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
 

@@ -11,8 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
-from small_networks import (
+
+from prune_rl.dependency.activations import activations
+from prune_rl.dependency.compaction import compact, compact_function
+from prune_rl.dependency.find_groups import find_groups
+from prune_rl.dependency.summary import explain
+from prune_rl.pruning.importance import magnitude_importance, taylor_importance
+from prune_rl.pruning.layer_norm import layer_norm
+from prune_rl.pruning.masks import apply_masks, init_masks
+from prune_rl.pruning.proximal import diagonal_prox, euclidean_prox
+from tests.compilation import quick_jit
+from tests.dependency.small_networks import (
     TOLERANCE,
     Case,
     Fn,
@@ -26,15 +35,6 @@ from small_networks import (
     random_like,
     random_masks,
 )
-
-from prune_rl.dependency.activations import activations
-from prune_rl.dependency.compaction import compact, compact_function
-from prune_rl.dependency.find_groups import find_groups
-from prune_rl.dependency.summary import explain
-from prune_rl.pruning.importance import magnitude_importance, taylor_importance
-from prune_rl.pruning.layer_norm import layer_norm
-from prune_rl.pruning.masks import apply_masks, init_masks
-from prune_rl.pruning.proximal import diagonal_prox, euclidean_prox
 
 # --- named architectures ---
 

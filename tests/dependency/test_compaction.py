@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_networks import dense, random_like, random_masks
 
 from prune_rl.dependency.compaction import compact, compact_function, expand
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.pruning.masks import apply_masks, count, init_masks
+from tests.compilation import quick_jit
+from tests.dependency.small_networks import dense, random_like, random_masks
 
 TOLERANCE = 1e-5
 X = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)

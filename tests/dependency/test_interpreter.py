@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_networks import Case, assert_each_removable, normal, random_layer
 
 from prune_rl.dependency import interpreter, jaxpr
 from prune_rl.dependency.interpreter import Analysis, Entry
 from prune_rl.dependency.jaxpr import Equation, Program, flatten_jaxpr
+from tests.dependency.small_networks import Case, assert_each_removable, normal, random_layer
 
 # --- an analysis of its own: which inputs of the program a value depends on ---
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import subprocess
 import sys
+from typing import Any
 
 import gymnasium
 import jax
@@ -18,7 +19,7 @@ from prune_rl.spaces import Discrete, Spec
 ENV = CartPole()
 
 
-def gymnasium_steps(physics, actions):
+def gymnasium_steps(physics: Any, actions: Any) -> Any:
     """Gymnasium's answer to each (state, action) on its own: the reference for single steps."""
     env = gymnasium.make("CartPole-v1", disable_env_checker=True)
     rows = []
@@ -32,7 +33,7 @@ def gymnasium_steps(physics, actions):
     return obs, reward, terminated
 
 
-def test_every_step_equals_gymnasium_from_the_same_state():
+def test_every_step_equals_gymnasium_from_the_same_state() -> None:
     rng = np.random.default_rng(0)
     count = 6000
     physics = rng.uniform([-2.5, -3, -0.25, -3.5], [2.5, 3, 0.25, 3.5], (count, 4)).astype(np.float32)
@@ -54,7 +55,7 @@ def test_every_step_equals_gymnasium_from_the_same_state():
     assert not np.asarray(truncated).any()
 
 
-def test_whole_episodes_follow_gymnasium():
+def test_whole_episodes_follow_gymnasium() -> None:
     """Episodes, not only steps: the counter, the flags and the state that is carried on."""
     rng = np.random.default_rng(1)
     reference = gymnasium.make("CartPole-v1", disable_env_checker=True)
@@ -73,7 +74,7 @@ def test_whole_episodes_follow_gymnasium():
     reference.close()
 
 
-def test_reset_is_uniform_and_independent_per_key():
+def test_reset_is_uniform_and_independent_per_key() -> None:
     states, obs = jax.vmap(ENV.reset)(jax.random.split(jax.random.key(0), 20_000))
     sample = np.asarray(obs)
     np.testing.assert_array_equal(sample, states.physics)
@@ -90,13 +91,13 @@ def test_reset_is_uniform_and_independent_per_key():
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(498, False), (499, True)])
-def test_time_limit_truncates_at_step_500(steps, expected):
+def test_time_limit_truncates_at_step_500(steps: int, expected: bool) -> None:
     upright = CartPoleState(jnp.zeros(4), jnp.int32(steps))
     _, _, reward, terminated, truncated = ENV.step(upright, jnp.int32(1))
     assert (bool(terminated), bool(truncated), float(reward)) == (False, expected, 1.0)
 
 
-def test_falling_at_the_time_limit_is_both_terminated_and_truncated():
+def test_falling_at_the_time_limit_is_both_terminated_and_truncated() -> None:
     """As Gymnasium's TimeLimit reports it, which does not look at terminated."""
     physics = np.array([0, 0, 0.209, 2.0], np.float32)
     state = CartPoleState(jnp.asarray(physics), jnp.int32(499))
@@ -110,12 +111,12 @@ def test_falling_at_the_time_limit_is_both_terminated_and_truncated():
     reference.close()
 
 
-def test_types_are_the_same_before_and_after_a_step():
+def test_types_are_the_same_before_and_after_a_step() -> None:
     """Otherwise a scan over steps refuses its carry, or compiles twice."""
     state, obs = ENV.reset(jax.random.key(0))
     stepped, new_obs, reward, terminated, truncated = ENV.step(state, jnp.int32(1))
 
-    def aval(x):
+    def aval(x: Any) -> Any:
         return (x.shape, x.dtype, x.weak_type)
 
     assert jax.tree.map(aval, state) == jax.tree.map(aval, stepped)
@@ -124,13 +125,13 @@ def test_types_are_the_same_before_and_after_a_step():
     assert aval(terminated) == aval(truncated) == ((), jnp.bool_, False)
 
 
-def test_the_state_names_its_parts():
+def test_the_state_names_its_parts() -> None:
     state = CartPoleState(jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.int32(0))
     assert (float(state.x), float(state.x_dot), float(state.theta), float(state.theta_dot)) == (1, 2, 3, 4)
     assert ENV.spec == Spec(observation_size=4, action=Discrete(2))
 
 
-def test_gymnasium_is_not_needed():
+def test_gymnasium_is_not_needed() -> None:
     code = (
         "import sys; sys.modules['gymnasium'] = None\n"
         "from prune_rl.envs.task import UnsupportedEnvironment, resolve_task\n"
@@ -148,13 +149,13 @@ def test_gymnasium_is_not_needed():
 # --- the step that also resets ---
 
 
-def rollout(env, key, num_steps, num_envs, policy):
+def rollout(env: Any, key: Any, num_steps: Any, num_envs: Any, policy: Any) -> Any:
     """The way a learner uses it: starts drawn beforehand, one scan, vmapped; returns what each step saw."""
     start_key, reset_key = jax.random.split(key)
     resets = jax.vmap(jax.vmap(env.reset))(jax.random.split(reset_key, (num_steps, num_envs)))
     step = jax.vmap(functools.partial(autoreset_step, env))
 
-    def body(carry, reset):
+    def body(carry: Any, reset: Any) -> Any:
         state, obs = carry
         action = policy(obs)
         state, new_obs, reward, terminated, truncated, next_obs = step(state, action, *reset)
@@ -165,11 +166,11 @@ def rollout(env, key, num_steps, num_envs, policy):
     return resets, [np.asarray(x) for x in trace]
 
 
-def always_right(obs):
+def always_right(obs: Any) -> Any:
     return jnp.ones(obs.shape[:-1], jnp.int32)
 
 
-def balance(obs):
+def balance(obs: Any) -> Any:
     """A linear policy that keeps the pole up for 500 steps."""
     return (obs @ jnp.array([0.1, 0.3, 3.0, 1.0]) > 0).astype(jnp.int32)
 
@@ -183,7 +184,7 @@ def balance(obs):
         (CartPole(), balance, False, True),
     ],
 )
-def test_rollout_with_resets(env, policy, terminates, truncates):
+def test_rollout_with_resets(env: Any, policy: Any, terminates: bool, truncates: bool) -> None:
     num_steps, num_envs = 1100, 4
     resets, trace = rollout(env, jax.random.key(3), num_steps, num_envs, policy)
     (reset_states, reset_obs), (obs, new_obs, reward, terminated, truncated, next_obs, steps) = resets, trace
@@ -214,7 +215,7 @@ def test_rollout_with_resets(env, policy, terminates, truncates):
         np.testing.assert_array_equal(steps[t], count)
 
 
-def test_autoreset_takes_the_environment_as_an_unmapped_argument_of_vmap():
+def test_autoreset_takes_the_environment_as_an_unmapped_argument_of_vmap() -> None:
     states, obs = jax.vmap(ENV.reset)(jax.random.split(jax.random.key(0), 3))
     step = jax.vmap(autoreset_step, in_axes=(None, 0, 0, 0, 0))
     out = step(ENV, states, jnp.ones(3, jnp.int32), states, obs)

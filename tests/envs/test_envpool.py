@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,25 +29,25 @@ IDS = ["CartPole-v1", "LunarLander-v2", "Hopper-v3", "Walker2D-v3"]
 MUJOCO_IDS = ["Hopper-v3", "Walker2D-v3"]
 
 
-def random_actions(spec, num_steps, num_envs, seed=0):
+def random_actions(spec: Any, num_steps: Any, num_envs: Any, seed: int = 0) -> Any:
     rng = np.random.default_rng(seed)
     if isinstance(spec.action, Discrete):
         return rng.integers(0, spec.action.n, (num_steps, num_envs))
     return rng.uniform(-1.3, 1.3, (num_steps, num_envs, spec.action.size)).astype(np.float32)
 
 
-def play(env, seed, actions):
+def play(env: Any, seed: Any, actions: Any) -> Any:
     """The first observations, and obs, reward, terminated, truncated, next_obs of all steps, stacked."""
     first = env.reset(seed)
     columns = zip(*(env.step(row) for row in actions), strict=True)
     return [first, *(np.stack(column) for column in columns)]
 
 
-def with_time_limit(env_id, limit):
+def with_time_limit(env_id: Any, limit: Any) -> Any:
     return dataclasses.replace(resolve_task(env_id), time_limit=limit)
 
 
-def raw_pool(env_id, seed, num_envs):
+def raw_pool(env_id: Any, seed: Any, num_envs: Any) -> Any:
     """EnvPool as it is, seeded as ``EnvPoolEnv`` seeds it."""
     seeds = [module._int32(stream_seed(seed, i)) for i in range(num_envs)]
     return envpool.make_gymnasium(
@@ -56,7 +57,7 @@ def raw_pool(env_id, seed, num_envs):
 
 @pytest.mark.filterwarnings("ignore:.*precision lowered by casting to float32:UserWarning")
 @pytest.mark.parametrize("env_id", IDS)
-def test_same_step_resets_lose_and_double_nothing(env_id):
+def test_same_step_resets_lose_and_double_nothing(env_id: Any) -> None:
     """EnvPool's own order, which spends a step of its own on every reset, gives the same transitions, bit for bit."""
     num_envs, num_steps, seed = 5, 300, 3
     env = EnvPoolEnv(resolve_task(env_id), num_envs, num_threads=3)
@@ -95,7 +96,7 @@ def test_same_step_resets_lose_and_double_nothing(env_id):
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_a_used_environment_replays_bit_for_bit(env_id):
+def test_a_used_environment_replays_bit_for_bit(env_id: Any) -> None:
     """What resuming a run relies on, whatever the number of threads."""
     used, fresh = (
         EnvPoolEnv(resolve_task(env_id), 6, num_threads=1),
@@ -110,7 +111,7 @@ def test_a_used_environment_replays_bit_for_bit(env_id):
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v2", "Hopper-v3"])
-def test_different_seed_and_index_never_share_a_stream(env_id):
+def test_different_seed_and_index_never_share_a_stream(env_id: str) -> None:
     seeds, num_envs = 12, 8
     env = EnvPoolEnv(resolve_task(env_id), num_envs)
     starts = np.concatenate([env.reset(seed) for seed in range(seeds)])
@@ -118,7 +119,7 @@ def test_different_seed_and_index_never_share_a_stream(env_id):
     env.close()
 
 
-def test_seeds_fit_what_envpool_takes():
+def test_seeds_fit_what_envpool_takes() -> None:
     streams = [module._int32(stream_seed(seed, index)) for seed in range(40) for index in range(64)]
     assert len(set(streams)) == len(streams)
     assert -(2**31) <= min(streams) < -(2**30)
@@ -132,7 +133,7 @@ def test_seeds_fit_what_envpool_takes():
     ]
 
 
-def test_an_episode_that_survives_is_truncated_at_the_time_limit():
+def test_an_episode_that_survives_is_truncated_at_the_time_limit() -> None:
     env = EnvPoolEnv(resolve_task("CartPole-v1"), 4)
     obs = env.reset(0)
     for t in range(1, 1001):
@@ -146,7 +147,7 @@ def test_an_episode_that_survives_is_truncated_at_the_time_limit():
     env.close()
 
 
-def test_time_limit_of_a_walker():
+def test_time_limit_of_a_walker() -> None:
     env = EnvPoolEnv(with_time_limit("Hopper-v3", 4), 3)
     _, obs, _, terminated, truncated, next_obs = play(env, 0, np.zeros((12, 3, 3)))
     assert not terminated.any()
@@ -157,7 +158,7 @@ def test_time_limit_of_a_walker():
     env.close()
 
 
-def test_terminated_and_truncated_in_the_same_step():
+def test_terminated_and_truncated_in_the_same_step() -> None:
     """As with Gymnasium, both are said. EnvPool itself would say truncated only."""
     push_right = np.ones((30, 1), int)
     env = EnvPoolEnv(resolve_task("CartPole-v1"), 1)
@@ -174,7 +175,7 @@ def test_terminated_and_truncated_in_the_same_step():
         env.close()
 
 
-def test_cartpole_has_our_physics():
+def test_cartpole_has_our_physics() -> None:
     """Its observation is its state, so each transition can be repeated in JAX."""
     num_envs, num_steps = 16, 300
     env = EnvPoolEnv(resolve_task("CartPole-v1"), num_envs)
@@ -195,7 +196,7 @@ def test_cartpole_has_our_physics():
 
 @pytest.mark.filterwarnings("ignore:.*precision lowered by casting to float32:UserWarning")
 @pytest.mark.parametrize("env_id", MUJOCO_IDS)
-def test_walkers_follow_gymnasium(env_id):
+def test_walkers_follow_gymnasium(env_id: Any) -> None:
     """Whole episodes from the same start, in EnvPool's own float64; only the distance walked is not observed."""
     reference = resolve_task(env_id).make_gymnasium()
     physics = reference.unwrapped
@@ -224,7 +225,7 @@ def test_walkers_follow_gymnasium(env_id):
     reference.close()
 
 
-def lander_thrust(before, after):
+def lander_thrust(before: Any, after: Any) -> Any:
     """What an engine changes in one step: velocity to the lander's side and upwards (m/s), and spin.
 
     In the lander's own frame, because its angle is nearly the same throughout an episode; so the steps of an
@@ -237,7 +238,7 @@ def lander_thrust(before, after):
     return np.stack([cos * x + sin * y, cos * y - sin * x, change[:, 5]], axis=1)
 
 
-def test_lunar_lander_has_gymnasiums_rewards_and_distribution():
+def test_lunar_lander_has_gymnasiums_rewards_and_distribution() -> None:
     num_envs = 96
     fuel = np.array(LANDER_FUEL)
     results = []
@@ -271,7 +272,7 @@ def test_lunar_lander_has_gymnasiums_rewards_and_distribution():
         np.testing.assert_allclose(ours.std(axis=0), theirs.std(axis=0), rtol=0.1)
 
 
-def test_lunar_lander_lands_as_gymnasiums_does():
+def test_lunar_lander_lands_as_gymnasiums_does() -> None:
     """With a pilot, for what random actions never reach: legs on the ground, and +100 for coming to rest."""
     num_envs = 64
     results = []
@@ -299,7 +300,7 @@ def test_lunar_lander_lands_as_gymnasiums_does():
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_starts_are_distributed_as_gymnasiums(env_id):
+def test_starts_are_distributed_as_gymnasiums(env_id: Any) -> None:
     num_envs, seeds = 100, 4
     ours, theirs = EnvPoolEnv(resolve_task(env_id), num_envs), HostEnv(resolve_task(env_id), num_envs)
     samples = [np.concatenate([env.reset(seed) for seed in range(seeds)]) for env in (ours, theirs)]
@@ -318,14 +319,14 @@ def test_starts_are_distributed_as_gymnasiums(env_id):
 
 
 @pytest.mark.parametrize("env_id", [*IDS, "Walker2d-v3"])
-def test_spec_is_that_of_the_other_backends(env_id):
+def test_spec_is_that_of_the_other_backends(env_id: Any) -> None:
     env = EnvPoolEnv(resolve_task(env_id), 2)
     assert env.spec == resolve_task(env_id).spec
     assert env.reset(0).shape == (2, env.spec.observation_size)
     env.close()
 
 
-def test_box_actions_are_clipped():
+def test_box_actions_are_clipped() -> None:
     env = EnvPoolEnv(resolve_task("Hopper-v3"), 2)
     row = np.array([[5.0, -7.0, 0.25], [np.inf, 1.0, -1.5]])
     wide, clipped = play(env, 0, [row] * 5), play(env, 0, [row.clip(-1, 1)] * 5)
@@ -334,7 +335,7 @@ def test_box_actions_are_clipped():
     env.close()
 
 
-def test_jax_arrays_are_taken_and_results_are_not_overwritten():
+def test_jax_arrays_are_taken_and_results_are_not_overwritten() -> None:
     env = EnvPoolEnv(resolve_task("CartPole-v1"), 2)
     start = env.reset(0)
     results = env.step(jnp.array([0, 1], jnp.int32))
@@ -358,7 +359,7 @@ def test_jax_arrays_are_taken_and_results_are_not_overwritten():
         ("Hopper-v3", np.full((2, 3), np.nan), "NaN"),
     ],
 )
-def test_bad_actions(env_id, action, message):
+def test_bad_actions(env_id: str, action: Any, message: str) -> None:
     env = EnvPoolEnv(resolve_task(env_id), 2)
     env.reset(0)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -366,7 +367,7 @@ def test_bad_actions(env_id, action, message):
     env.close()
 
 
-def test_bad_arguments_and_order_of_calls():
+def test_bad_arguments_and_order_of_calls() -> None:
     with pytest.raises(ValueError, match="number of environments must be at least 1, got 0"):
         EnvPoolEnv(resolve_task("CartPole-v1"), 0)
     with pytest.raises(ValueError, match="number of threads must be at least 1, got 0"):
@@ -386,7 +387,7 @@ def test_bad_arguments_and_order_of_calls():
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads where Linux lists them")
-def test_threads_end_with_the_pool():
+def test_threads_end_with_the_pool() -> None:
     env = EnvPoolEnv(resolve_task("CartPole-v1"), 8, num_threads=3)
     threads = len(os.listdir("/proc/self/task"))
     for seed in range(10):

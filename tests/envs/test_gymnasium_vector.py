@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -38,13 +39,13 @@ class Counter(gymnasium.Env[np.ndarray, int]):
         self.buffer[0] = self.episode, self.count, self.np_random.random()
         return self.buffer
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
         self.episode = 0 if seed is not None else self.episode + 1
         self.count = 0
         return self._observe(), {"history": np.zeros(self.count)}
 
-    def step(self, action: int):
+    def step(self, action: int) -> Any:
         assert self.action_space.contains(action), action
         self.count += 1
         info = {"history": np.zeros(self.count), "final_obs": "not what it looks like"}
@@ -59,18 +60,18 @@ class Echo(gymnasium.Env[np.ndarray, np.ndarray]):
     )
     observation_space = spaces.Box(-np.inf, np.inf, (2, 2), np.float32)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
         super().reset(seed=seed)
         return np.zeros((2, 2), np.float32), {}
 
-    def step(self, action: np.ndarray):
+    def step(self, action: np.ndarray) -> Any:
         assert action.shape == (2, 2)
         assert action.dtype == np.float32
         return action, 0.0, False, False, {}
 
 
 @pytest.fixture
-def ids():
+def ids() -> Iterator[Any]:
     """The two environments above, under ids that exist during one test."""
     names = {"counter": "prune_rl_test/Counter-v0", "echo": "prune_rl_test/Echo-v0"}
     gymnasium.register(names["counter"], Counter, max_episode_steps=LIMIT)
@@ -80,7 +81,7 @@ def ids():
         del gymnasium.registry[name]
 
 
-def counter_oracle(actions):
+def counter_oracle(actions: Any) -> Any:
     """What the Counter must give in one sub-environment, in plain Python: rows of (obs, r, term, trunc, next)."""
     episode = step = 0
     rows = []
@@ -94,7 +95,7 @@ def counter_oracle(actions):
     return rows
 
 
-def test_ends_and_time_limits_by_hand(ids):
+def test_ends_and_time_limits_by_hand(ids: Any) -> None:
     env = HostEnv(resolve_task(ids["counter"]), 2)
     np.testing.assert_array_equal(env.reset(0)[:, :2], [[0, 0], [0, 0]])
     env.step(np.array([STAY, STAY]))
@@ -118,7 +119,7 @@ def test_ends_and_time_limits_by_hand(ids):
     env.close()
 
 
-def test_long_rollout_against_an_oracle(ids):
+def test_long_rollout_against_an_oracle(ids: Any) -> None:
     rng = np.random.default_rng(0)
     num_envs, num_steps = 5, 300
     actions = (rng.random((num_steps, num_envs)) < 0.25).astype(np.int32)
@@ -151,7 +152,7 @@ def test_long_rollout_against_an_oracle(ids):
     env.close()
 
 
-def test_results_are_not_overwritten_by_later_steps(ids):
+def test_results_are_not_overwritten_by_later_steps(ids: Any) -> None:
     env = HostEnv(resolve_task(ids["counter"]), 2)
     start = env.reset(0)
     results = env.step(np.array([END, STAY]))
@@ -164,10 +165,10 @@ def test_results_are_not_overwritten_by_later_steps(ids):
     env.close()
 
 
-def test_reset_seeds_every_sub_environment_anew(ids):
+def test_reset_seeds_every_sub_environment_anew(ids: Any) -> None:
     env = HostEnv(resolve_task(ids["counter"]), 4)
 
-    def play(seed):
+    def play(seed: Any) -> Any:
         return np.stack(
             [env.reset(seed), *(env.step(np.array([STAY, END, STAY, STAY]))[0] for _ in range(9))]
         )
@@ -178,7 +179,7 @@ def test_reset_seeds_every_sub_environment_anew(ids):
     env.close()
 
 
-def test_different_seed_and_index_never_share_a_stream(ids):
+def test_different_seed_and_index_never_share_a_stream(ids: Any) -> None:
     seeds, num_envs = 40, 8
     env = HostEnv(resolve_task(ids["counter"]), num_envs)
     numbers = np.stack([env.reset(seed)[:, 2] for seed in range(seeds)])
@@ -190,7 +191,7 @@ def test_different_seed_and_index_never_share_a_stream(ids):
     assert stream_seed(2**40, 0) != stream_seed(0, 0)
 
 
-def test_box_actions_are_clipped_and_reshaped(ids):
+def test_box_actions_are_clipped_and_reshaped(ids: Any) -> None:
     env = HostEnv(resolve_task(ids["echo"]), 2)
     assert env.spec == Spec(4, Box((-1.0, -2.0, -np.inf, 0.0), (1.0, 2.0, np.inf, 0.5), (2, 2)))
     env.reset(0)
@@ -199,7 +200,7 @@ def test_box_actions_are_clipped_and_reshaped(ids):
     env.close()
 
 
-def test_integer_box_actions_are_rounded():
+def test_integer_box_actions_are_rounded() -> None:
     space = spaces.Box(0, 10, (2,), np.int32)
     native = Adapter(Spec(1, Box((0.0, 0.0), (10.0, 10.0), (2,))), (1,), space).native_actions([[2.7, 99.0]])
     np.testing.assert_array_equal(native, [[3, 10]])
@@ -219,7 +220,7 @@ def test_integer_box_actions_are_rounded():
         ("echo", np.full((2, 4), np.nan), "NaN"),
     ],
 )
-def test_bad_actions(ids, name, action, message):
+def test_bad_actions(ids: Any, name: str, action: Any, message: str) -> None:
     env = HostEnv(resolve_task(ids[name]), 2)
     env.reset(0)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -227,7 +228,7 @@ def test_bad_actions(ids, name, action, message):
     env.close()
 
 
-def test_bad_arguments(ids):
+def test_bad_arguments(ids: Any) -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         HostEnv(resolve_task(ids["counter"]), 0)
     env = HostEnv(resolve_task(ids["counter"]), 1)
@@ -263,7 +264,7 @@ GRAY_IMAGE = spaces.Box(0, 255, (8, 8), np.uint8)
         (VECTOR, spaces.Box(-1, 1, (0,)), "empty actions"),
     ],
 )
-def test_unsupported_spaces_are_refused_in_one_sentence(observation, action, message):
+def test_unsupported_spaces_are_refused_in_one_sentence(observation: Any, action: Any, message: str) -> None:
     with pytest.raises(UnsupportedEnvironment, match=re.escape(message)) as caught:
         Adapter.of(Shell(observation, action), "Shell-v0")
     assert str(caught.value).startswith("Shell-v0 has ")
@@ -271,7 +272,7 @@ def test_unsupported_spaces_are_refused_in_one_sentence(observation, action, mes
     assert "\n" not in str(caught.value)
 
 
-def test_supported_spaces():
+def test_supported_spaces() -> None:
     ram = Adapter.of(Shell(spaces.Box(0, 255, (128,), np.uint8), spaces.Discrete(3)), "Ram-v0")
     assert ram.spec == Spec(128, Discrete(3))
     grid = Adapter.of(Shell(spaces.Box(-1, 1, (2, 3, 4)), spaces.Box(-1, 1, ())), "Grid-v0")
@@ -283,7 +284,7 @@ def test_supported_spaces():
 
 
 @pytest.mark.parametrize("env_id", ["LunarLander-v2", "Hopper-v3"])
-def test_a_used_environment_replays_bit_for_bit(env_id):
+def test_a_used_environment_replays_bit_for_bit(env_id: str) -> None:
     """What resuming a run relies on: after reset(seed) nothing of what happened before is left."""
     rng = np.random.default_rng(0)
     used, fresh = HostEnv(resolve_task(env_id), 2), HostEnv(resolve_task(env_id), 2)
@@ -306,7 +307,7 @@ def test_a_used_environment_replays_bit_for_bit(env_id):
     fresh.close()
 
 
-def test_time_limit_of_a_real_environment():
+def test_time_limit_of_a_real_environment() -> None:
     env = HostEnv(resolve_task("Pendulum-v1"), 2)
     env.reset(0)
     for t in range(1, 201):

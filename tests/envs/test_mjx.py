@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -52,23 +52,23 @@ class Rig:
 
 
 @pytest.fixture(scope="module", params=IDS)
-def rig(request):
+def rig(request: pytest.FixtureRequest) -> Iterator[Any]:
     env = mjx.make(request.param)
     traces = []
 
     @jax.jit
-    def run(states, actions, resets, reset_obs):
+    def run(states: Any, actions: Any, resets: Any, reset_obs: Any) -> Any:
         """[T, N, …] steps of N environments, each with the start of the episode that may follow it."""
         traces.append("run")
 
-        def step(states, inputs):
+        def step(states: Any, inputs: Any) -> Any:
             states, *rest = jax.vmap(autoreset_step, in_axes=(None, 0, 0, 0, 0))(env, states, *inputs)
             return states, (states, *rest)
 
         return jax.lax.scan(step, states, (actions, resets, reset_obs))[1]
 
     @jax.jit
-    def draw(seed):
+    def draw(seed: Any) -> Any:
         """[T, N, …] starts and their observations."""
         return jax.vmap(jax.vmap(env.reset))(jax.random.split(jax.random.key(seed), (T, N)))
 
@@ -77,34 +77,34 @@ def rig(request):
     reference.close()
 
 
-def states_of(qpos, qvel, steps=0):
+def states_of(qpos: Any, qvel: Any, steps: int = 0) -> Any:
     qpos, qvel = np.asarray(qpos, np.float32), np.asarray(qvel, np.float32)
     steps = np.broadcast_to(np.int32(steps), qpos.shape[:-1])
     return MjxState(jnp.asarray(qpos), jnp.asarray(qvel), jnp.zeros(qvel.shape), jnp.asarray(steps))
 
 
-def observation(states):
+def observation(states: Any) -> Any:
     return jnp.concatenate([states.qpos[..., 1:], jnp.clip(states.qvel, -10, 10)], axis=-1)
 
 
-def random_actions(env, rng, scales):
+def random_actions(env: Any, rng: Any, scales: Any) -> Any:
     low, high = np.array(env.spec.action.low), np.array(env.spec.action.high)
     return (rng.uniform(low, high, (T, N, low.size)) * scales[None, :, None]).astype(np.float32)
 
 
-def margin(env, obs):
+def margin(env: Any, obs: Any) -> Any:
     """How far height and pitch of the torso are from where an episode ends."""
     edges = np.array([env.walker.z_range, env.walker.angle_range])
     return np.abs(obs[..., :2, None] - edges).min(axis=(-2, -1))
 
 
-def start_reference(reference, qpos, qvel, steps=0):
+def start_reference(reference: Any, qpos: Any, qvel: Any, steps: int = 0) -> None:
     reference.reset()
     reference.unwrapped.set_state(qpos.astype(np.float64), qvel.astype(np.float64))
     reference._elapsed_steps = int(steps)
 
 
-def reference_episode(reference, qpos, qvel, steps, actions):
+def reference_episode(reference: Any, qpos: Any, qvel: Any, steps: Any, actions: Any) -> Any:
     """Gymnasium's (obs, reward, terminated, truncated) from a start to the end of the episode or of the actions."""
     start_reference(reference, qpos, qvel, steps)
     rows = []
@@ -115,7 +115,9 @@ def reference_episode(reference, qpos, qvel, steps, actions):
     return [np.array(column) for column in zip(*rows, strict=True)]
 
 
-def spread(reference, qpos, qvel, steps, actions, obs, reward, rng):
+def spread(
+    reference: Any, qpos: Any, qvel: Any, steps: Any, actions: Any, obs: Any, reward: Any, rng: Any
+) -> Any:
     """How far apart C itself gets up to each step of an episode: (in obs, in reward)."""
     worst = np.zeros((2, len(reward)))
     for _ in range(TWINS):
@@ -132,10 +134,10 @@ def spread(reference, qpos, qvel, steps, actions, obs, reward, rng):
     return np.maximum.accumulate(worst, axis=1)
 
 
-def perturbed_step(reference, qpos, qvel, action, rng):
+def perturbed_step(reference: Any, qpos: Any, qvel: Any, action: Any, rng: Any) -> Any:
     """Gymnasium's (obs, reward) of one step, with all that float32 rounds off by PERTURBATION of its size."""
 
-    def noise(size):
+    def noise(size: Any) -> Any:
         return rng.uniform(-PERTURBATION, PERTURBATION, size.shape) * size
 
     # The distance walked is not rounded before the reward is taken, see MjxEnv.step.
@@ -149,7 +151,7 @@ def perturbed_step(reference, qpos, qvel, action, rng):
 
 
 @pytest.mark.slow
-def test_episodes_and_their_ends_follow_gymnasium(rig):
+def test_episodes_and_their_ends_follow_gymnasium(rig: Any) -> None:
     rng = np.random.default_rng(0)
     resets, reset_obs = rig.draw(1)
     starts = jax.tree.map(lambda leaf: leaf[0], rig.draw(2)[0])
@@ -199,7 +201,7 @@ def test_episodes_and_their_ends_follow_gymnasium(rig):
 
 
 @pytest.mark.slow
-def test_every_step_is_gymnasiums_from_the_same_state(rig):
+def test_every_step_is_gymnasiums_from_the_same_state(rig: Any) -> None:
     """States on the way of random policies, each stepped on its own: the rollout starts anew in each of them, because
     the step before reached the time limit. Far from the origin, with actions beyond their bounds, and now and then with
     velocities beyond what an observation shows."""
@@ -262,7 +264,7 @@ def test_every_step_is_gymnasiums_from_the_same_state(rig):
 
 
 @pytest.mark.slow
-def test_the_rollout_is_compiled_once(rig):
+def test_the_rollout_is_compiled_once(rig: Any) -> None:
     for seed in (5, 6):
         resets, reset_obs = rig.draw(seed)
         starts = jax.tree.map(lambda leaf: leaf[-1], resets)
@@ -270,7 +272,7 @@ def test_the_rollout_is_compiled_once(rig):
     assert rig.traces == ["run"]
 
 
-def test_starts_are_gymnasiums(rig):
+def test_starts_are_gymnasiums(rig: Any) -> None:
     """Uniform and independent, in the units of ±0.005: exactly that support, and Gymnasium's own draws look alike."""
     physics = rig.reference.unwrapped
     states, obs = rig.draw(7)
@@ -281,7 +283,7 @@ def test_starts_are_gymnasiums(rig):
     start = np.concatenate([physics.init_qpos, physics.init_qvel])
     np.testing.assert_array_equal(start, [0, 1.25, *[0] * (start.size - 2)])
 
-    def noise_of(sample):
+    def noise_of(sample: Any) -> Any:
         return (sample.astype(np.float64) - start) / 5e-3
 
     noise = noise_of(np.concatenate([qpos, qvel], axis=1))
@@ -302,14 +304,14 @@ def test_starts_are_gymnasiums(rig):
         assert scipy.stats.ks_2samp(ours, other).pvalue > 1e-4
 
 
-def around(edge):
+def around(edge: Any) -> Any:
     """The nearest float32 on both sides of a number, and itself, where it is one."""
     nearest = np.float32(edge)
     sides = [np.nextafter(nearest, np.float32(side)) for side in (-np.inf, np.inf)]
     return [*sides, nearest] if float(nearest) == edge else sides
 
 
-def test_health_and_observations_are_gymnasiums(rig):
+def test_health_and_observations_are_gymnasiums(rig: Any) -> None:
     physics, task, rng = rig.reference.unwrapped, rig.env.walker, np.random.default_rng(0)
     nq = physics.model.nq
     qpos, qvel = rng.normal(0, 1, (2, 3000, nq))
@@ -330,7 +332,7 @@ def test_health_and_observations_are_gymnasiums(rig):
 
     @jax.jit
     @jax.vmap
-    def see(qpos, qvel):
+    def see(qpos: Any, qvel: Any) -> Any:
         env_state = MjxState(qpos, qvel, jnp.zeros_like(qvel), jnp.int32(0))
         return mjx.is_healthy(task, env_state), mjx._observe(env_state)
 
@@ -351,11 +353,11 @@ def test_health_and_observations_are_gymnasiums(rig):
     assert not see(broken[:, :nq], broken[:, nq:])[0].any()
 
 
-def test_the_model_is_the_one_that_gymnasium_loads(rig):
+def test_the_model_is_the_one_that_gymnasium_loads(rig: Any) -> None:
     ours, theirs = mjx._physics(rig.env.walker.model_file).model, rig.reference.unwrapped.model
     assert rig.reference.unwrapped.fullpath.endswith(rig.env.walker.model_file)
 
-    def compare(ours, theirs):
+    def compare(ours: Any, theirs: Any) -> Any:
         """How many numbers and arrays of both are the same."""
         count = 0
         for field in dataclasses.fields(ours):
@@ -371,7 +373,7 @@ def test_the_model_is_the_one_that_gymnasium_loads(rig):
     assert compare(ours.opt, theirs.opt) > 10
 
 
-def test_the_first_use_may_be_within_a_trace():
+def test_the_first_use_may_be_within_a_trace() -> None:
     """What is cached then must not belong to that trace."""
     mjx._physics.cache_clear()
     env = MjxEnv(mjx.HOPPER)
@@ -381,17 +383,17 @@ def test_the_first_use_may_be_within_a_trace():
     assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
 
 
-def test_both_spellings_are_one_task():
+def test_both_spellings_are_one_task() -> None:
     assert mjx.make("Walker2D-v3") == mjx.make("Walker2d-v3") != mjx.make("Hopper-v3")
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "hopper-v3", "Walker2d-v5", "CartPole-v1", ""])
-def test_other_ids_are_refused(env_id):
+def test_other_ids_are_refused(env_id: str) -> None:
     with pytest.raises(UnsupportedEnvironment, match=f"^MJX runs Hopper-v3, .*cannot run {env_id!r}$"):
         mjx.make(env_id)
 
 
-def test_missing_packages_are_named_with_the_install_line():
+def test_missing_packages_are_named_with_the_install_line() -> None:
     code = (
         "import sys\n"
         "from prune_rl.envs import mjx\n"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,7 +18,7 @@ from prune_rl.envs.task import resolve_task
 from prune_rl.spaces import Box, Discrete, Spec
 
 
-def unit_box(size):
+def unit_box(size: Any) -> Any:
     return Box((-1.0,) * size, (1.0,) * size, (size,))
 
 
@@ -35,7 +36,7 @@ SPECS = {
 
 
 @pytest.mark.parametrize("env_id", SPECS)
-def test_known_ids_step_quietly(env_id, capfd):
+def test_known_ids_step_quietly(env_id: Any, capfd: pytest.CaptureFixture[str]) -> None:
     spec, time_limit, threshold = SPECS[env_id]
     before = dict(gymnasium.registry)
     with warnings.catch_warnings():
@@ -67,7 +68,7 @@ def test_known_ids_step_quietly(env_id, capfd):
     ("ours", "theirs"),
     [("LunarLander-v2", "LunarLander-v3"), ("Hopper-v3", "Hopper-v4"), ("Walker2D-v3", "Walker2d-v4")],
 )
-def test_old_ids_run_what_their_note_says(ours, theirs):
+def test_old_ids_run_what_their_note_says(ours: str, theirs: str) -> None:
     assert f"v{theirs[-1]} class" in resolve_task(ours).note
     env, reference = resolve_task(ours).make_gymnasium(), resolve_task(theirs).make_gymnasium()
     assert env.spec is not None
@@ -88,14 +89,14 @@ def test_old_ids_run_what_their_note_says(ours, theirs):
 
 
 @pytest.mark.parametrize("env_id", ["LunarLander-v2", "Hopper-v3", "Acrobot-v1"])
-def test_a_time_limit_can_be_set(env_id):
+def test_a_time_limit_can_be_set(env_id: str) -> None:
     env = resolve_task(env_id).make_gymnasium(max_episode_steps=2)
     env.reset(seed=0)
     assert [env.step(env.action_space.sample())[3] for _ in range(2)] == [False, True]
     env.close()
 
 
-def test_cartpole_is_the_same_through_both_backends():
+def test_cartpole_is_the_same_through_both_backends() -> None:
     task = resolve_task("CartPole-v1")
     jax_env = task.jax_env()
     assert isinstance(jax_env, CartPole)
@@ -121,7 +122,7 @@ def test_cartpole_is_the_same_through_both_backends():
         ("gymnasium.envs.classic_control:Acrobot-v1", ("gymnasium",)),
     ],
 )
-def test_backends_with_the_preferred_one_first(env_id, expected):
+def test_backends_with_the_preferred_one_first(env_id: str, expected: Any) -> None:
     task = resolve_task(env_id)
     assert task.backends == expected
     assert task.backend == expected[0]
@@ -129,7 +130,7 @@ def test_backends_with_the_preferred_one_first(env_id, expected):
         assert resolve_task(env_id, backend).backend == backend
 
 
-def test_the_walkers_in_jax_are_those_of_mjx():
+def test_the_walkers_in_jax_are_those_of_mjx() -> None:
     assert set(registry.MJX_IDS) == set(mjx.WALKERS)
     pytest.importorskip("mujoco.mjx", reason="MJX is not installed (pip install 'prune_rl[mjx]')")
     for env_id in registry.MJX_IDS:
@@ -140,7 +141,7 @@ def test_the_walkers_in_jax_are_those_of_mjx():
         assert env.time_limit == task.time_limit
 
 
-def test_looking_up_imports_no_engine():
+def test_looking_up_imports_no_engine() -> None:
     """Nor do the sizes of a walker need MJX, which takes seconds to import."""
     code = (
         "import sys\n"
@@ -180,7 +181,7 @@ def test_looking_up_imports_no_engine():
     ],
 )
 @pytest.mark.parametrize("function", [registry.lookup, registry.gymnasium_spec, resolve_task])
-def test_bad_ids_get_one_sentence(env_id, parts, function):
+def test_bad_ids_get_one_sentence(env_id: str, parts: Any, function: Any) -> None:
     with pytest.raises(UnsupportedEnvironment) as caught:
         function(env_id)
     message = str(caught.value)
@@ -192,13 +193,13 @@ def test_bad_ids_get_one_sentence(env_id, parts, function):
     ("env_id", "part"),
     [("CarRacing-v3", "image observations"), ("Blackjack-v1", "type Tuple"), ("FrozenLake-v1", "Discrete")],
 )
-def test_unsupported_spaces_are_found_before_training(env_id, part):
+def test_unsupported_spaces_are_found_before_training(env_id: str, part: str) -> None:
     for use in (lambda task: task.spec, lambda task: task.check(), lambda task: task.make_vector(1)):
         with pytest.raises(UnsupportedEnvironment, match=part):
             use(resolve_task(env_id))
 
 
-def test_an_id_may_name_the_module_that_registers_it():
+def test_an_id_may_name_the_module_that_registers_it() -> None:
     task = resolve_task("gymnasium.envs.classic_control:Acrobot-v1")
     env = task.make_gymnasium()
     assert task.time_limit == 500
@@ -208,7 +209,7 @@ def test_an_id_may_name_the_module_that_registers_it():
 @pytest.mark.parametrize(
     ("module", "env_id", "extra"), [("Box2D", "LunarLander-v2", "box2d"), ("mujoco", "Hopper-v3", "mujoco")]
 )
-def test_missing_extras_are_named_with_the_install_line(module, env_id, extra):
+def test_missing_extras_are_named_with_the_install_line(module: str, env_id: str, extra: str) -> None:
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
         "from prune_rl.envs.task import UnsupportedEnvironment, resolve_task\n"

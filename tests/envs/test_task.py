@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -16,7 +17,7 @@ MUJOCO_IDS = ["Hopper-v3", "Walker2d-v3", "Walker2D-v3"]
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v2", "Hopper-v3", "Pendulum-v1"])
-def test_gymnasium_is_stepped_by_host_env(env_id):
+def test_gymnasium_is_stepped_by_host_env(env_id: str) -> None:
     task = resolve_task(env_id, "gymnasium")
     env = task.make_vector(3)
     assert isinstance(env, HostEnv)
@@ -28,7 +29,7 @@ def test_gymnasium_is_stepped_by_host_env(env_id):
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v2", "Walker2D-v3"])
-def test_envpool_is_stepped_by_envpool_env(env_id):
+def test_envpool_is_stepped_by_envpool_env(env_id: str) -> None:
     pytest.importorskip("envpool", reason="EnvPool is not installed (pip install 'prune_rl[envpool]')")
     task = resolve_task(env_id, "envpool")
     env = task.make_vector(3)
@@ -49,12 +50,12 @@ def test_envpool_is_stepped_by_envpool_env(env_id):
         ("Pendulum-v1", "", "gymnasium"),
     ],
 )
-def test_other_backends_are_refused(env_id, backend, offered):
+def test_other_backends_are_refused(env_id: str, backend: str, offered: str) -> None:
     with pytest.raises(ValueError, match=f"^{env_id} has no backend {backend!r}; choose one of {offered}$"):
         resolve_task(env_id, backend)
 
 
-def test_a_backend_steps_on_the_device_or_on_the_host():
+def test_a_backend_steps_on_the_device_or_on_the_host() -> None:
     with pytest.raises(ValueError, match=r"backend 'jax' steps CartPole-v1 on the device: call jax_env\(\)"):
         resolve_task("CartPole-v1").make_vector(2)
     for backend in ("gymnasium", "envpool"):
@@ -65,14 +66,14 @@ def test_a_backend_steps_on_the_device_or_on_the_host():
 
 
 @pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
-def test_bad_arguments_are_refused(backend):
+def test_bad_arguments_are_refused(backend: str) -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
         resolve_task("CartPole-v1", backend).make_vector(0)
     with pytest.raises(UnsupportedEnvironment, match="mean 'CartPole-v1'"):
         resolve_task("Cartpole-v1", backend)
 
 
-def test_one_environment_is_made_to_read_the_spaces(monkeypatch):
+def test_one_environment_is_made_to_read_the_spaces(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     make = gymnasium.make
     monkeypatch.setattr(gymnasium, "make", lambda *args, **kwargs: made.append(args) or make(*args, **kwargs))
@@ -86,7 +87,7 @@ def test_one_environment_is_made_to_read_the_spaces(monkeypatch):
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v2", "Hopper-v3"])
-def test_a_missing_envpool_is_named_with_the_install_line(env_id):
+def test_a_missing_envpool_is_named_with_the_install_line(env_id: str) -> None:
     code = (
         "import sys; sys.modules['envpool'] = None\n"
         "from prune_rl.envs.task import UnsupportedEnvironment, resolve_task\n"
@@ -103,7 +104,7 @@ def test_a_missing_envpool_is_named_with_the_install_line(env_id):
 
 
 @pytest.mark.parametrize("env_id", MUJOCO_IDS)
-def test_note_on_mjx(env_id):
+def test_note_on_mjx(env_id: Any) -> None:
     task = resolve_task(env_id, "jax")
     note = task.backend_note("cpu")
     assert "order of magnitude slower" in note
@@ -114,13 +115,13 @@ def test_note_on_mjx(env_id):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
-def test_note_on_envpool(platform):
+def test_note_on_envpool(platform: str) -> None:
     assert "in distribution" in resolve_task("LunarLander-v2", "envpool").backend_note(platform)
     for env_id in MUJOCO_IDS:
         assert "tolerance" in resolve_task(env_id, "envpool").backend_note(platform)
 
 
-def test_most_choices_need_no_note():
+def test_most_choices_need_no_note() -> None:
     for platform in ("cpu", "gpu"):
         for env_id in ("CartPole-v1", "LunarLander-v2", "Hopper-v3", "Pendulum-v1"):
             assert resolve_task(env_id, "gymnasium").backend_note(platform) == ""
@@ -128,7 +129,7 @@ def test_most_choices_need_no_note():
         assert resolve_task("CartPole-v1", "envpool").backend_note(platform) == ""
 
 
-def test_notes_are_one_line_without_a_full_stop():
+def test_notes_are_one_line_without_a_full_stop() -> None:
     for env_id in ("CartPole-v1", "LunarLander-v2", *MUJOCO_IDS):
         for backend in resolve_task(env_id).backends:
             note = resolve_task(env_id, backend).backend_note("cpu")

@@ -12,7 +12,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-from clips import frames_of
 
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.task import resolve_task
@@ -23,6 +22,7 @@ from prune_rl.evaluation.video import check_video, video_paths, write_video
 from prune_rl.evaluation.video_encoder import VideoUnavailable
 from prune_rl.export.policy import Policy
 from prune_rl.spaces import Box, Discrete
+from tests.evaluation.clips import frames_of
 
 FILM = "PruneRlFilm-v0"
 GREY = (0, 60, 120, 180, 240)

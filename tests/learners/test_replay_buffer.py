@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from compilation import quick_jit
 
 from prune_rl.learners import replay_buffer as replay
 from prune_rl.learners.rollout import Rollout
 from prune_rl.spaces import Box, Discrete, Spec
+from tests.compilation import quick_jit
 
 STEPS, ENVS = 4, 3
 ROWS = STEPS * ENVS

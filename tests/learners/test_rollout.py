@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_rollouts import DISCRETE, SMALL, random_rollout
 
 from prune_rl.learners.rollout import EpisodeReturns, Rollout, track_returns
+from tests.learners.random_rollouts import DISCRETE, SMALL, random_rollout
 
 GAMMA = 0.9
 track = jax.jit(track_returns, static_argnums=2)

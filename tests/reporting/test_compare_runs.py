@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_runs import cells, make_run, set_returns
 
 from prune_rl.atomic_files import write_json
 from prune_rl.reporting.compare_runs import aggregate
+from tests.reporting.drawn_runs import cells, make_run, set_returns
 
 
 def test_joins_seeds_and_pairs_methods(tmp_path: Path) -> None:

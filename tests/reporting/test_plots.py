@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from drawn_runs import make_run
 from matplotlib.image import imread
 
 from prune_rl.reporting.plots import BLUE, ORANGE, VERMILION, Marks, draw
 from prune_rl.runs.logging import read_metrics
+from tests.reporting.drawn_runs import make_run
 
 
 def pixels(png: bytes, colour: str) -> int:

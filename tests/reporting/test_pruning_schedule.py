@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from drawn_runs import STEPS, make_run
 
-from prune_rl.pruning.mask_schedule import cubic_sparsity, num_removable, update_masks
+from prune_rl.pruning.mask_schedule import cubic_sparsity, num_removable
+from prune_rl.pruning.ranking import update_masks
 from prune_rl.reporting.pruning_schedule import Window, pruning_window, target_neurons, target_widths
 from prune_rl.runs.config_file import read_config
 from prune_rl.runs.logging import read_metrics
+from tests.reporting.drawn_runs import STEPS, make_run
 
 SHARES = np.arange(1000) / 1000
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drawn_runs import cells, make_run, set_returns
 
 from prune_rl.atomic_files import write_json
 from prune_rl.cli import parse_train
 from prune_rl.reporting.run_summary import write_summary
+from tests.reporting.drawn_runs import cells, make_run, set_returns
 
 
 def test_summary_of_one_seed(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from train_states import assert_identical, make_state, step_folder
 
 from prune_rl.runs.checkpoints import Checkpoints
+from tests.runs.train_states import assert_identical, make_state, step_folder
 
 
 def damage(file: Path, how: str) -> None:
@@ -114,8 +114,7 @@ def test_a_moved_folder_restores(tmp_path: Path) -> None:
 
 SAVE_FOREVER = """
 import sys
-sys.path.insert(0, sys.argv[2])
-from train_states import make_state
+from tests.runs.train_states import make_state
 from prune_rl.runs.checkpoints import Checkpoints
 checkpoints = Checkpoints(sys.argv[1])
 found = checkpoints.restore(make_state(0))
@@ -134,7 +133,7 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     last = 0
     for delay in (0.0, 0.013, 0.031):
         process = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOREVER, str(path), str(Path(__file__).parent)],
+            [sys.executable, "-c", SAVE_FOREVER, str(path)],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},

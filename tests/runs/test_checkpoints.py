@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_rollouts import CONTINUOUS, SMALL_SAC, random_rollout
-from train_states import State, assert_identical, make_state, raw
 
 from prune_rl.learners import replay_buffer as replay
 from prune_rl.learners import sac
 from prune_rl.runs.checkpoints import CheckpointMismatchError, Checkpoints
+from tests.learners.random_rollouts import CONTINUOUS, SMALL_SAC, random_rollout
+from tests.runs.train_states import State, assert_identical, make_state, raw
 
 
 def test_round_trip_is_bit_exact(tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from drawn_runs import STEPS, make_run
 
 from prune_rl.runs.config_file import read_config
 from prune_rl.training.config import Config
+from tests.reporting.drawn_runs import STEPS, make_run
 
 
 def write(run: Path, config: dict[str, Any]) -> Path:

@@ -3,9 +3,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from drawn_runs import make_run
 
 from prune_rl.runs.evaluation_file import as_evaluated, own_policy, read_evaluation
+from tests.reporting.drawn_runs import make_run
 
 
 def test_an_evaluation_is_read(tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-from train_states import assert_identical
 
 from prune_rl.runs.serialization import digest, flatten, mismatch, unflatten
+from tests.runs.train_states import assert_identical
 
 
 def make_tree() -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 
-class State(flax.struct.PyTreeNode):  # type: ignore[no-untyped-call]
+class State(flax.struct.PyTreeNode):
     params: Any
     opt_state: Any
     masks: Any

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import types
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,17 +19,17 @@ from prune_rl.training.config import Config
 from prune_rl.training.structuring import from_json, merged
 
 
-def with_learner(config=None, **learner):
+def with_learner(config: Any = None, **learner: Any) -> Any:
     config = config or Config()
     return dataclasses.replace(config, learner=dataclasses.replace(config.learner, **learner))
 
 
-def with_prune(config=None, **prune):
+def with_prune(config: Any = None, **prune: Any) -> Any:
     config = config or Config()
     return with_learner(config, prune=dataclasses.replace(config.learner.prune, **prune))
 
 
-def test_resolving_fills_in_what_follows():
+def test_resolving_fills_in_what_follows() -> None:
     config = Config(learner=ppo.Config(num_envs=8, num_steps=64, total_timesteps=1000)).resolved()
     assert (config.steps, config.learner.total_timesteps, config.learner.num_updates) == (1024, 1024, 2)
     assert (config.backend, config.host_resets) == ("jax", None)
@@ -40,13 +41,13 @@ def test_resolving_fills_in_what_follows():
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 @pytest.mark.parametrize("method", ["dynamic", "dense"])
-def test_resolving_twice_changes_nothing(method, algo):
+def test_resolving_twice_changes_nothing(method: str, algo: str) -> None:
     config = with_learner(Config(algo=algo, method=method), total_timesteps=12345).resolved()
     assert config.resolved() == config
     assert config.algo == algo
 
 
-def test_each_learner_has_its_own_hyperparameters():
+def test_each_learner_has_its_own_hyperparameters() -> None:
     assert Config().learner == Config(algo="ppo").learner == ppo.Config()
     assert Config(algo="sac").learner == sac.Config()
     mine = sac.Config(hidden=(8,), num_envs=2)
@@ -64,7 +65,7 @@ def test_each_learner_has_its_own_hyperparameters():
 
 
 @given(updates=st.integers(1, 100_000), algo=st.sampled_from(["ppo", "sac"]))
-def test_a_log_has_at_most_2000_lines(updates, algo):
+def test_a_log_has_at_most_2000_lines(updates: Any, algo: Any) -> None:
     config = Config(algo=algo)
     config = with_learner(config, total_timesteps=updates * config.learner.steps_per_update)
     lines = math.ceil(updates / config.log_every)
@@ -72,7 +73,7 @@ def test_a_log_has_at_most_2000_lines(updates, algo):
 
 
 @given(updates=st.integers(1, 10_000), checkpoints=st.integers(1, 500))
-def test_there_are_never_more_checkpoints_than_asked_for(updates, checkpoints):
+def test_there_are_never_more_checkpoints_than_asked_for(updates: Any, checkpoints: Any) -> None:
     config = Config(checkpoints=checkpoints, learner=ppo.Config(total_timesteps=updates * 8 * 128))
     made = math.ceil(updates / config.checkpoint_every)
     assert 1 <= made <= checkpoints
@@ -90,7 +91,16 @@ def test_there_are_never_more_checkpoints_than_asked_for(updates, checkpoints):
     normalize_obs=st.booleans(),
     algo=st.sampled_from(["ppo", "sac"]),
 )
-def test_json_round_trip(hidden, learning_rate, energy, clip_range_vf, seed, score, normalize_obs, algo):
+def test_json_round_trip(
+    hidden: Any,
+    learning_rate: Any,
+    energy: Any,
+    clip_range_vf: Any,
+    seed: Any,
+    score: Any,
+    normalize_obs: Any,
+    algo: Any,
+) -> None:
     # Each has a field of its own that may be absent.
     learner = ppo.Config(clip_range_vf=clip_range_vf) if algo == "ppo" else sac.Config(alpha=clip_range_vf)
     config = Config(
@@ -110,7 +120,7 @@ def test_json_round_trip(hidden, learning_rate, energy, clip_range_vf, seed, sco
     assert from_json(stored).default_run_dir() == config.default_run_dir()
 
 
-def test_equal_configurations_share_a_folder_and_others_do_not():
+def test_equal_configurations_share_a_folder_and_others_do_not() -> None:
     folders = {
         config.resolved().default_run_dir()
         for config in (
@@ -138,7 +148,7 @@ def test_equal_configurations_share_a_folder_and_others_do_not():
     assert all(len(folder.parts) == 2 for folder in folders)
 
 
-def test_a_module_in_the_environment_id_is_no_folder():
+def test_a_module_in_the_environment_id_is_no_folder() -> None:
     config = Config(env="gymnasium.envs.classic_control:Acrobot-v1")
     assert config.default_run_dir().name.startswith(
         "gymnasium.envs.classic_control_Acrobot-v1-ppo-dynamic-seed0-"
@@ -146,7 +156,7 @@ def test_a_module_in_the_environment_id_is_no_folder():
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
-def test_dense_removes_nothing_whatever_was_asked(algo):
+def test_dense_removes_nothing_whatever_was_asked(algo: str) -> None:
     config = with_prune(Config(algo=algo, method="dense"), sparsity=0.9, min_width=1000).resolved()
     assert config.learner.prune is None
     assert config.to_json()["learner"]["prune"] is None
@@ -220,26 +230,26 @@ BAD = [
 
 
 @pytest.mark.parametrize(("config", "part"), BAD, ids=[part for _, part in BAD])
-def test_bad_values_are_refused_in_one_sentence(config, part):
+def test_bad_values_are_refused_in_one_sentence(config: Any, part: Any) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         config.resolved()
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_environment_is_refused():
+def test_an_unknown_environment_is_refused() -> None:
     with pytest.raises(UnsupportedEnvironment, match="did you mean 'CartPole-v1'"):
         Config(env="Cartpole-v1").resolved()
 
 
-def test_merging_replaces_only_what_is_named():
+def test_merging_replaces_only_what_is_named() -> None:
     config = merged(Config(), {"seeds": 7, "learner": {"gamma": 1, "hidden": [8], "prune": {"energy": 0.5}}})
     expected = with_learner(Config(seeds=7), gamma=1.0, hidden=(8,), prune=Pruning(energy=0.5))
     assert config == expected
     assert type(config.learner.gamma) is float
 
 
-def test_merging_another_algo_brings_its_hyperparameters():
+def test_merging_another_algo_brings_its_hyperparameters() -> None:
     mine = with_learner(Config(seeds=7), gamma=0.5)
     assert merged(mine, {"algo": "sac"}) == Config(algo="sac", seeds=7)
     assert merged(mine, {"algo": "ppo"}) == mine
@@ -259,7 +269,7 @@ def test_merging_another_algo_brings_its_hyperparameters():
 
 
 @pytest.mark.parametrize("algo", ["td3", 3, None, ["sac"]])
-def test_a_stored_configuration_of_another_learner_is_refused(algo):
+def test_a_stored_configuration_of_another_learner_is_refused(algo: Any) -> None:
     with pytest.raises(ValueError, match="algo must be one of ppo, sac, got"):
         from_json({**Config().to_json(), "algo": algo})
 
@@ -284,7 +294,7 @@ def test_a_stored_configuration_of_another_learner_is_refused(algo):
         ({"env": 1}, "env must be a text, got 1"),
     ],
 )
-def test_data_of_the_wrong_shape_is_refused(data, part):
+def test_data_of_the_wrong_shape_is_refused(data: Any, part: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         merged(Config(), data)
     assert part in str(caught.value)
@@ -292,12 +302,12 @@ def test_data_of_the_wrong_shape_is_refused(data, part):
         from_json(data)
 
 
-def pendulum(updates, **fields):
+def pendulum(updates: Any, **fields: Any) -> Any:
     learner = ppo.Config(num_envs=4, num_steps=64, total_timesteps=updates * 4 * 64)
     return Config(**{"env": "Pendulum-v1", "learner": learner, **fields}).resolved()
 
 
-def test_resets_leave_host_environments_time_for_whole_episodes():
+def test_resets_leave_host_environments_time_for_whole_episodes() -> None:
     task = resolve_task("Pendulum-v1")
     long = pendulum(200)
     assert (long.host_resets, long.reset_every, long.checkpoint_every) == (20, 10, 10)
@@ -319,7 +329,9 @@ def test_resets_leave_host_environments_time_for_whole_episodes():
 
 
 @given(updates=st.integers(1, 1000), checkpoints=st.integers(1, 100), host_resets=st.integers(1, 100))
-def test_host_environments_are_checkpointed_where_they_are_reset(updates, checkpoints, host_resets):
+def test_host_environments_are_checkpointed_where_they_are_reset(
+    updates: Any, checkpoints: Any, host_resets: Any
+) -> None:
     learner = ppo.Config(total_timesteps=updates * 8 * 128)
     config = Config(env="Pendulum-v1", checkpoints=checkpoints, host_resets=host_resets, learner=learner)
     assert config.checkpoint_every % config.reset_every == 0
@@ -327,7 +339,7 @@ def test_host_environments_are_checkpointed_where_they_are_reset(updates, checkp
     assert config.reset_every == dataclasses.replace(config, checkpoints=7).reset_every
 
 
-def test_prune_is_null_in_a_dense_run_only():
+def test_prune_is_null_in_a_dense_run_only() -> None:
     assert from_json({"method": "dense", "learner": {"prune": None}}).resolved().learner.prune is None
     with pytest.raises(
         ValueError, match=r"learner.prune is null, but method 'dynamic' prunes: set its options, or"
@@ -335,7 +347,7 @@ def test_prune_is_null_in_a_dense_run_only():
         from_json({"learner": {"prune": None}}).resolved()
 
 
-def test_a_new_option_with_its_default_leaves_the_name_of_the_folder(monkeypatch):
+def test_a_new_option_with_its_default_leaves_the_name_of_the_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     """For an option of the run, of a learner, and of pruning."""
 
     @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,14 +27,14 @@ from prune_rl.training.experiment import control_of, read_config
 SEEDS = (0, 1, 2)
 
 
-def run_main(*arguments):
+def run_main(*arguments: Any) -> Any:
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         status = main([str(argument) for argument in arguments])
     return status, output.getvalue()
 
 
-def test_the_configuration_is_complete_and_loads_back(jax_run):
+def test_the_configuration_is_complete_and_loads_back(jax_run: Any) -> None:
     stored = json.loads((jax_run.path / "config.json").read_text())
     assert stored.pop("command") == "prune-rl " + " ".join(jax_run.arguments)
     config = parse_train(jax_run.arguments[1:])[0].resolved()
@@ -45,7 +46,7 @@ def test_the_configuration_is_complete_and_loads_back(jax_run):
     assert jax_run.path == jax_run.root / config.default_run_dir()
 
 
-def test_versions_name_what_made_the_run(jax_run):
+def test_versions_name_what_made_the_run(jax_run: Any) -> None:
     versions = json.loads((jax_run.path / "versions.json").read_text())
     assert set(PACKAGES) < set(versions)
     assert all(
@@ -55,7 +56,7 @@ def test_versions_name_what_made_the_run(jax_run):
     assert "continued_with" not in versions
 
 
-def test_every_mask_update_is_logged(jax_run):
+def test_every_mask_update_is_logged(jax_run: Any) -> None:
     rows = read_metrics(jax_run.path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [128 * i for i in range(1, 33)]
     history = MaskHistory(jax_run.path / "masks")
@@ -88,7 +89,7 @@ def test_every_mask_update_is_logged(jax_run):
     }  # fmt: skip
 
 
-def test_tensorboard_reads_the_events(jax_run):
+def test_tensorboard_reads_the_events(jax_run: Any) -> None:
     (events,) = (jax_run.path / "tensorboard").iterdir()
     assert events.name.startswith("events.out.tfevents.")
     content = events.read_bytes()
@@ -96,12 +97,12 @@ def test_tensorboard_reads_the_events(jax_run):
         assert tag in content
 
 
-def test_two_checkpoints_are_kept(jax_run):
+def test_two_checkpoints_are_kept(jax_run: Any) -> None:
     kept = sorted(folder.name for folder in (jax_run.path / "checkpoints").iterdir())
     assert kept == ["step_000000000030", "step_000000000032"]
 
 
-def test_the_evaluation_holds_every_episode(jax_run):
+def test_the_evaluation_holds_every_episode(jax_run: Any) -> None:
     evaluation = json.loads((jax_run.path / "evaluation.json").read_text())
     assert (evaluation["env_id"], evaluation["episodes"]) == ("CartPole-v1", 3)
     assert [entry["seed"] for entry in evaluation["seeds"]] == list(SEEDS)
@@ -118,7 +119,7 @@ def test_the_evaluation_holds_every_episode(jax_run):
         assert compact["latency_us"] > 0
 
 
-def test_every_seed_has_a_policy_and_is_reported(jax_run):
+def test_every_seed_has_a_policy_and_is_reported(jax_run: Any) -> None:
     for seed in SEEDS:
         policy = load_policy(jax_run.path / "policy" / f"seed_{seed}")
         assert policy.widths == (4, 4)
@@ -128,7 +129,7 @@ def test_every_seed_has_a_policy_and_is_reported(jax_run):
     assert any("return" in line and "3 seeds" in line for line in jax_run.output.splitlines())
 
 
-def test_the_summary_has_its_picture(jax_run):
+def test_the_summary_has_its_picture(jax_run: Any) -> None:
     summary = (jax_run.path / "summary.md").read_text()
     assert summary in jax_run.output
     assert "(summary.png)" in summary
@@ -136,7 +137,7 @@ def test_the_summary_has_its_picture(jax_run):
     assert "prune-rl train CartPole-v1" in summary
 
 
-def test_one_seed_loads_from_the_run_directory(host_run):
+def test_one_seed_loads_from_the_run_directory(host_run: Any) -> None:
     policy = prune_rl.load_policy(host_run.path)
     assert policy.widths == (4, 4)
     assert policy.metadata == {
@@ -145,7 +146,7 @@ def test_one_seed_loads_from_the_run_directory(host_run):
     assert policy(np.zeros(4, np.float32)) in (0, 1)
 
 
-def test_no_path_or_name_of_the_machine_is_written(jax_run, host_run):
+def test_no_path_or_name_of_the_machine_is_written(jax_run: Any, host_run: Any) -> None:
     words = [str(jax_run.root), str(host_run.root), str(Path(prune_rl.__file__).parents[1]), str(Path.home())]
     words += [socket.gethostname()] if len(socket.gethostname()) > 4 else []
     for run in (jax_run.path, host_run.path):
@@ -159,13 +160,13 @@ def test_no_path_or_name_of_the_machine_is_written(jax_run, host_run):
             assert not [word for word in words if word != "/" and word in text], file
 
 
-def test_resets_that_truncate_every_episode_are_told(jax_run, host_run):
+def test_resets_that_truncate_every_episode_are_told(jax_run: Any, host_run: Any) -> None:
     told = "CartPole-v1 is reset 16 times in this run, so that no episode reaches its time limit"
     assert told in " ".join(host_run.output.split())
     assert "is reset" not in jax_run.output
 
 
-def test_a_moved_run_can_be_evaluated(host_run, tmp_path, monkeypatch):
+def test_a_moved_run_can_be_evaluated(host_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moved = tmp_path / "elsewhere" / "moved"
     shutil.copytree(host_run.path, moved)
     before = json.loads((moved / "evaluation.json").read_text())
@@ -184,7 +185,7 @@ def test_a_moved_run_can_be_evaluated(host_run, tmp_path, monkeypatch):
     assert fresh["returns"][:3] != after["seeds"][0]["policies"]["compact"]["returns"]
 
 
-def test_a_moved_run_can_be_continued_and_reported(host_run, tmp_path):
+def test_a_moved_run_can_be_continued_and_reported(host_run: Any, tmp_path: Path) -> None:
     shutil.copytree(host_run.path, tmp_path / "moved")
     moved = dataclasses.replace(host_run, root=tmp_path)
     assert "steps to do" not in moved.again("--run-dir", "moved")
@@ -195,7 +196,7 @@ def test_a_moved_run_can_be_continued_and_reported(host_run, tmp_path):
 
 
 @pytest.mark.slow
-def test_hopper_trains_on_mjx(train, tmp_path):
+def test_hopper_trains_on_mjx(train: Any, tmp_path: Path) -> None:
     if importlib.util.find_spec("mujoco") is None or importlib.util.find_spec("mujoco.mjx") is None:
         pytest.skip("MJX is not installed (pip install 'prune_rl[mjx]')")
     # One step of the environment in the program, which takes long enough to compile.
@@ -221,7 +222,7 @@ def test_hopper_trains_on_mjx(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_dense_control_is_trained_once(host_run, start, tmp_path):
+def test_the_dense_control_is_trained_once(host_run: Any, start: Any, tmp_path: Path) -> None:
     shutil.copytree(host_run.path, tmp_path / "runs" / host_run.path.name)
     arguments = [argument for argument in host_run.arguments if argument != "--no-control"]
     assert start(arguments, tmp_path).wait(240) == 0, (tmp_path / "output").read_text()

@@ -8,6 +8,8 @@ import random
 import shutil
 import time
 import types
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,17 +34,17 @@ from prune_rl.training.loop import run_updates
 TIMEOUT = 240.0
 
 
-def last_checkpoint(run):
+def last_checkpoint(run: Any) -> Any:
     """What the newest checkpoint holds, read with the shapes that the run's configuration calls for."""
     config = read_config(run)
     learner, spec = config.learner, resolve_task(config.env).spec
     module = learner_of(learner)
     axes = Learners(module.VMAP_AXES, 0)
 
-    def host(key):
+    def host(key: Any) -> Any:
         return Learners(module.init(key, learner, spec), key)
 
-    def template(keys):
+    def template(keys: Any) -> Any:
         if config.backend == "jax":
             return init_runner(CartPole(), keys, learner)
         return jax.vmap(host, out_axes=axes)(keys)
@@ -54,26 +56,26 @@ def last_checkpoint(run):
     return restored
 
 
-def bits(leaf):
+def bits(leaf: Any) -> Any:
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.asarray(leaf)
     return array.dtype, array.shape, array.tobytes()
 
 
-def rows_of(run):
+def rows_of(run: Any) -> Any:
     """Lines of metrics.jsonl as they are written, but for the time."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "wall_time"} for line in lines]
 
 
-def files_of(run):
+def files_of(run: Any) -> Any:
     """Name and content of every policy file."""
     files = [file for kind in ("policy", "wide") for file in (run / kind).rglob("*") if file.is_file()]
     return {file.relative_to(run): file.read_bytes() for file in files}
 
 
-def assert_same_run(run, reference):
+def assert_same_run(run: Any, reference: Any) -> None:
     """Every number that training made is bit for bit the same."""
     assert rows_of(run) == rows_of(reference)
     assert files_of(run) == files_of(reference)
@@ -91,12 +93,12 @@ def assert_same_run(run, reference):
         }
 
 
-def newest(run):
+def newest(run: Any) -> Any:
     steps = [folder.name.removeprefix("step_") for folder in run.glob("checkpoints/step_*")]
     return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
-def kill_when(process, ready, delay):
+def kill_when(process: Any, ready: Any, delay: Any) -> Any:
     """SIGKILL, `delay` seconds after `ready()`; whether the process was still training then."""
     end = time.monotonic() + TIMEOUT
     while not ready() and process.poll() is None:
@@ -116,14 +118,21 @@ def kill_when(process, ready, delay):
     # killed before its first checkpoint, too.
     [("jax_run", "first", 2), ("host_run", "second", 0), ("sac_run", "first", 2)],
 )
-def test_a_killed_run_ends_bit_identical(reference, cache, first_checkpoints, start, tmp_path, request):
+def test_a_killed_run_ends_bit_identical(
+    reference: str,
+    cache: str,
+    first_checkpoints: int,
+    start: Any,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
     reference = request.getfixturevalue(reference)
     run = tmp_path / "runs" / reference.path.name
     rng = random.Random(cache)
     for checkpoints in (first_checkpoints, rng.randint(2, 5)):
         process, begun = start(reference.arguments, tmp_path, cache), newest(run)
 
-        def ready(target=begun + 2 * checkpoints):
+        def ready(target: Any = begun + 2 * checkpoints) -> Any:
             return (run / "metrics.jsonl").exists() and newest(run) >= target
 
         assert kill_when(process, ready, rng.uniform(0.0, 0.15) if checkpoints else 0.0), "it was not killed"
@@ -138,7 +147,7 @@ def test_a_killed_run_ends_bit_identical(reference, cache, first_checkpoints, st
 
 
 @pytest.mark.slow
-def test_a_run_of_sac_fills_its_buffer_before_it_learns(sac_run):
+def test_a_run_of_sac_fills_its_buffer_before_it_learns(sac_run: Any) -> None:
     rows = read_metrics(sac_run.path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [32 * i for i in range(1, 33)]
     for i, row in enumerate(rows):
@@ -154,7 +163,7 @@ def test_a_run_of_sac_fills_its_buffer_before_it_learns(sac_run):
     assert policy(np.zeros((5, 3))).shape == (5, 1)
 
 
-def copy_before_the_policies(trained, folder):
+def copy_before_the_policies(trained: Any, folder: Any) -> Any:
     """A copy of the run as it is between its last checkpoint and its policies."""
     run = folder / "runs" / trained.path.name
     shutil.copytree(trained.path, run, ignore=shutil.ignore_patterns("policy", "wide"))
@@ -162,7 +171,7 @@ def copy_before_the_policies(trained, folder):
 
 
 @pytest.mark.slow
-def test_a_damaged_newest_checkpoint_falls_back(host_run, start, tmp_path):
+def test_a_damaged_newest_checkpoint_falls_back(host_run: Any, start: Any, tmp_path: Path) -> None:
     run = copy_before_the_policies(host_run, tmp_path)
     folders = sorted((run / "checkpoints").glob("step_*"))
     before, last = (int(folder.name.removeprefix("step_")) for folder in folders[-2:])
@@ -177,7 +186,7 @@ def test_a_damaged_newest_checkpoint_falls_back(host_run, start, tmp_path):
     assert_same_run(run, host_run.path)
 
 
-def test_a_finished_run_trains_nothing_again(host_run):
+def test_a_finished_run_trains_nothing_again(host_run: Any) -> None:
     measured_again = {"evaluation.json", "summary.md", "summary.png", ".lock"}
     files = [file for file in host_run.path.rglob("*") if file.is_file() and file.name not in measured_again]
     before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
@@ -187,14 +196,14 @@ def test_a_finished_run_trains_nothing_again(host_run):
     assert {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files} == before
 
 
-def test_a_damaged_policy_is_written_again_from_the_last_checkpoint(host_run):
+def test_a_damaged_policy_is_written_again_from_the_last_checkpoint(host_run: Any) -> None:
     before = files_of(host_run.path)
     (host_run.path / "policy" / "policy.safetensors").write_bytes(b"")
     assert "continuing from the checkpoint at 4,096 steps" in host_run.again()
     assert files_of(host_run.path) == before
 
 
-def test_a_seed_starts_alike_alone_and_among_others():
+def test_a_seed_starts_alike_alone_and_among_others() -> None:
     """Bit for bit: parameters, optimiser, environments and keys."""
     config = ppo.Config(hidden=(8,), num_envs=2)
     several = init_runner(CartPole(), seed_keys([5, 6, 7]), config)
@@ -208,7 +217,7 @@ def test_a_seed_starts_alike_alone_and_among_others():
 
 
 @pytest.mark.slow
-def test_a_seed_trains_alike_alone_and_among_others(jax_run, train, tmp_path):
+def test_a_seed_trains_alike_alone_and_among_others(jax_run: Any, train: Any, tmp_path: Path) -> None:
     """To rounding: the compiled program for one seed sums in another order than that for three.
 
     Measured: every action of all 32 updates is the same, and the weights differ by at most 6e-8 in the end. Longer
@@ -225,7 +234,7 @@ def test_a_seed_trains_alike_alone_and_among_others(jax_run, train, tmp_path):
             np.testing.assert_allclose(left[name], right[name][1:2], rtol=1e-3, atol=1e-5)
 
 
-def test_the_seeds_of_a_run_differ(jax_run):
+def test_the_seeds_of_a_run_differ(jax_run: Any) -> None:
     last = rows_of(jax_run.path)[-1]
     assert len(set(last["value_loss"])) == 3
     policies = [(jax_run.path / "wide" / f"seed_{k}" / "policy.safetensors").read_bytes() for k in range(3)]
@@ -235,15 +244,15 @@ def test_the_seeds_of_a_run_differ(jax_run):
 class Metronome:
     """An engine without a learner: what update i measures is i; it breaks down before update `breaks_at`."""
 
-    def __init__(self, breaks_at=None):
+    def __init__(self, breaks_at: Any = None) -> None:
         self.tree = {"done": jnp.int32(0), "mask": jnp.ones((1, 4), bool)}
         self.breaks_at = breaks_at
 
     @property
-    def state(self):
+    def state(self) -> Any:
         return types.SimpleNamespace(masks={"actor/layer_0": self.tree["mask"]})
 
-    def advance(self, n):
+    def advance(self, n: Any) -> Any:
         assert n == 1
         done = int(self.tree["done"]) + 1
         if done == self.breaks_at:
@@ -258,7 +267,9 @@ class Metronome:
         return {name: np.full((1, 1), value, np.float32) for name, value in row.items()}
 
 
-def test_lines_of_the_log_that_share_updates_are_the_same_after_an_interruption(tmp_path, monkeypatch):
+def test_lines_of_the_log_that_share_updates_are_the_same_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(config_module, "LOG_LINES", 5)
     learner = sac.Config(num_envs=1, num_steps=10, learning_starts=0, total_timesteps=200)
     config = Config(env="Pendulum-v1", algo="sac", checkpoints=3, host_resets=3, learner=learner).resolved()

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +20,19 @@ from prune_rl.learners.running_statistics import normalize
 from prune_rl.learners.sac.values import Architecture
 from prune_rl.learners.sac.values import policy as sac_policy
 from prune_rl.pruning.importance import magnitude_importance
-from prune_rl.pruning.mask_schedule import update_masks
 from prune_rl.pruning.masks import apply_masks, count, init_masks
+from prune_rl.pruning.ranking import update_masks
 from prune_rl.spaces import Box, Spec
 from prune_rl.training.config import Config
 from prune_rl.training.loop import make_engine, write_policies
 from prune_rl.training.policy_export import Trained, compact_policy, masked_policy, state_of_seed
 
 
-def spec_of(config):
+def spec_of(config: Any) -> Any:
     return resolve_task(config.env).spec
 
 
-def actor_count(state, config):
+def actor_count(state: Any, config: Any) -> Any:
     """Neurons and weights of the actor as it is trained, kept and total."""
     groups = learner_of(config.learner).all_groups(state.params, config.learner)
     actor = groups.select(lambda group: group.name.startswith("actor/")).at("actor")
@@ -58,7 +60,7 @@ LEARNERS = {
 
 
 @functools.cache
-def trained(case):
+def trained(case: Any) -> Any:
     """Configuration and state of one of two seeds, after a real training, or after what one would have done."""
     env, _, algo = case.rpartition("-")
     task = resolve_task(env, "gymnasium")
@@ -84,7 +86,7 @@ def trained(case):
 
 
 @functools.cache
-def observations(case):
+def observations(case: Any) -> Any:
     """What the masked policy of that seed really sees, float32[400, D]."""
     config, state = trained(case)
     policy = masked_policy(state, config, spec_of(config), 1)
@@ -96,7 +98,7 @@ def observations(case):
     return np.concatenate(seen)
 
 
-def mode(state, config, obs):
+def mode(state: Any, config: Any, obs: Any) -> Any:
     """What the learner's action distribution is centred on, in JAX: logits, or the mean (before it is squashed)."""
     learner = config.learner
     params = apply_masks(
@@ -113,11 +115,11 @@ def mode(state, config, obs):
 
 
 @pytest.fixture(params=LEARNERS)
-def case(request):
+def case(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_masked_is_compact_on_real_observations(case):
+def test_masked_is_compact_on_real_observations(case: Any) -> None:
     config, state = trained(case)
     masked, compact = (make(state, config, spec_of(config), 1) for make in (masked_policy, compact_policy))
     obs = observations(case)
@@ -131,7 +133,7 @@ def test_masked_is_compact_on_real_observations(case):
     assert (count.neurons.kept, count.neurons.total) == (compact.num_neurons, masked.num_neurons)
 
 
-def test_the_policy_acts_as_the_learner_would(case):
+def test_the_policy_acts_as_the_learner_would(case: Any) -> None:
     """On observations seen in training, and on others far outside, where normalised ones are clipped."""
     config, state = trained(case)
     policy = compact_policy(state, config, spec_of(config), 1)
@@ -160,7 +162,7 @@ def test_the_policy_acts_as_the_learner_would(case):
         assert policy.obs_mean is None
 
 
-def test_of_sac_the_mean_is_kept_and_squashed_into_the_bounds():
+def test_of_sac_the_mean_is_kept_and_squashed_into_the_bounds() -> None:
     """With no noise the learner takes the mean; the policy does the same, whatever the spread and the bounds are."""
     spec = Spec(3, Box((-1.0, 0.0), (3.0, 0.5), (2,)))
     config = Config(
@@ -186,7 +188,7 @@ def test_of_sac_the_mean_is_kept_and_squashed_into_the_bounds():
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
-def test_without_normalisation_the_policy_has_no_statistics(env, algo):
+def test_without_normalisation_the_policy_has_no_statistics(env: str, algo: str) -> None:
     learner = dataclasses.replace(
         LEARNERS[f"{env}-{algo}"], hidden=(8,), normalize_obs=False, total_timesteps=1024
     )
@@ -200,7 +202,7 @@ def test_without_normalisation_the_policy_has_no_statistics(env, algo):
     np.testing.assert_allclose(policy.outputs(obs), mode(state, config, jnp.asarray(obs)), atol=1e-5)
 
 
-def test_saved_and_loaded_it_is_the_same(case, tmp_path):
+def test_saved_and_loaded_it_is_the_same(case: Any, tmp_path: Path) -> None:
     config, state = trained(case)
     policy = compact_policy(state, config, spec_of(config), 1)
     save_policy(tmp_path, policy)
@@ -211,7 +213,7 @@ def test_saved_and_loaded_it_is_the_same(case, tmp_path):
     }  # fmt: skip
 
 
-def test_the_state_of_a_seed_has_no_seed_axis(case):
+def test_the_state_of_a_seed_has_no_seed_axis(case: Any) -> None:
     config, state = trained(case)
     learner = config.learner
     alone = jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, spec_of(config)))
@@ -222,7 +224,7 @@ def test_the_state_of_a_seed_has_no_seed_axis(case):
         assert found == expected
 
 
-def test_a_diverged_seed_is_named_and_leaves_no_policy(tmp_path):
+def test_a_diverged_seed_is_named_and_leaves_no_policy(tmp_path: Path) -> None:
     config, state = trained("CartPole-v1-ppo")
     params = jax.tree.map(lambda x: x, state.params)
     params["actor"]["head"]["bias"] = jnp.full(2, jnp.nan)

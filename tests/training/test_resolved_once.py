@@ -9,6 +9,7 @@ import json
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -24,7 +25,7 @@ TINY = shlex.split(
 )
 
 
-def run_main(folder, *arguments):
+def run_main(folder: Any, *arguments: Any) -> Any:
     output = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(output):
         assert main(list(arguments)) == 0
@@ -43,7 +44,7 @@ class Compared:
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
     arguments, root = [*TINY, "--seeds", str(SEEDS)], tmp_path_factory.mktemp("compared")
     made = []
     make = gymnasium.make
@@ -55,7 +56,7 @@ def compared(tmp_path_factory):
     return Compared(root, run, control, arguments, len(made))
 
 
-def test_one_environment_more_is_made_than_is_played(compared):
+def test_one_environment_more_is_made_than_is_played(compared: Any) -> None:
     """Those of training and of evaluation, and one to read the spaces."""
     trained = 2 * NUM_ENVS * SEEDS  # by the run and by its control
     own, beside = (
@@ -65,7 +66,7 @@ def test_one_environment_more_is_made_than_is_played(compared):
     assert compared.environments == trained + own + beside + 1
 
 
-def without(path, *fields):
+def without(path: Any, *fields: Any) -> None:
     """Rewrites config.json as a version without these fields would have written it."""
     data = json.loads((path / "config.json").read_text())
     for field in fields:
@@ -77,7 +78,9 @@ def without(path, *fields):
     (path / "config.json").write_text(json.dumps(data))
 
 
-def test_fields_newer_than_a_run_neither_orphan_it_nor_retrain_its_control(compared, tmp_path):
+def test_fields_newer_than_a_run_neither_orphan_it_nor_retrain_its_control(
+    compared: Any, tmp_path: Path
+) -> None:
     shutil.copytree(compared.root / "runs", tmp_path / "runs")
     run, control = (tmp_path / "runs" / path.name for path in (compared.run, compared.control))
     without(run, "evaluation_seed", "host_resets", "learner.vf_coef", "learner.prune.width_exponent")
@@ -102,7 +105,7 @@ def test_fields_newer_than_a_run_neither_orphan_it_nor_retrain_its_control(compa
         assert other.name not in (run.name, control.name)
 
 
-def test_checkpoints_do_not_change_the_policy(tmp_path):
+def test_checkpoints_do_not_change_the_policy(tmp_path: Path) -> None:
     flags = [*TINY, "--no-control", "--host-resets", "4"]
     for checkpoints in ("1", "3", "12"):
         run_main(tmp_path, *flags, "--checkpoints", checkpoints, "--run-dir", checkpoints)

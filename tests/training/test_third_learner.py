@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,7 @@ TINY = [
 
 
 @pytest.fixture(autouse=True)
-def registered(monkeypatch, tmp_path):
+def registered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(LEARNERS, "reinforce", reinforce)
     monkeypatch.chdir(tmp_path)
 
@@ -49,7 +50,9 @@ def registered(monkeypatch, tmp_path):
     ],
     ids=["device", "host", "linear"],
 )
-def test_it_trains_prunes_and_is_compared_with_its_control(flags, widths, capsys):
+def test_it_trains_prunes_and_is_compared_with_its_control(
+    flags: Any, widths: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [*TINY, *flags, "--steps", "4000"]
     assert main(arguments) == 0
     output, error = capsys.readouterr()
@@ -77,7 +80,7 @@ def test_it_trains_prunes_and_is_compared_with_its_control(flags, widths, capsys
     assert "steps to do" not in capsys.readouterr().out
 
 
-def test_it_learns():
+def test_it_learns() -> None:
     """It balances for about 20 steps before; the returns of the last updates are those of a better policy."""
     assert main([*TINY, "--steps", "60000", "--method", "dense", "--learning-rate", "0.05"]) == 0
     (run,) = Path("runs").iterdir()
@@ -86,7 +89,7 @@ def test_it_learns():
     assert first < 40 < 80 < last
 
 
-def test_its_hyperparameters_are_flags(capsys):
+def test_its_hyperparameters_are_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([*TINY, "--help"])
     output = " ".join(capsys.readouterr().out.split())
@@ -105,7 +108,7 @@ def test_its_hyperparameters_are_flags(capsys):
     assert learner_of(config.learner) is reinforce
 
 
-def test_the_policy_acts_as_the_learner_without_noise():
+def test_the_policy_acts_as_the_learner_without_noise() -> None:
     assert main([*TINY, "--hidden", "8", "--steps", "512", "--prune.every", "1", "--no-control"]) == 0
     (run,) = Path("runs").iterdir()
     policy = prune_rl.load_policy(run)

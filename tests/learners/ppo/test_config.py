@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import pytest
-from random_rollouts import DISCRETE
 
 from prune_rl.learners import ppo
 from prune_rl.learners.pruning_config import Pruning
+from tests.learners.random_rollouts import DISCRETE
 
 NAN, INF = math.nan, math.inf
 GOOD = ppo.Config(hidden=(8, 6), num_envs=2, num_steps=6, num_minibatches=3)

@@ -12,10 +12,10 @@ import optax
 import pytest
 import scipy.special
 import scipy.stats
-from random_rollouts import CONTINUOUS, DISCRETE, SMALL, random_rollout
 
 from prune_rl.learners import ppo
 from prune_rl.spaces import Spec
+from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, SMALL, random_rollout
 
 Array = np.ndarray
 prepare = jax.jit(ppo.prepare, static_argnames="config")

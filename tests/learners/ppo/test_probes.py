@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import probe_environments as probes
 import pytest
 
 from prune_rl.envs.autoreset import JaxEnv
 from prune_rl.learners import ppo
 from prune_rl.learners.distributions import Gaussian
 from prune_rl.training import engines
+from tests.learners import probe_environments as probes
 
 GAMMA = 0.9
 DISCRETE = probes.Mixture(

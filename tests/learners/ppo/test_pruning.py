@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from random_rollouts import CONTINUOUS, DISCRETE, random_rollout
 
 from prune_rl.dependency.compaction import compact
 from prune_rl.learners import ppo
@@ -23,6 +22,7 @@ from prune_rl.learners.pruning_config import Pruning
 from prune_rl.pruning.mask_update import init_pruning
 from prune_rl.pruning.masks import apply_masks
 from prune_rl.pruning.transforms.track_importance import TrackImportanceState
+from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, random_rollout
 
 HIDDEN = (16, 24)
 SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, size in enumerate(HIDDEN)}

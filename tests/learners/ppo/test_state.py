@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from random_rollouts import DISCRETE, SMALL, random_rollout
 
 from prune_rl.learners import ppo
 from prune_rl.learners.pruning_config import Pruning
+from tests.learners.random_rollouts import DISCRETE, SMALL, random_rollout
 
 
 def test_every_leaf_of_the_state_is_an_array_with_a_fixed_type() -> None:

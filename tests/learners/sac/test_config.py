@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 import pytest
-from random_rollouts import DISCRETE
 
 from prune_rl.learners import sac
 from prune_rl.learners.pruning_config import Pruning
+from tests.learners.random_rollouts import DISCRETE
 
 NAN, INF = math.nan, math.inf
 GOOD = sac.Config(hidden=(8, 6), num_envs=2, num_steps=6, learning_starts=24, total_timesteps=100 * 2 * 6)

@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sac_reference as reference
 import scipy.optimize
 import scipy.special
 import scipy.stats
-from compilation import quick_jit
-from random_rollouts import (
+
+from prune_rl.learners import sac
+from prune_rl.spaces import Spec
+from tests.compilation import quick_jit
+from tests.learners.random_rollouts import (
     CONTINUOUS,
     DISCRETE,
     SMALL_SAC,
@@ -24,9 +26,7 @@ from random_rollouts import (
     random_noise,
     random_sac_state,
 )
-
-from prune_rl.learners import sac
-from prune_rl.spaces import Spec
+from tests.learners.sac import sac_reference as reference
 
 Array = np.ndarray
 LOSSES = {"critic_loss", "actor_loss", "entropy", "alpha", "q_target"}

@@ -10,20 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sac_reference as reference
 import scipy.stats
-from compilation import quick_jit
-from random_rollouts import (
+
+from prune_rl.learners import gradient_steps, sac
+from prune_rl.learners.replay_buffer import Transitions
+from prune_rl.spaces import Box, Spec
+from tests.compilation import quick_jit
+from tests.learners.random_rollouts import (
     DISCRETE,
     LOPSIDED,
     SMALL_SAC,
     random_rollout,
     random_sac_state,
 )
-
-from prune_rl.learners import gradient_steps, sac
-from prune_rl.learners.replay_buffer import Transitions
-from prune_rl.spaces import Box, Spec
+from tests.learners.sac import sac_reference as reference
 
 Array = np.ndarray
 LOSSES = {"critic_loss", "actor_loss", "entropy", "alpha", "q_target"}

@@ -10,12 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sac_reference as reference
 import scipy.integrate
 import scipy.special
 import scipy.stats
-from compilation import quick_jit
-from random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, random_batch, random_params
 
 from prune_rl.learners import sac
 from prune_rl.learners.distributions import Categorical, SquashedGaussian
@@ -26,6 +23,9 @@ from prune_rl.learners.sac.critic import critic_loss, critic_target
 from prune_rl.learners.sac.temperature import temperature_loss
 from prune_rl.learners.sac.values import Architecture
 from prune_rl.spaces import Spec
+from tests.compilation import quick_jit
+from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, random_batch, random_params
+from tests.learners.sac import sac_reference as reference
 
 Array = np.ndarray
 KINDS = pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "box"])

@@ -12,9 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import probe_environments as probes
 import pytest
-from compilation import quick_jit
 
 from prune_rl.envs.autoreset import JaxEnv
 from prune_rl.learners import sac
@@ -23,6 +21,8 @@ from prune_rl.learners.sac import values as sac_values
 from prune_rl.learners.sac.values import Architecture
 from prune_rl.training import engines
 from prune_rl.training.rollouts import reset_envs
+from tests.compilation import quick_jit
+from tests.learners import probe_environments as probes
 
 GAMMA = 0.9
 ALPHA = 0.5

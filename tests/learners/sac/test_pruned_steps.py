@@ -7,8 +7,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from compilation import quick_jit
-from random_rollouts import (
+
+from prune_rl.dependency.compaction import compact
+from prune_rl.learners import sac
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.pruning.masks import apply_masks
+from tests.compilation import quick_jit
+from tests.learners.random_rollouts import (
     CONTINUOUS,
     SMALL_SAC,
     arch_of,
@@ -19,11 +24,6 @@ from random_rollouts import (
     random_sac_state,
     slices_of,
 )
-
-from prune_rl.dependency.compaction import compact
-from prune_rl.learners import sac
-from prune_rl.learners.pruning_config import Pruning
-from prune_rl.pruning.masks import apply_masks
 
 HIDDEN = (8, 12)
 SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, size in enumerate(HIDDEN)}

@@ -11,9 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sac_reference as reference
-from compilation import quick_jit
-from random_rollouts import (
+
+from prune_rl.dependency.compaction import compact
+from prune_rl.learners import sac
+from prune_rl.learners.networks import apply_ensemble, apply_mlp
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.pruning.masks import apply_masks
+from prune_rl.spaces import Spec
+from tests.compilation import quick_jit
+from tests.learners.random_rollouts import (
     CONTINUOUS,
     DISCRETE,
     SMALL_SAC,
@@ -22,13 +28,7 @@ from random_rollouts import (
     random_sac_state,
     slices_of,
 )
-
-from prune_rl.dependency.compaction import compact
-from prune_rl.learners import sac
-from prune_rl.learners.networks import apply_ensemble, apply_mlp
-from prune_rl.learners.pruning_config import Pruning
-from prune_rl.pruning.masks import apply_masks
-from prune_rl.spaces import Spec
+from tests.learners.sac import sac_reference as reference
 
 HIDDEN = (8, 12)
 SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, size in enumerate(HIDDEN)}

@@ -11,19 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compilation import quick_jit
-from random_rollouts import (
+
+from prune_rl.learners import replay_buffer as replay
+from prune_rl.learners import sac
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.spaces import Box, Spec
+from tests.compilation import quick_jit
+from tests.learners.random_rollouts import (
     DISCRETE,
     LOPSIDED,
     SMALL_SAC,
     random_rollout,
     random_sac_state,
 )
-
-from prune_rl.learners import replay_buffer as replay
-from prune_rl.learners import sac
-from prune_rl.learners.pruning_config import Pruning
-from prune_rl.spaces import Box, Spec
 
 KINDS = pytest.mark.parametrize("spec", [DISCRETE, LOPSIDED], ids=["discrete", "box"])
 PRUNED = dataclasses.replace(

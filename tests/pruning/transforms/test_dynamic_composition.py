@@ -18,7 +18,6 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
-from compilation import QUICK, quick_jit
 from flax import nnx
 from flax.training.train_state import TrainState
 
@@ -34,6 +33,7 @@ from prune_rl.pruning.transforms.dynamic_pruning import (
 )
 from prune_rl.pruning.transforms.group_sparse import group_sparse
 from prune_rl.pruning.transforms.scale_by_width import scale_by_width
+from tests.compilation import QUICK, quick_jit
 
 Params = Any
 Array = np.ndarray[Any, Any]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +14,14 @@ from prune_rl.pruning.transforms.group_sparse import group_sparse
 from prune_rl.pruning.transforms.scale_by_width import scale_by_width
 
 
-def mlp(params, x):
+def mlp(params: Any, x: Any) -> Any:
     for layer in params["hidden"]:
         x = jnp.tanh(x @ layer["w"] + layer["b"][None])
     return x @ params["out"]
 
 
 @pytest.fixture
-def params():
+def params() -> Any:
     keys = jax.random.split(jax.random.key(0), 3)
     return {
         "hidden": [
@@ -31,11 +33,11 @@ def params():
 
 
 @pytest.fixture
-def groups(params):
+def groups(params: Any) -> Any:
     return find_groups(mlp, params, jnp.zeros((1, 3)))
 
 
-def masks_with(groups, **kept):
+def masks_with(groups: Any, **kept: Any) -> Any:
     """All kept but in the groups named, by position, of which the first ``kept`` neurons are."""
     names = list(groups)
     masks = init_masks(groups)
@@ -46,7 +48,9 @@ def masks_with(groups, **kept):
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
-def test_only_what_reads_a_layer_takes_longer_steps_by_the_power_of_the_width_lost(params, groups, exponent):
+def test_only_what_reads_a_layer_takes_longer_steps_by_the_power_of_the_width_lost(
+    params: Any, groups: Any, exponent: float
+) -> None:
     tx = scale_by_width(groups, exponent)
     ones = jax.tree.map(jnp.ones_like, params)
     state = tx.init(params)
@@ -61,7 +65,7 @@ def test_only_what_reads_a_layer_takes_longer_steps_by_the_power_of_the_width_lo
     assert [leaf.dtype for leaf in jax.tree.leaves(scaled)] == [jnp.float32] * 5
 
 
-def test_without_masks_or_with_all_neurons_nothing_changes(params, groups):
+def test_without_masks_or_with_all_neurons_nothing_changes(params: Any, groups: Any) -> None:
     tx = scale_by_width(groups, 1.0)
     for extra in ({}, {"masks": init_masks(groups)}, {"masks": {}}):
         scaled, state = tx.update(params, tx.init(params), params, **extra)
@@ -70,17 +74,17 @@ def test_without_masks_or_with_all_neurons_nothing_changes(params, groups):
         assert state == optax.EmptyState()
 
 
-def test_an_empty_layer_stays_finite(params, groups):
+def test_an_empty_layer_stays_finite(params: Any, groups: Any) -> None:
     tx = scale_by_width(groups, 1.0)
     scaled, _ = tx.update(params, tx.init(params), params, masks=masks_with(groups, _0=0))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(scaled))
 
 
-def test_behind_adam_inside_group_sparse_it_gets_the_masks(params, groups):
+def test_behind_adam_inside_group_sparse_it_gets_the_masks(params: Any, groups: Any) -> None:
     masks = masks_with(groups, _0=2)
     grads = jax.tree.map(jnp.ones_like, params)
 
-    def step(inner):
+    def step(inner: Any) -> Any:
         tx = group_sparse(inner, groups, strength=0.0)
         return tx.update(grads, tx.init(params), params, masks=masks)[0]
 
@@ -95,6 +99,6 @@ def test_behind_adam_inside_group_sparse_it_gets_the_masks(params, groups):
 
 
 @pytest.mark.parametrize("exponent", [-0.5, float("nan"), float("inf")])
-def test_an_exponent_that_cannot_work_is_refused(groups, exponent):
+def test_an_exponent_that_cannot_work_is_refused(groups: Any, exponent: Any) -> None:
     with pytest.raises(ValueError, match="exponent must be a finite number >= 0, got"):
         scale_by_width(groups, exponent)
