@@ -11,8 +11,8 @@ import pytest
 from random_rollouts import CONTINUOUS, SMALL_SAC, random_rollout
 from train_states import State, assert_identical, make_state, raw
 
-from prune_rl.learners.sac import replay_buffer as replay
 from prune_rl.learners import sac
+from prune_rl.learners.sac import replay_buffer as replay
 from prune_rl.runs.checkpoints import CheckpointMismatchError, Checkpoints
 
 

@@ -94,10 +94,16 @@ def test_a_field_that_is_newer_than_the_folder_has_its_default(tmp_path: Path) -
     RunDirectory.open(path, CONFIG).close()
     before = (path / "config.json").read_bytes()
     newer: dict[str, Any] = changed(
-        resets=20, ppo={**CONFIG["ppo"], "vf_coef": 0.5, "hidden": (256, 256)}, prune={"sparsity": 0.95, "gate": None}
+        resets=20,
+        ppo={**CONFIG["ppo"], "vf_coef": 0.5, "hidden": (256, 256)},
+        prune={"sparsity": 0.95, "gate": None},
     )
     # What the folder has stays as it is: a default fills in only what is absent.
-    defaults = {"resets": 20, "ppo": {"vf_coef": 0.5, "hidden": (8,)}, "prune": {"sparsity": 0.1, "gate": None}}
+    defaults = {
+        "resets": 20,
+        "ppo": {"vf_coef": 0.5, "hidden": (8,)},
+        "prune": {"sparsity": 0.1, "gate": None},
+    }
     with RunDirectory.open(path, newer, defaults=defaults) as run:
         assert run.continued
     assert (path / "config.json").read_bytes() == before
@@ -246,10 +252,15 @@ def test_nothing_of_the_command_needs_fcntl(tmp_path: Path) -> None:
 def test_closing_twice_frees_nobody_elses_lock(tmp_path: Path) -> None:
     first = RunDirectory.open(tmp_path, CONFIG)
     first.close()
-    assert sorted(file.name for file in tmp_path.iterdir() if file.name != ".lock") == ["config.json", "versions.json"]
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name != ".lock") == [
+        "config.json",
+        "versions.json",
+    ]
     with RunDirectory.open(tmp_path, CONFIG):
         first.close()
-        with pytest.raises(RunDirectoryError, match=rf"in use by another training process \(pid {os.getpid()}\)"):
+        with pytest.raises(
+            RunDirectoryError, match=rf"in use by another training process \(pid {os.getpid()}\)"
+        ):
             RunDirectory.open(tmp_path, CONFIG)
 
 
