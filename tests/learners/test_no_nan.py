@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -31,7 +32,7 @@ def test_neither_state_nor_metrics_hold_nan_before_or_after_the_first_episode(
         for i in range(5):  # no episode ends in the first two; SAC's warm-up takes two, too
             rollout = random_rollout(i, config, spec, ends=0.0 if i < 2 else 0.3)
             state, metrics = update(state, rollout, config)
-            floats = [x for x in jax.tree.leaves((state, metrics)) if np.issubdtype(x.dtype, np.floating)]
+            floats = [x for x in jax.tree.leaves((state, metrics)) if jnp.issubdtype(x.dtype, jnp.floating)]
             assert not any(np.isnan(x).any() for x in floats)
     assert int(state.pruning.updates) > 0
     assert int(state.returns.finished) > 0

@@ -19,7 +19,7 @@ from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, SMALL, random_r
 
 Array = np.ndarray
 prepare = jax.jit(ppo.prepare, static_argnames="config")
-gradient = jax.jit(jax.grad(ppo.loss, has_aux=True), static_argnames="config")
+gradient = jax.jit(jax.grad(ppo.loss, has_aux=True), static_argnames=("config", "discrete"))
 
 
 def perturbed(params: Any, seed: int, scale: float) -> Any:
@@ -222,7 +222,7 @@ def test_one_minibatch_of_one_epoch_is_one_step_of_clipped_adam() -> None:
     for i, rate in enumerate([0.01, 0.005]):
         rollout = random_rollout(i, config, CONTINUOUS)
         batch = prepare(state, rollout, config)[1]
-        grads, _ = gradient(state.params, batch, config)
+        grads, _ = gradient(state.params, batch, config, discrete=False)
         norm = np.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
         assert norm > config.max_grad_norm
         grads = jax.tree.map(lambda g, norm=norm: g * (config.max_grad_norm / norm), grads)
