@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from prune_rl.envs import registry
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.gymnasium_vector import Bools, Floats, stream_seed
 from prune_rl.envs.task import Task
@@ -52,7 +52,7 @@ class EnvPoolEnv:
         self.num_threads = min(num_envs, num_threads or _available_cores())
         self._env_id = task.env_id
         self._time_limit = task.time_limit
-        self._package = import_envpool(task.env_id)
+        self._package = registry.import_envpool(task.env_id)
         # Sizes and bounds are Gymnasium's: some of EnvPool's own spaces have wrong bounds.
         self._adapter = task.adapter
         self._pool: Any = None
@@ -132,17 +132,6 @@ class EnvPoolEnv:
         if self._pool is not None:
             self._pool.close()
             self._pool = None  # the threads end with the last reference
-
-
-def import_envpool(env_id: str) -> Any:
-    """The package; raises ``UnsupportedEnvironment`` with the install line where it is missing."""
-    try:
-        return importlib.import_module("envpool")
-    except ImportError as error:
-        raise UnsupportedEnvironment(
-            f"{env_id} on EnvPool needs a package that is missing ({error}); "
-            "install it with: pip install 'prune_rl[envpool]'"
-        ) from error
 
 
 def _available_cores() -> int:

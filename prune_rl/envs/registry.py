@@ -122,6 +122,17 @@ def import_gymnasium() -> Any:
         ) from error
 
 
+def import_envpool(env_id: str) -> Any:
+    """The package; raises ``UnsupportedEnvironment`` with the install line where it is missing."""
+    try:
+        return importlib.import_module("envpool")
+    except ImportError as error:
+        raise UnsupportedEnvironment(
+            f"{env_id} on EnvPool needs a package that is missing ({error}); "
+            "install it with: pip install 'prune_rl[envpool]'"
+        ) from error
+
+
 def gymnasium_spec(env_id: str) -> EnvSpec:
     """The argument of ``gymnasium.make``, which given this instead of an id does not warn about old versions.
 

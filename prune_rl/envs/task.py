@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Any
 
 from prune_rl.envs import registry
 from prune_rl.envs.autoreset import JaxEnv
@@ -33,27 +30,6 @@ _ENVPOOL_NOTES = {
         "the same seed gives other episodes",
     ),
 }
-
-
-class VectorEnv(Protocol):
-    """A batch of environments stepped by Python; `prune_rl.envs.gymnasium_vector.HostEnv` documents the methods."""
-
-    @property
-    def spec(self) -> Spec: ...
-
-    def reset(self, seed: int) -> npt.NDArray[np.float32]: ...
-
-    def step(
-        self, action: npt.ArrayLike
-    ) -> tuple[
-        npt.NDArray[np.float32],
-        npt.NDArray[np.float32],
-        npt.NDArray[np.bool_],
-        npt.NDArray[np.bool_],
-        npt.NDArray[np.float32],
-    ]: ...
-
-    def close(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,25 +92,6 @@ class Task(EnvInfo):
             raise UnsupportedEnvironment(registry.missing_dependency(self.env_id, entry, error)) from error
         return env
 
-    def make_vector(self, num_envs: int) -> VectorEnv:
-        """Make a batch of environments that are stepped on the host.
-
-        Raises:
-            ValueError: ``num_envs`` is not positive, or the backend is "jax".
-            UnsupportedEnvironment: see ``adapter``; or EnvPool is missing (with the install line).
-        """
-        if self.backend == "envpool":
-            from prune_rl.envs.envpool import EnvPoolEnv
-
-            return EnvPoolEnv(self, num_envs)
-        if self.backend == "gymnasium":
-            from prune_rl.envs.gymnasium_vector import HostEnv
-
-            return HostEnv(self, num_envs)
-        raise ValueError(
-            f"backend {self.backend!r} steps {self.env_id} on the device: call jax_env(), or choose another backend"
-        )
-
     def jax_env(self) -> JaxEnv[Any]:
         """The environment as pure functions in JAX.
 
@@ -163,9 +120,7 @@ class Task(EnvInfo):
         if self.backend == "jax":
             self.jax_env()
         elif self.backend == "envpool":
-            from prune_rl.envs.envpool import import_envpool
-
-            import_envpool(self.env_id)
+            registry.import_envpool(self.env_id)
 
     def backend_note(self, platform: str) -> str:
         """One line about a backend that may surprise, else "".

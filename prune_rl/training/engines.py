@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 
 from prune_rl.envs.autoreset import JaxEnv
-from prune_rl.envs.task import VectorEnv
+from prune_rl.envs.vector import VectorEnv
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, State, learner_of
 from prune_rl.learners.rollout import Rollout

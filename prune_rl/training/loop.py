@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prune_rl.envs.task import Task
+from prune_rl.envs.vector import make_vector
 from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners.registry import Metrics, State, learner_of
 from prune_rl.runs.checkpoints import Checkpoints
@@ -88,7 +89,7 @@ def make_engine(config: Config, task: Task) -> Engine:
     if config.reset_every is None:
         return DeviceEngine(task.jax_env(), config.all_seeds, config.learner, CHUNK)
     return HostEngine(
-        lambda: task.make_vector(config.learner.num_envs),
+        lambda: make_vector(task, config.learner.num_envs),
         config.all_seeds,
         config.learner,
         config.reset_every,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prune_rl.envs.autoreset import JaxEnv, autoreset_step
-from prune_rl.envs.task import VectorEnv
+from prune_rl.envs.vector import VectorEnv
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import State, learner_of
 from prune_rl.learners.rollout import Rollout

@@ -15,6 +15,7 @@ from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.gymnasium_adapter import Adapter
 from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.task import resolve_task
+from prune_rl.envs.vector import make_vector
 from prune_rl.spaces import Box, Discrete, Spec
 
 
@@ -146,6 +147,7 @@ def test_looking_up_imports_no_engine() -> None:
     code = (
         "import sys\n"
         "from prune_rl.envs.registry import MJX_IDS\n"
+        "from prune_rl.envs.vector import make_vector\n"
         "from prune_rl.envs.task import UnsupportedEnvironment, resolve_task\n"
         "for env_id in ['CartPole-v1', 'LunarLander-v2', *MJX_IDS]:\n"
         "    for backend in resolve_task(env_id).backends: resolve_task(env_id, backend).backend_note('cpu')\n"
@@ -194,7 +196,7 @@ def test_bad_ids_get_one_sentence(env_id: str, parts: Any, function: Any) -> Non
     [("CarRacing-v3", "image observations"), ("Blackjack-v1", "type Tuple"), ("FrozenLake-v1", "Discrete")],
 )
 def test_unsupported_spaces_are_found_before_training(env_id: str, part: str) -> None:
-    for use in (lambda task: task.spec, lambda task: task.check(), lambda task: task.make_vector(1)):
+    for use in (lambda task: task.spec, lambda task: task.check(), lambda task: make_vector(task, 1)):
         with pytest.raises(UnsupportedEnvironment, match=part):
             use(resolve_task(env_id))
 
@@ -212,6 +214,7 @@ def test_an_id_may_name_the_module_that_registers_it() -> None:
 def test_missing_extras_are_named_with_the_install_line(module: str, env_id: str, extra: str) -> None:
     code = (
         f"import sys; sys.modules[{module!r}] = None\n"
+        "from prune_rl.envs.vector import make_vector\n"
         "from prune_rl.envs.task import UnsupportedEnvironment, resolve_task\n"
         f"task = resolve_task({env_id!r})\n"
         "for use in (lambda: task.spec, task.check, task.make_gymnasium):\n"

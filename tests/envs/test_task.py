@@ -12,6 +12,7 @@ from prune_rl.envs.envpool import EnvPoolEnv
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.task import resolve_task
+from prune_rl.envs.vector import make_vector
 
 MUJOCO_IDS = ["Hopper-v3", "Walker2d-v3", "Walker2D-v3"]
 
@@ -19,7 +20,7 @@ MUJOCO_IDS = ["Hopper-v3", "Walker2d-v3", "Walker2D-v3"]
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v2", "Hopper-v3", "Pendulum-v1"])
 def test_gymnasium_is_stepped_by_host_env(env_id: str) -> None:
     task = resolve_task(env_id, "gymnasium")
-    env = task.make_vector(3)
+    env = make_vector(task, 3)
     assert isinstance(env, HostEnv)
     assert env.spec == task.spec
     reference = HostEnv(resolve_task(env_id), 3)
@@ -32,7 +33,7 @@ def test_gymnasium_is_stepped_by_host_env(env_id: str) -> None:
 def test_envpool_is_stepped_by_envpool_env(env_id: str) -> None:
     pytest.importorskip("envpool", reason="EnvPool is not installed (pip install 'prune_rl[envpool]')")
     task = resolve_task(env_id, "envpool")
-    env = task.make_vector(3)
+    env = make_vector(task, 3)
     assert isinstance(env, EnvPoolEnv)
     assert env.spec == task.spec
     reference = EnvPoolEnv(resolve_task(env_id), 3)
@@ -57,7 +58,7 @@ def test_other_backends_are_refused(env_id: str, backend: str, offered: str) -> 
 
 def test_a_backend_steps_on_the_device_or_on_the_host() -> None:
     with pytest.raises(ValueError, match=r"backend 'jax' steps CartPole-v1 on the device: call jax_env\(\)"):
-        resolve_task("CartPole-v1").make_vector(2)
+        make_vector(resolve_task("CartPole-v1"), 2)
     for backend in ("gymnasium", "envpool"):
         with pytest.raises(
             ValueError, match=rf"backend '{backend}' steps CartPole-v1 on the host: call make_vec"
@@ -68,7 +69,7 @@ def test_a_backend_steps_on_the_device_or_on_the_host() -> None:
 @pytest.mark.parametrize("backend", ["gymnasium", "envpool"])
 def test_bad_arguments_are_refused(backend: str) -> None:
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        resolve_task("CartPole-v1", backend).make_vector(0)
+        make_vector(resolve_task("CartPole-v1", backend), 0)
     with pytest.raises(UnsupportedEnvironment, match="mean 'CartPole-v1'"):
         resolve_task("Cartpole-v1", backend)
 
@@ -82,7 +83,7 @@ def test_one_environment_is_made_to_read_the_spaces(monkeypatch: pytest.MonkeyPa
     task.check()
     assert task.spec.observation_size == 6
     assert len(made) == 1
-    task.make_vector(3).close()
+    make_vector(task, 3).close()
     assert len(made) == 1 + 3
 
 
@@ -90,9 +91,10 @@ def test_one_environment_is_made_to_read_the_spaces(monkeypatch: pytest.MonkeyPa
 def test_a_missing_envpool_is_named_with_the_install_line(env_id: str) -> None:
     code = (
         "import sys; sys.modules['envpool'] = None\n"
+        "from prune_rl.envs.vector import make_vector\n"
         "from prune_rl.envs.task import UnsupportedEnvironment, resolve_task\n"
         f"task = resolve_task({env_id!r}, 'envpool')\n"
-        "for use in (task.check, lambda: task.make_vector(2)):\n"
+        "for use in (task.check, lambda: make_vector(task, 2)):\n"
         "    try: use()\n"
         "    except UnsupportedEnvironment as error: print(error)\n"
     )

@@ -57,7 +57,7 @@ class Config:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
         if self.prune is not None:
-            self.prune.check(self.hidden, self.num_updates)
+            self.prune.check(self.hidden)
 
 
 @struct.dataclass
