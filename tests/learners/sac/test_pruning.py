@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +16,11 @@ from prune_rl.learners.pruning_config import Pruning
 from prune_rl.pruning.masks import apply_masks
 from prune_rl.spaces import Spec
 from tests.compilation import quick_jit
+from tests.learners.pruned_runs import SAC_ACTOR, SAC_BOTH, Run, trained
 from tests.learners.random_rollouts import (
     CONTINUOUS,
     DISCRETE,
     SMALL_SAC,
-    moments_of,
     random_rollout,
     random_sac_state,
     slices_of,
@@ -31,116 +28,12 @@ from tests.learners.random_rollouts import (
 from tests.learners.sac import sac_reference as reference
 
 HIDDEN = (8, 12)
-SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, size in enumerate(HIDDEN)}
 BASE = dataclasses.replace(SMALL_SAC, hidden=HIDDEN, total_timesteps=10 * SMALL_SAC.steps_per_update)
 update = quick_jit(sac.update, static_argnames="config")
 
 
-class Run(NamedTuple):
-    config: sac.Config
-    spec: Spec
-
-
-# The first two updates are warm-up.
-ACTOR = Run(dataclasses.replace(BASE, prune=Pruning(sparsity=0.75, begin=0.4, end=0.8)), DISCRETE)
-# At a cadence that does not divide training, and with the proximal step.
-BOTH = Run(
-    dataclasses.replace(
-        BASE,
-        total_timesteps=12 * BASE.steps_per_update,
-        prune=Pruning(
-            sparsity=0.75,
-            critic=True,
-            critic_sparsity=0.5,
-            begin=0.25,
-            end=0.85,
-            every=2,
-            strength=1e-3,
-            metric="adam",
-        ),
-    ),
-    CONTINUOUS,
-)
-DENSE = Run(
-    dataclasses.replace(BASE, prune=None),
-    DISCRETE,
-)
-RUNS = pytest.mark.parametrize("run", [ACTOR, BOTH], ids=["actor", "both"])
-
-
-class Trained(NamedTuple):
-    states: list[sac.State]  # states[t] after t updates
-    metrics: list[Any]  # metrics[t] of the update that led to states[t + 1]
-
-
-@functools.cache
-def trained(run: Run) -> Trained:
-    states, metrics = [sac.init(jax.random.key(0), run.config, run.spec)], []
-    for t in range(run.config.num_updates):
-        state, numbers = update(states[-1], random_rollout(t, run.config, run.spec), run.config)
-        states.append(state)
-        metrics.append(numbers)
-    return Trained(states, metrics)
-
-
-def final_width(run: Run, name: str) -> int:
-    options = run.config.prune
-    sparsity = options.sparsity if name.startswith("actor") else options.critic_sparsity
-    return SIZES[name] - round(sparsity * SIZES[name])
-
-
-@RUNS
-def test_widths_fall_along_the_schedule_to_exactly_the_target(run: Run) -> None:
-    states, options, total = trained(run).states, run.config.prune, run.config.num_updates
-    for name in states[0].masks:
-        size, widths = SIZES[name], [int(state.masks[name].sum()) for state in states]
-        final = final_width(run, name)
-        assert widths[-1] == final
-        for t, width in enumerate(widths):
-            if t < options.begin * total:
-                assert width == size
-            # Never ahead of the cubic schedule by more than the step that is due now.
-            progress = (t - options.begin * total + options.every) / ((options.end - options.begin) * total)
-            removed = (size - final) * (1.0 - (1.0 - min(max(progress, 0.0), 1.0)) ** 3)
-            assert size - width <= removed + 1e-6
-            if t >= options.end * total:
-                assert width == final
-        changes = np.flatnonzero(np.diff(widths)) + 1
-        assert len(changes) >= 3, "gradual, not at once"
-        assert all(t % options.every == 0 for t in changes)
-
-
-@RUNS
-def test_masked_neurons_never_return_and_stay_exactly_zero_in_target_critics_and_moments_too(
-    run: Run,
-) -> None:
-    states = trained(run).states
-    for before, after in itertools.pairwise(states):
-        for name, mask in after.masks.items():
-            kept = np.asarray(mask)
-            assert not np.any(kept & ~np.asarray(before.masks[name]))
-            trees = [after.params, *moments_of(after.networks)]
-            if name.startswith("critic"):
-                trees.append({"critic": after.networks.target_critic})
-            for tree in trees:
-                for part in slices_of(tree, name):
-                    assert not np.any(part[~kept])
-            if not run.config.prune.strength:  # the proximal step may well take others to zero
-                assert np.all(np.any(next(slices_of(after.params, name))[kept], axis=1))
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(states[-1].networks))
-    # Learning went on after the last neuron was gone.
-    last, second = (state.networks.target_critic["head"]["kernel"] for state in (states[-1], states[-2]))
-    jax.tree.map(np.testing.assert_array_equal, states[-1].masks, states[-2].masks)
-    assert np.abs(last - second).max() > 1e-4
-
-
-def test_the_critics_are_pruned_only_when_asked_and_then_less_than_the_actor() -> None:
-    states = trained(ACTOR).states
-    assert set(states[0].masks) == {"actor/layer_0", "actor/layer_1"}
-    for name in ("critic/layer_0", "critic/layer_1"):
-        for tree in (states[-1].params, {"critic": states[-1].networks.target_critic}):
-            assert all(np.all(part) for part in slices_of(tree, name))
-    masks = trained(BOTH).states[-1].masks
+def test_the_critics_are_pruned_less_than_the_actor() -> None:
+    masks = trained(SAC_BOTH).states[-1].masks
     assert {name: int(mask.sum()) for name, mask in masks.items()} == {
         "actor/layer_0": 2,
         "actor/layer_1": 3,
@@ -149,50 +42,29 @@ def test_the_critics_are_pruned_only_when_asked_and_then_less_than_the_actor() -
     }
 
 
+@pytest.mark.parametrize("run", [SAC_ACTOR, SAC_BOTH], ids=["actor", "both"])
+def test_target_critics_keep_what_the_critics_keep_and_learning_goes_on_after_the_last_removal(
+    run: Run,
+) -> None:
+    states = trained(run).states
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(states[-1].networks))
+    if run is SAC_ACTOR:
+        for name in ("critic/layer_0", "critic/layer_1"):
+            assert all(
+                np.all(part) for part in slices_of({"critic": states[-1].networks.target_critic}, name)
+            )
+    last, second = (state.networks.target_critic["head"]["kernel"] for state in (states[-1], states[-2]))
+    jax.tree.map(np.testing.assert_array_equal, states[-1].masks, states[-2].masks)
+    assert np.abs(last - second).max() > 1e-4
+
+
 def test_both_critics_lose_the_same_neurons_and_no_other() -> None:
-    state = trained(BOTH).states[-1]
+    state = trained(SAC_BOTH).states[-1]
     for name in ("critic/layer_0", "critic/layer_1"):
         incoming, _, outgoing = slices_of(state.params, name)
         for member in range(2):
             np.testing.assert_array_equal(np.any(incoming[:, member], axis=-1), state.masks[name])
             np.testing.assert_array_equal(np.any(outgoing[:, member], axis=-1), state.masks[name])
-
-
-def test_the_output_layers_keep_every_output() -> None:
-    params = trained(BOTH).states[-1].params
-    assert params["actor"]["head"]["bias"].shape == (4,)
-    assert params["critic"]["head"]["bias"].shape == (2, 1)
-    for network in ("actor", "critic"):
-        assert np.all(params[network]["head"]["bias"])
-        assert np.all(np.any(params[network]["head"]["kernel"], axis=-2))
-
-
-@RUNS
-def test_the_report_tells_what_happened(run: Run) -> None:
-    states, rows = trained(run)
-    for metrics, (before, after) in zip(rows, itertools.pairwise(states), strict=True):
-        assert set(metrics["prune"]) == set(after.masks)
-        for name, report in metrics["prune"].items():
-            removed = np.asarray(before.masks[name] & ~after.masks[name])
-            assert int(report["width"]) == int(after.masks[name].sum())
-            assert int(report["nan_scores"]) == 0
-            score = np.asarray(after.importance[name])
-            np.testing.assert_allclose(report["threshold"], score[removed].max(initial=0.0), rtol=1e-5)
-            share = score[removed].sum() / max(score[np.asarray(before.masks[name])].sum(), 1e-30)
-            np.testing.assert_allclose(report["removed_importance"], share, rtol=1e-4, atol=1e-7)
-            if removed.any():
-                assert score[removed].max() <= score[np.asarray(after.masks[name])].min()
-
-
-def test_dense_training_removes_nothing_and_knows_no_proximal_step() -> None:
-    states, metrics = trained(DENSE)
-    assert states[-1].masks == {}
-    assert all("prune" not in row for row in metrics)
-    # Until pruning begins, the method without a proximal step is dense training.
-    early = trained(ACTOR).states[3]
-    assert all(bool(mask.all()) for mask in early.masks.values())
-    for a, b in zip(jax.tree.leaves(early.params), jax.tree.leaves(states[3].params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
 
 
 def in_one_update(options: Pruning) -> sac.Config:
@@ -268,7 +140,7 @@ def test_the_output_score_looks_at_what_actor_and_critics_read() -> None:
             assert score[kept].min() > 0.95 * score[~kept].max()
 
 
-@RUNS
+@pytest.mark.parametrize("run", [SAC_ACTOR, SAC_BOTH], ids=["actor", "both"])
 def test_compact_networks_are_the_same_functions_as_masked_ones(run: Run) -> None:
     state = trained(run).states[-1]
     groups = sac.prunable_groups(state.params, run.config)
