@@ -407,7 +407,6 @@ def test_what_may_surprise_is_said_before_training(
     # Neither is used before training.
     monkeypatch.setitem(sys.modules, "envpool", types.ModuleType("envpool"))
     if "jax" in arguments:
-        pytest.importorskip("mujoco.mjx", reason="MJX is not installed (pip install 'prune_rl[mjx]')")
         capsys.readouterr()  # MJX prints which parts of it are missing
     assert main(["train", *arguments]) == 130
     lines = capsys.readouterr().out.split("\n")

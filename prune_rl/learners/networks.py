@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from prune_rl.dependency.tree_paths import Params
 from prune_rl.spaces import Discrete, Spec
 
-Params = dict[str, Any]  # {"layer_0": {"kernel", "bias"}, …, "head": …}, or networks of these by name
 Activation = Callable[[jax.Array], jax.Array]
 
 # Layers with at most so many outputs, an actor's head as a rule, go through `_narrow_product`.

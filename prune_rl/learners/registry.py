@@ -9,11 +9,11 @@ import jax
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.config import LearnerConfig
+from prune_rl.learners.rollout import Metrics as Metrics
 from prune_rl.learners.rollout import Rollout
 from prune_rl.learners.running_statistics import RunningStatistics
 from prune_rl.spaces import Spec
 
-Metrics = dict[str, Any]
 Config = LearnerConfig
 
 

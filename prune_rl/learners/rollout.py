@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,8 @@ from flax import struct
 
 from prune_rl.learners.running_statistics import linear_recurrence
 from prune_rl.pruning.gate import NO_PERFORMANCE
+
+Metrics = dict[str, Any]  # {name: scalar}; "prune" is a mapping by neuron group
 
 
 @struct.dataclass
@@ -62,7 +66,7 @@ class EpisodeReturns:
 
 def track_returns(
     returns: EpisodeReturns, rollout: Rollout, gamma: float
-) -> tuple[EpisodeReturns, jax.Array, dict[str, jax.Array]]:
+) -> tuple[EpisodeReturns, jax.Array, Metrics]:
     """Carry the returns of episodes through a rollout.
 
     Returns them; float32[T, N], the discounted return Σ γ^k r of the episode up to each step; and the metrics "return"

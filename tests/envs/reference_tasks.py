@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+import platform
+import sys
 import xml.etree.ElementTree as ET
 
 import mujoco
@@ -18,6 +20,10 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 Point = tuple[float, float, float]
+
+# EnvPool has wheels for no other platform. There it belongs to the dev extra, so its absence is an error.
+ENVPOOL_PLATFORM = sys.platform == "linux" and platform.machine() == "x86_64"
+NO_ENVPOOL = "EnvPool runs on Linux x86-64 only"
 
 DENSITY = 1000.0  # kg/m³, of every geom
 TIMESTEP = 0.002  # s

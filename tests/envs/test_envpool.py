@@ -19,11 +19,11 @@ from prune_rl.envs.gymnasium_vector import HostEnv, stream_seed
 from prune_rl.envs.task import resolve_task
 from prune_rl.spaces import Discrete
 
-from .reference_tasks import LANDER_FUEL, lander_pilot, lander_shaping
+from .reference_tasks import ENVPOOL_PLATFORM, LANDER_FUEL, NO_ENVPOOL, lander_pilot, lander_shaping
 
-envpool = pytest.importorskip(
-    "envpool", reason="EnvPool is not installed: it is large, and an extra (pip install 'prune_rl[envpool]')"
-)
+if not ENVPOOL_PLATFORM:
+    pytest.skip(NO_ENVPOOL, allow_module_level=True)
+import envpool
 
 IDS = ["CartPole-v1", "LunarLander-v2", "Hopper-v3", "Walker2D-v3"]
 MUJOCO_IDS = ["Hopper-v3", "Walker2D-v3"]

@@ -133,7 +133,6 @@ def test_backends_with_the_preferred_one_first(env_id: str, expected: Any) -> No
 
 def test_the_walkers_in_jax_are_those_of_mjx() -> None:
     assert set(registry.MJX_IDS) == set(mjx.WALKERS)
-    pytest.importorskip("mujoco.mjx", reason="MJX is not installed (pip install 'prune_rl[mjx]')")
     for env_id in registry.MJX_IDS:
         task = resolve_task(env_id, "jax")
         env = task.jax_env()

@@ -14,6 +14,8 @@ from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.task import resolve_task
 from prune_rl.envs.vector import make_vector
 
+from .reference_tasks import ENVPOOL_PLATFORM, NO_ENVPOOL
+
 MUJOCO_IDS = ["Hopper-v3", "Walker2d-v3", "Walker2D-v3"]
 
 
@@ -29,9 +31,9 @@ def test_gymnasium_is_stepped_by_host_env(env_id: str) -> None:
     reference.close()
 
 
+@pytest.mark.skipif(not ENVPOOL_PLATFORM, reason=NO_ENVPOOL)
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "LunarLander-v2", "Walker2D-v3"])
 def test_envpool_is_stepped_by_envpool_env(env_id: str) -> None:
-    pytest.importorskip("envpool", reason="EnvPool is not installed (pip install 'prune_rl[envpool]')")
     task = resolve_task(env_id, "envpool")
     env = make_vector(task, 3)
     assert isinstance(env, EnvPoolEnv)

@@ -138,7 +138,6 @@ def test_continuous_actions_and_the_rate_of_the_environment(tmp_path: Path) -> N
 
 @pytest.mark.usefixtures("undecided")
 def test_mujoco_is_filmed_without_a_display(tmp_path: Path) -> None:
-    pytest.importorskip("mujoco", reason="MuJoCo is not installed (pip install 'prune_rl[mujoco]')")
     try:
         clip = write_video(HOP, "Hopper-v3", tmp_path / "clip.mp4", seed=1)
     except VideoUnavailable as error:
@@ -159,7 +158,6 @@ def test_mujoco_is_filmed_without_a_display(tmp_path: Path) -> None:
 def test_without_an_opengl_mujoco_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("mujoco", reason="MuJoCo is not installed (pip install 'prune_rl[mujoco]')")
     monkeypatch.setattr(video, "GL_BACKENDS", ("none_such",))
     with pytest.raises(VideoUnavailable, match="apt install libegl1 libgl1-mesa-dri"):
         write_video(HOP, "Hopper-v3", tmp_path / "clip.mp4", seed=1)

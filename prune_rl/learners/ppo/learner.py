@@ -22,19 +22,18 @@ from flax import struct
 
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.actions import action_bounds, is_discrete
 from prune_rl.learners.advantages import generalized_advantages
 from prune_rl.learners.mask_rules import mask_rules, prunable, prune
-from prune_rl.learners.networks import Params, apply_mlp, init_actor_critic
+from prune_rl.learners.networks import apply_mlp, init_actor_critic
 from prune_rl.learners.ppo.config import Config
 from prune_rl.learners.ppo.surrogate import Batch, actor_distribution, minibatch_epochs, optimizer, values
-from prune_rl.learners.rollout import EpisodeReturns, Rollout, track_returns
+from prune_rl.learners.rollout import EpisodeReturns, Metrics, Rollout, track_returns
 from prune_rl.learners.running_statistics import RunningStatistics, normalize, update_statistics
 from prune_rl.pruning.mask_update import PruningState, init_pruning
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState
 from prune_rl.spaces import Spec
-
-Metrics = dict[str, Any]
 
 
 @struct.dataclass

@@ -10,13 +10,14 @@ import optax
 from flax import struct
 
 from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.distributions import Categorical, Gaussian
-from prune_rl.learners.networks import Params, apply_mlp
+from prune_rl.learners.networks import apply_mlp
 from prune_rl.learners.optimizer import pruned_adam
 from prune_rl.learners.ppo.config import Config
+from prune_rl.learners.rollout import Metrics
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState
 
-Metrics = dict[str, Any]
 ADAM_EPS = 1e-5
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from prune_rl.learners.networks import Params
+from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners.sac.config import Config
-from prune_rl.learners.sac.networks import Masks, Networks, apply_gradient
+from prune_rl.learners.sac.networks import Networks, apply_gradient
 from prune_rl.learners.sac.values import Architecture, soft_value
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState
 

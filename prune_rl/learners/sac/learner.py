@@ -12,31 +12,28 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners import replay_buffer
 from prune_rl.learners.actions import to_unit
 from prune_rl.learners.gradient_steps import many_gradient_steps
 from prune_rl.learners.mask_rules import mask_rules, prune
-from prune_rl.learners.networks import Params
 from prune_rl.learners.replay_buffer import Transitions
-from prune_rl.learners.rollout import Rollout, track_returns
+from prune_rl.learners.rollout import Metrics, Rollout, track_returns
 from prune_rl.learners.running_statistics import update_statistics
 from prune_rl.learners.sac.actor import update_actor
 from prune_rl.learners.sac.config import Config
 from prune_rl.learners.sac.critic import update_critic
-from prune_rl.learners.sac.networks import Masks, Networks, OptState, network_functions, prunable_groups
+from prune_rl.learners.sac.networks import Networks, OptState, network_functions, prunable_groups
 from prune_rl.learners.sac.state import State, architecture
 from prune_rl.learners.sac.temperature import update_temperature
 from prune_rl.learners.sac.values import Architecture, critic_input
 from prune_rl.pruning.masks import apply_masks
-
-Metrics = dict[str, Any]
 
 # Transitions on which the score and the refit of a mask update look at the networks.
 PRUNING_BATCH = 2048

@@ -11,14 +11,14 @@ from flax import struct
 
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners.mask_rules import prunable
-from prune_rl.learners.networks import Params, apply_ensemble, apply_mlp, init_ensemble, init_mlp
+from prune_rl.learners.networks import apply_ensemble, apply_mlp, init_ensemble, init_mlp
 from prune_rl.learners.optimizer import learning_rate, pruned_adam
 from prune_rl.learners.sac.config import Config
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState
 from prune_rl.spaces import Discrete, Spec
 
-Masks = dict[str, jax.Array]
 NUM_CRITICS = 2
 
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners import replay_buffer
 from prune_rl.learners.actions import action_bounds, from_unit, is_discrete
 from prune_rl.learners.distributions import Categorical, SquashedGaussian
-from prune_rl.learners.networks import Params
 from prune_rl.learners.replay_buffer import Replay
 from prune_rl.learners.rollout import EpisodeReturns
 from prune_rl.learners.running_statistics import RunningStatistics, normalize

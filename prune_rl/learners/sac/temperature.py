@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from prune_rl.learners.networks import Params
+from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.optimizer import learning_rate
 from prune_rl.learners.sac.config import Config
 from prune_rl.learners.sac.networks import Networks

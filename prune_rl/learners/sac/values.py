@@ -11,8 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.distributions import Categorical, SquashedGaussian
-from prune_rl.learners.networks import Params, apply_ensemble, apply_mlp
+from prune_rl.learners.networks import apply_ensemble, apply_mlp
 
 LOG_STD_RANGE = (-20.0, 2.0)
 

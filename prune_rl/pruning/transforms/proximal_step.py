@@ -77,6 +77,19 @@ def proximal_step(
 
         Yun et al., `A General Family of Stochastic Proximal Gradient Methods for Deep Learning
         <https://arxiv.org/abs/2007.07484>`_ (ProxGen), 2020
+
+    Examples:
+        >>> import jax.numpy as jnp, optax, prune_rl
+        >>> from prune_rl.pruning.transforms.proximal_step import proximal_step
+        >>> params = {"a": jnp.asarray([[0.01, 2.0], [0.0, 1.0]]), "b": jnp.ones((2, 1))}
+        >>> groups = prune_rl.find_groups(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 2)))
+        >>> tx = optax.chain(optax.sgd(0.1), proximal_step(groups, strength=1.0, learning_rate=0.1))
+        >>> grads = {"a": jnp.zeros((2, 2)), "b": jnp.zeros((2, 1))}
+        >>> equal = {"a": jnp.ones(2)}
+        >>> updates, _ = tx.update(grads, tx.init(params), params, importance=equal)
+        >>> print(optax.apply_updates(params, updates)["a"].round(2))
+        [[0.   1.87]
+         [0.   0.94]]
     """
     if metric not in ("euclidean", "adam"):
         raise ValueError(f"unknown metric {metric!r}; choose 'euclidean' or 'adam'")

@@ -18,8 +18,8 @@ def scale_by_width(groups: NeuronGroups, exponent: float = 0.5) -> optax.Gradien
 
     Adam moves every weight by about its step size, however many there are. What a neuron receives is a sum over the
     neurons before it, so the fewer of them are left, the less a step changes the function: by the ratio of the widths
-    where the terms of the sum agree, by its root where they do not. (Yang et al. 2021, "Tensor Programs V", scale
-    Adam's step sizes by 1 / width for that reason.) Put it last: ``optax.chain(adam, scale_by_width(groups))``.
+    where the terms of the sum agree, by its root where they do not. Put it last: ``optax.chain(adam,
+    scale_by_width(groups))``.
 
     Args:
         groups: from ``find_groups``; only the outgoing slices of these groups are scaled.
@@ -31,6 +31,20 @@ def scale_by_width(groups: NeuronGroups, exponent: float = 0.5) -> optax.Gradien
 
     Raises:
         ValueError: ``exponent`` is negative or not finite.
+
+    References:
+        Yang et al., `Tensor Programs V <https://arxiv.org/abs/2203.03466>`_, 2021, who scale Adam's step sizes by
+        1 / width for the same reason.
+
+    Examples:
+        >>> import jax.numpy as jnp, prune_rl
+        >>> params = {"a": jnp.ones((2, 4)), "b": jnp.ones((4, 1))}
+        >>> groups = prune_rl.find_groups(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params, jnp.ones((1, 2)))
+        >>> tx = prune_rl.scale_by_width(groups, exponent=0.5)
+        >>> masks = {"a": jnp.array([True, False, False, False])}
+        >>> updates, _ = tx.update(params, tx.init(params), params, masks=masks)
+        >>> print(updates["b"].T)
+        [[2. 2. 2. 2.]]
     """
     if not 0.0 <= exponent < float("inf"):
         raise ValueError(f"exponent must be a finite number >= 0, got {exponent}")
