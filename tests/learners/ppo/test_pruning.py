@@ -84,6 +84,7 @@ def slices_of(tree: Any, name: str) -> Iterator[Any]:
 
 def final_width(config: ppo.Config, name: str) -> int:
     size = SIZES[name]
+    assert config.prune is not None
     sparsity = config.prune.sparsity if name.startswith("actor") else config.prune.critic_sparsity
     return size - int(np.floor(sparsity * size + 1e-9))
 
@@ -91,6 +92,7 @@ def final_width(config: ppo.Config, name: str) -> int:
 @pytest.mark.parametrize("config", [ACTOR, BOTH], ids=["actor", "both"])
 def test_widths_fall_along_the_schedule_to_exactly_the_target(config: ppo.Config) -> None:
     trained, options = run(config), config.prune
+    assert options is not None
     total = config.num_updates
     for name in trained.states[0].masks:
         size, widths = SIZES[name], [int(state.masks[name].sum()) for state in trained.states]
@@ -112,6 +114,7 @@ def test_widths_fall_along_the_schedule_to_exactly_the_target(config: ppo.Config
 
 @pytest.mark.parametrize("config", [ACTOR, BOTH], ids=["actor", "both"])
 def test_masked_neurons_never_return_and_stay_exactly_zero(config: ppo.Config) -> None:
+    assert config.prune is not None
     states = run(config).states
     for before, after in itertools.pairwise(states):
         for name, mask in after.masks.items():

@@ -85,6 +85,7 @@ def trained(run: Run) -> Trained:
 
 def final_width(run: Run, name: str) -> int:
     options = run.config.prune
+    assert options is not None
     sparsity = options.sparsity if name.startswith("actor") else options.critic_sparsity
     return SIZES[name] - round(sparsity * SIZES[name])
 
@@ -92,6 +93,7 @@ def final_width(run: Run, name: str) -> int:
 @RUNS
 def test_widths_fall_along_the_schedule_to_exactly_the_target(run: Run) -> None:
     states, options, total = trained(run).states, run.config.prune, run.config.num_updates
+    assert options is not None
     for name in states[0].masks:
         size, widths = SIZES[name], [int(state.masks[name].sum()) for state in states]
         final = final_width(run, name)
@@ -114,6 +116,7 @@ def test_widths_fall_along_the_schedule_to_exactly_the_target(run: Run) -> None:
 def test_masked_neurons_never_return_and_stay_exactly_zero_in_target_critics_and_moments_too(
     run: Run,
 ) -> None:
+    assert run.config.prune is not None
     states = trained(run).states
     for before, after in itertools.pairwise(states):
         for name, mask in after.masks.items():
@@ -226,6 +229,7 @@ OUTPUT = in_one_update(Pruning(score="output", refit=True, gate=0.1))
 def test_every_score_and_option_prunes_and_only_the_actor_is_refitted(
     spec: Spec, config: sac.Config, widths: list[int] | None
 ) -> None:
+    assert config.prune is not None
     start = random_sac_state(config, spec)
     state, metrics = update(start, random_rollout(0, config, spec), config)
     left = [int(state.masks[name].sum()) for name in sorted(state.masks)]
