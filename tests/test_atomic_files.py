@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from prune_rl import atomic_files
 from prune_rl.atomic_files import TEMPORARY_SUFFIX, pending, write_bytes, write_together
 
 
@@ -23,7 +22,7 @@ def test_files_cut_short_are_complete_under_one_of_their_names(
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     write_together({first: b"old 1", second: b"old 2"})
-    done = []
+    done: list[Path] = []
 
     def replace(source: Path, target: Path) -> None:
         if len(done) == renames:
@@ -57,7 +56,7 @@ def test_a_disk_that_fails_leaves_every_file_and_no_leftover(
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(atomic_files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_bytes(path, b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["value"]

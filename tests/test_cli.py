@@ -9,7 +9,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -59,14 +59,14 @@ def _working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def image_env() -> Iterator[Any]:
-    gymnasium.register(IMAGES, entry_point=Images)
+    gymnasium.register(IMAGES, entry_point=cast(Any, Images))
     yield IMAGES
     del gymnasium.registry[IMAGES]
 
 
 @pytest.fixture
 def unbounded_env() -> Iterator[Any]:
-    gymnasium.register(UNBOUNDED, entry_point=Unbounded)
+    gymnasium.register(UNBOUNDED, entry_point=cast(Any, Unbounded))
     yield UNBOUNDED
     del gymnasium.registry[UNBOUNDED]
 
@@ -161,9 +161,10 @@ def test_help_shows_the_defaults_of_the_preset(arguments: Any, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         main(["train", *arguments])
     output = " ".join(capsys.readouterr().out.split())
-    preset = parse_train(["LunarLander-v2"])[0]
-    assert f"(default: {preset.learner.total_timesteps})" in output
-    assert f"(default: {preset.learner.num_minibatches})" in output
+    preset = parse_train(["LunarLander-v2"])[0].learner
+    assert isinstance(preset, ppo.Config)
+    assert f"(default: {preset.total_timesteps})" in output
+    assert f"(default: {preset.num_minibatches})" in output
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,7 @@ def test_flags_override_the_preset_wherever_the_environment_is(arguments: Any) -
     preset, _ = parse_train(["LunarLander-v2"])
     assert preset.learner != ppo.Config()
     config, _ = parse_train(arguments)
+    assert preset.learner.prune is not None
     prune = dataclasses.replace(preset.learner.prune, critic=True)
     assert config == dataclasses.replace(
         preset, learner=dataclasses.replace(preset.learner, gamma=0.5, prune=prune)
@@ -190,6 +192,7 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("seeds = 4\n[learner]\nhidden = [32]\nprune.energy = 0.1\n")
     config, options = parse_train(["CartPole-v1", "--preset", str(path), "--seeds", "2"])
+    assert config.learner.prune is not None
     assert (config.seeds, config.learner.hidden, config.learner.prune.energy) == (2, (32,), 0.1)
     assert config.learner.total_timesteps == ppo.Config().total_timesteps  # not the preset of CartPole-v1
     assert options.preset == path
@@ -199,7 +202,9 @@ def test_a_preset_of_ones_own(tmp_path: Path) -> None:
 def test_sac_is_configured_by_its_own_flags(algo: Any) -> None:
     flags = ["--tau", "0.01", "--alpha", "0.2", "--prune.critic", "--seeds", "3", "--hidden", "64", "32"]
     config, _ = parse_train(["Pendulum-v1", *flags, *algo])
-    prune = dataclasses.replace(sac.Config().prune, critic=True)
+    prune = sac.Config().prune
+    assert prune is not None
+    prune = dataclasses.replace(prune, critic=True)
     expected = sac.Config(tau=0.01, alpha=0.2, hidden=(64, 32), prune=prune)
     assert config == Config(env="Pendulum-v1", algo="sac", seeds=3, learner=expected)
     assert type(config.learner) is sac.Config
@@ -471,7 +476,8 @@ def run_of(env: Any, **fields: Any) -> Any:
     config = dataclasses.replace(parse_train([env, "--steps", "4096"])[0], **fields).resolved()
     run, action = make_run("mine", config), resolve_task(env).spec.action
     for seed in config.all_seeds:
-        layers = ((np.eye(4), np.full(4, 0.1 * seed)), (np.eye(4)[:, :2], np.zeros(2)))
+        eye = np.eye(4, dtype=np.float32)
+        layers = ((eye, np.full(4, 0.1 * seed, np.float32)), (eye[:, :2], np.zeros(2, np.float32)))
         for kind in ("policy", "wide"):
             (run / kind).mkdir(exist_ok=True)
             save_policy(policy_paths(run, config, kind)[seed], Policy(layers, "tanh", action))

@@ -106,7 +106,7 @@ def test_inside_a_function_with_its_own_derivative() -> None:
 def test_their_product_with_the_outgoing_kernel_is_the_networks_output() -> None:
     params = init(a=(4, 5), b=(5, 2))
 
-    def fn(p: Any, x: jax.Array) -> jax.Array:
+    def fn(p: Any, x: jax.Array | np.ndarray) -> jax.Array:
         return jax.nn.sigmoid(x @ p["a"]) @ p["b"]
 
     found = activations(fn, find_groups(fn, params, X), params, X)["a"]

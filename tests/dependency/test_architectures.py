@@ -278,7 +278,7 @@ def test_every_transform_works_on_neurons_with_several_positions(name: str) -> N
     leaves = dict(jax.tree_util.tree_flatten_with_path(params)[0])
     grads = random_like(params, 5)
     slopes = dict(jax.tree_util.tree_flatten_with_path(grads)[0])
-    threshold = {name: np.full(group.size, 0.3, np.float32) for name, group in groups.items()}
+    threshold = {name: jnp.full(group.size, 0.3, jnp.float32) for name, group in groups.items()}
     taylor, magnitude, euclidean, diagonal = jax.tree.map(
         np.asarray,
         quick_jit(

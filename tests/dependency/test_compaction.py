@@ -36,7 +36,7 @@ def init(shapes: Any, seed: int = 0) -> Any:
     """Random normal NumPy leaves, biases included, so that no zero hides a mistake."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
-        lambda s: rng.normal(size=s, scale=0.7).astype(np.float32),
+        lambda s: np.asarray(rng.normal(size=s, scale=0.7), np.float32),
         shapes,
         is_leaf=lambda s: isinstance(s, tuple),
     )
@@ -46,8 +46,8 @@ def layer(inputs: int, outputs: int, bias: bool = True) -> dict[str, tuple[int, 
     return {"kernel": (inputs, outputs), **({"bias": (outputs,)} if bias else {})}
 
 
-def mlp(activation: Callable[[jax.Array], jax.Array]) -> Callable[[Any, jax.Array], jax.Array]:
-    def apply(params: Any, x: jax.Array) -> jax.Array:
+def mlp(activation: Callable[[jax.Array], jax.Array]) -> Callable[[Any, jax.Array | np.ndarray], jax.Array]:
+    def apply(params: Any, x: Any) -> jax.Array:
         for name in sorted(params):
             if name != "head":
                 x = activation(dense(params[name], x))
@@ -149,7 +149,7 @@ def test_nothing_of_the_full_size_is_computed(fixed: Fixed) -> None:
 
 
 def test_under_vmap_grad_and_second_derivatives(fixed: Fixed) -> None:
-    def loss(apply: Any, params: Any, x: jax.Array) -> jax.Array:
+    def loss(apply: Any, params: Any, x: jax.Array | np.ndarray) -> jax.Array:
         policy, value = apply(params, x)
         return (policy**2).sum() + (value**3).sum()
 
@@ -368,7 +368,7 @@ def test_whatever_is_found_in_a_random_program_is_removable(steps: list[str], wi
     params = init(shapes, seed)
     x = np.random.default_rng(seed).normal(size=(width, width)).astype(np.float32)
 
-    def fn(params: Any, x: jax.Array) -> jax.Array:
+    def fn(params: Any, x: Any) -> jax.Array:
         before, h = x, jnp.sin(dense(params["0"], x))
         for i, step in enumerate(steps):
             before, h = h, STEPS[step](params[f"{i + 1}"], h, before)

@@ -147,7 +147,7 @@ def build_model(task: Locomotion, physics: Physics) -> mujoco.MjModel:
     common = {"margin": _text(margin), "solimp": _text(*task.solimp), "contype": "1"}
     world = ET.SubElement(root, "worldbody")
     floor = {"type": "plane", "size": "40 40 40", "condim": "3", "conaffinity": "1"}
-    ET.SubElement(world, "geom", name="floor", friction=_text(*task.friction), **floor, **common)
+    ET.SubElement(world, "geom", floor | common, name="floor", friction=_text(*task.friction))
     actuators = ET.SubElement(root, "actuator")
     parents = {"": (world, (0.0, 0.0, 0.0))}
     for link in task.links:
@@ -194,6 +194,7 @@ def build_model(task: Locomotion, physics: Physics) -> mujoco.MjModel:
         ET.SubElement(
             body,
             "geom",
+            common,
             name=f"{link.name}_geom",
             type="capsule",
             fromto=_text(*start.tolist(), *end.tolist()),
@@ -201,7 +202,6 @@ def build_model(task: Locomotion, physics: Physics) -> mujoco.MjModel:
             friction=_text(link.friction, *task.friction[1:]),
             condim=str(task.condim),
             conaffinity=str(task.conaffinity),
-            **common,
         )
     return mujoco.MjModel.from_xml_string(ET.tostring(root, encoding="unicode"))
 

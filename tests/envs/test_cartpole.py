@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 from prune_rl.envs.autoreset import autoreset_step
 from prune_rl.envs.cartpole import THETA_LIMIT, X_LIMIT, CartPole, CartPoleState
@@ -22,15 +23,16 @@ ENV = CartPole()
 def gymnasium_steps(physics: Any, actions: Any) -> Any:
     """Gymnasium's answer to each (state, action) on its own: the reference for single steps."""
     env = gymnasium.make("CartPole-v1", disable_env_checker=True)
+    cartpole = env.unwrapped
+    assert isinstance(cartpole, CartPoleEnv)
     rows = []
     for state, action in zip(physics, actions, strict=True):
         env.reset()
-        env.unwrapped.state = state.astype(np.float64)
+        cartpole.state = state.astype(np.float64)
         obs, reward, terminated, _, _ = env.step(int(action))
         rows.append((obs, reward, terminated))
     env.close()
-    obs, reward, terminated = (np.array(column) for column in zip(*rows, strict=True))
-    return obs, reward, terminated
+    return tuple(np.array(column) for column in zip(*rows, strict=True))
 
 
 def test_every_step_equals_gymnasium_from_the_same_state() -> None:
@@ -106,7 +108,9 @@ def test_falling_at_the_time_limit_is_both_terminated_and_truncated() -> None:
 
     reference = gymnasium.make("CartPole-v1", max_episode_steps=1, disable_env_checker=True)
     reference.reset(seed=0)
-    reference.unwrapped.state = physics.astype(np.float64)
+    cartpole = reference.unwrapped
+    assert isinstance(cartpole, CartPoleEnv)
+    cartpole.state = physics.astype(np.float64)
     assert reference.step(0)[2:4] == (True, True)
     reference.close()
 

@@ -199,7 +199,7 @@ def test_cartpole_has_our_physics() -> None:
 def test_walkers_follow_gymnasium(env_id: Any) -> None:
     """Whole episodes from the same start, in EnvPool's own float64; only the distance walked is not observed."""
     reference = resolve_task(env_id).make_gymnasium()
-    physics = reference.unwrapped
+    physics: Any = reference.unwrapped
     pool = raw_pool(env_id, 4, 1)
     spec = resolve_task(env_id).spec
     obs, _ = pool.reset()
@@ -215,7 +215,7 @@ def test_walkers_follow_gymnasium(env_id: Any) -> None:
         # Most steps agree to 1e-13; in some contacts the solvers of two versions of MuJoCo stop elsewhere, within their
         # tolerance, and an episode accumulates that.
         np.testing.assert_allclose(obs[0], expected, rtol=0, atol=1e-5)
-        np.testing.assert_allclose(reward[0], expected_reward, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(reward[0], float(expected_reward), rtol=0, atol=1e-6)
         ended = bool(terminated[0] or truncated[0])
         assert [terminated[0], truncated[0]] == expected_ends
         if ended:
@@ -247,7 +247,7 @@ def test_lunar_lander_has_gymnasiums_rewards_and_distribution() -> None:
         obs = env.reset(3)
         rng = np.random.default_rng(0)
         returns, lengths, alive = np.zeros(num_envs), np.zeros(num_envs), np.ones(num_envs, bool)
-        thrusts = [[] for _ in fuel]
+        thrusts: list[list[np.ndarray]] = [[] for _ in fuel]
         for _ in range(150):  # nearly all first episodes end within them; a rare one lasts 1000
             action = rng.integers(0, 4, num_envs)
             before, (obs, reward, terminated, truncated, next_obs) = obs, env.step(action)

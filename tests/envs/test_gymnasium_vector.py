@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ LIMIT = 4
 STAY, END = 0, 1
 
 
-class Counter(gymnasium.Env[np.ndarray, int]):
+class Counter(gymnasium.Env[np.ndarray, np.int64]):
     """Counts: observation [[episode, step, random number]], reward 10 · episode + step; action END
     terminates.
 
@@ -45,7 +45,7 @@ class Counter(gymnasium.Env[np.ndarray, int]):
         self.count = 0
         return self._observe(), {"history": np.zeros(self.count)}
 
-    def step(self, action: int) -> Any:
+    def step(self, action: np.int64) -> Any:
         assert self.action_space.contains(action), action
         self.count += 1
         info = {"history": np.zeros(self.count), "final_obs": "not what it looks like"}
@@ -74,8 +74,8 @@ class Echo(gymnasium.Env[np.ndarray, np.ndarray]):
 def ids() -> Iterator[Any]:
     """The two environments above, under ids that exist during one test."""
     names = {"counter": "prune_rl_test/Counter-v0", "echo": "prune_rl_test/Echo-v0"}
-    gymnasium.register(names["counter"], Counter, max_episode_steps=LIMIT)
-    gymnasium.register(names["echo"], Echo)
+    gymnasium.register(names["counter"], cast(Any, Counter), max_episode_steps=LIMIT)
+    gymnasium.register(names["echo"], cast(Any, Echo))
     yield names
     for name in names.values():
         del gymnasium.registry[name]
@@ -290,7 +290,7 @@ def test_a_used_environment_replays_bit_for_bit(env_id: str) -> None:
     used, fresh = HostEnv(resolve_task(env_id), 2), HostEnv(resolve_task(env_id), 2)
     action = used.spec.action
     if isinstance(action, Discrete):
-        actions = rng.integers(0, action.n, (400, 2))
+        actions: np.ndarray = rng.integers(0, action.n, (400, 2))
     else:
         actions = rng.uniform(-1.5, 1.5, (400, 2, action.size))
     used.reset(5)

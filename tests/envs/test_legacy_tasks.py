@@ -140,7 +140,7 @@ def test_episodes_match_a_model_built_from_the_originals_numbers(env_id: str, se
         obs, reward, terminated, _, _ = env.step(action)
         expected = reference.step(action)
         np.testing.assert_allclose(obs, expected[0], rtol=0, atol=1e-9)
-        np.testing.assert_allclose(reward, expected[1], rtol=0, atol=1e-9)
+        np.testing.assert_allclose(float(reward), expected[1], rtol=0, atol=1e-9)
         assert terminated == expected[2]
     env.close()
 
@@ -177,7 +177,7 @@ def test_the_engine_clips_the_action_and_the_control_cost_does_not(env_id: str) 
     obs, reward, *_ = env.step(np.full(size, 3.0))
     bounded_obs, bounded_reward, *_ = twin.step(np.ones(size))
     np.testing.assert_array_equal(obs, bounded_obs)
-    assert float(reward - bounded_reward) == pytest.approx(-1e-3 * size * (3.0**2 - 1.0**2), abs=1e-12)
+    assert float(reward) - float(bounded_reward) == pytest.approx(-1e-3 * size * (3.0**2 - 1.0**2), abs=1e-12)
 
 
 @BOTH

@@ -54,6 +54,7 @@ class Rig:
 @pytest.fixture(scope="module", params=IDS)
 def rig(request: pytest.FixtureRequest) -> Iterator[Any]:
     env = mjx.make(request.param)
+    assert isinstance(env, MjxEnv)
     traces = []
 
     @jax.jit
@@ -77,7 +78,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Any]:
     reference.close()
 
 
-def states_of(qpos: Any, qvel: Any, steps: int = 0) -> Any:
+def states_of(qpos: Any, qvel: Any, steps: Any = 0) -> Any:
     qpos, qvel = np.asarray(qpos, np.float32), np.asarray(qvel, np.float32)
     steps = np.broadcast_to(np.int32(steps), qpos.shape[:-1])
     return MjxState(jnp.asarray(qpos), jnp.asarray(qvel), jnp.zeros(qvel.shape), jnp.asarray(steps))
@@ -317,7 +318,8 @@ def test_health_and_observations_are_gymnasiums(rig: Any) -> None:
     qpos, qvel = rng.normal(0, 1, (2, 3000, nq))
     qpos[:, 0] *= 1e3
     qpos[:, 1] = rng.uniform(0.5, 2.3, 3000)
-    qpos[:, 2] = rng.uniform(*task.angle_range, 3000) * rng.choice([0.9, 1.1], 3000)
+    low, high = task.angle_range
+    qpos[:, 2] = rng.uniform(low, high, 3000) * rng.choice([0.9, 1.1], 3000)
     qvel[1000:] *= 30  # many beyond 10, some beyond 100
     upright = np.array([0, 1.25, *[0] * (2 * nq - 2)])
     edges = {1: task.z_range, 2: task.angle_range, **dict.fromkeys(range(3, 2 * nq), (-100, 100))}

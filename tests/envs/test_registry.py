@@ -50,7 +50,7 @@ def test_known_ids_step_quietly(env_id: Any, capfd: pytest.CaptureFixture[str]) 
         assert env.reset(0).shape == (2, spec.observation_size)
         for _ in range(50):
             if isinstance(spec.action, Discrete):
-                action = rng.integers(0, spec.action.n, 2)
+                action: np.ndarray = rng.integers(0, spec.action.n, 2)
             else:
                 action = rng.uniform(-1, 1, (2, spec.action.size))
             obs, reward, terminated, truncated, next_obs = env.step(action)

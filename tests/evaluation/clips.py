@@ -29,7 +29,7 @@ def frames_of(path: str | Path) -> tuple[np.ndarray[Any, Any], float]:
         with contextlib.closing(imageio_ffmpeg.read_frames(str(path))) as reader:
             meta = next(reader)
             width, height = meta["size"]
-            frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+            decoded = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
         count, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
-    assert count == len(frames)
-    return np.stack(frames), meta["fps"]
+    assert count == len(decoded)
+    return np.stack(decoded), meta["fps"]

@@ -17,13 +17,16 @@ from prune_rl.spaces import Box, Discrete
 
 # Push towards the side the pole falls to, and slowly back to the middle.
 RULE = np.array([0.05, 0.2, 1.0, 0.6], np.float32)
-CONTROLLER = Policy(((np.stack([-RULE, RULE], axis=1), np.zeros(2)),), "tanh", Discrete(2))
-CONSTANT = Policy(((np.zeros((4, 2)), [0.0, 1.0]),), "tanh", Discrete(2))
+CONTROLLER = Policy(((np.stack([-RULE, RULE], axis=1), np.zeros(2, np.float32)),), "tanh", Discrete(2))
+CONSTANT = Policy(((np.zeros((4, 2), np.float32), np.array([0.0, 1.0], np.float32)),), "tanh", Discrete(2))
 
 
 def swing(sizes: tuple[int, ...] = (3, 8, 8, 1)) -> Policy:
     rng = np.random.default_rng(0)
-    layers = tuple((rng.normal(size=(a, b)), rng.normal(size=b)) for a, b in itertools.pairwise(sizes))
+    layers = tuple(
+        (rng.normal(size=(a, b)).astype(np.float32), rng.normal(size=b).astype(np.float32))
+        for a, b in itertools.pairwise(sizes)
+    )
     return Policy(layers, "tanh", Box((-2.0,), (2.0,), (1,)))
 
 
@@ -100,7 +103,8 @@ def test_seeds_of_episodes() -> None:
 
 
 def test_lunar_lander_under_its_old_name() -> None:
-    fall = Policy(((np.zeros((8, 4)), [1.0, 0.0, 0.0, 0.0]),), "tanh", Discrete(4))
+    layer = np.zeros((8, 4), np.float32), np.array([1.0, 0.0, 0.0, 0.0], np.float32)
+    fall = Policy((layer,), "tanh", Discrete(4))
     one, three = (
         evaluate_policy(fall, "LunarLander-v2", episodes=3, seed=0, num_envs=num_envs) for num_envs in (1, 3)
     )
@@ -139,10 +143,11 @@ def test_wrong_box_actions_are_refused_and_large_ones_clipped() -> None:
         evaluate_policy(lambda obs: np.full((2, 1), np.nan), "Pendulum-v1", episodes=2, seed=0)
     with pytest.raises(ValueError, match=r"shape \(2, 1\), got \(2,\)"):
         evaluate_policy(lambda obs: np.zeros(2), "Pendulum-v1", episodes=2, seed=0)
-    large, bound = (
-        evaluate_policy(lambda obs, u=u: np.full((2, 1), u), "Pendulum-v1", episodes=2, seed=0)
-        for u in (9.0, 2.0)
-    )
+
+    def play(u: float) -> Evaluation:
+        return evaluate_policy(lambda obs: np.full((2, 1), u), "Pendulum-v1", episodes=2, seed=0)
+
+    large, bound = play(9.0), play(2.0)
     assert_same(large, bound)
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
@@ -29,12 +29,17 @@ GREY = (0, 60, 120, 180, 240)
 
 
 def constant(size: int, actions: int, action: int) -> Policy:
-    return Policy(((np.zeros((size, actions)), np.eye(actions)[action]),), "tanh", Discrete(actions))
+    layer = np.zeros((size, actions), np.float32), np.eye(actions, dtype=np.float32)[action]
+    return Policy((layer,), "tanh", Discrete(actions))
 
 
 PUSH = constant(4, 2, 1)  # CartPole falls after some ten steps
 FALL = constant(8, 4, 0)
-HOP = Policy(((np.zeros((11, 3)), [0.5, 0.5, 0.5]),), "tanh", Box((-1.0,) * 3, (1.0,) * 3, (3,)))
+HOP = Policy(
+    ((np.zeros((11, 3), np.float32), np.full(3, 0.5, np.float32)),),
+    "tanh",
+    Box((-1.0,) * 3, (1.0,) * 3, (3,)),
+)
 STAY = constant(1, 2, 0)
 
 
@@ -71,7 +76,7 @@ def drawn_by() -> Iterator[Callable[..., None]]:
 
     def register(draw: Callable[[int], Any] = grey, entry_point: type[Film] = Film) -> None:
         gymnasium.registry.pop(FILM, None)
-        gymnasium.register(FILM, entry_point=entry_point, kwargs={"draw": draw})
+        gymnasium.register(FILM, entry_point=cast(Any, entry_point), kwargs={"draw": draw})
 
     yield register
     gymnasium.registry.pop(FILM, None)
@@ -130,7 +135,8 @@ def test_a_gif_plays_at_the_same_speed_with_fewer_frames(tmp_path: Path) -> None
 
 
 def test_continuous_actions_and_the_rate_of_the_environment(tmp_path: Path) -> None:
-    swing = Policy(((np.full((3, 1), 0.5), np.zeros(1)),), "tanh", Box((-2.0,), (2.0,), (1,)))
+    layer = np.full((3, 1), 0.5, np.float32), np.zeros(1, np.float32)
+    swing = Policy((layer,), "tanh", Box((-2.0,), (2.0,), (1,)))
     clip = write_video(swing, "Pendulum-v1", tmp_path / "clip.mp4", seed=0)
     assert clip.returns == tuple(evaluate_policy(swing, "Pendulum-v1", episodes=1, seed=0).returns)
     assert (clip.frames, clip.fps) == (201, 30.0)

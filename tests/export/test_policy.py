@@ -25,13 +25,8 @@ from hypothesis import strategies as st
 
 from prune_rl.export import files
 from prune_rl.export.activations import ACTIVATIONS
-from prune_rl.export.policy import (
-    Policy,
-    PolicyFileError,
-    load_policy,
-    measure_latency,
-    save_policy,
-)
+from prune_rl.export.files import PolicyFileError
+from prune_rl.export.policy import Policy, load_policy, measure_latency, save_policy
 from prune_rl.learners import networks
 from prune_rl.spaces import Box, Discrete
 
@@ -97,12 +92,12 @@ def test_outputs_are_those_of_the_jax_network(activation: str) -> None:
 
 
 def test_normalisation_clips_after_standardising() -> None:
+    statistics: dict[str, Any] = {"obs_mean": [1.0, 1.0], "obs_std": [2.0, 0.1]}  # lists are converted
     policy = Policy(
-        ((np.eye(2), np.zeros(2)),),
+        ((np.eye(2, dtype=np.float32), np.zeros(2, np.float32)),),
         "tanh",
         Discrete(2),
-        obs_mean=[1.0, 1.0],
-        obs_std=[2.0, 0.1],
+        **statistics,
         obs_clip=3.0,
     )
     np.testing.assert_allclose(policy.outputs([2.0, 2.0]), [0.5, 3.0])
@@ -167,21 +162,23 @@ def test_the_observation_is_not_written_to() -> None:
 
 
 def test_box_actions_are_clipped_to_the_bounds() -> None:
-    outputs = np.array([5.0, -5.0, 0.25, 1e6])
-    policy = Policy(((np.zeros((1, 4)), outputs),), "tanh", BOX)
-    np.testing.assert_array_equal(policy([0.0]), np.float32([[1.0, -2.0], [0.25, 1e6]]))
+    outputs = np.array([5.0, -5.0, 0.25, 1e6], np.float32)
+    policy = Policy(((np.zeros((1, 4), np.float32), outputs),), "tanh", BOX)
+    np.testing.assert_array_equal(policy([0.0]), np.array([[1.0, -2.0], [0.25, 1e6]], np.float32))
 
 
 def test_without_bounds_actions_are_the_outputs() -> None:
     """And nothing is computed of the bounds that NumPy would warn of; its warnings are errors here."""
     infinity = float("inf")
-    policy = Policy(((np.zeros((1, 2)), [-1e9, 3.0]),), "tanh", Box((-infinity,) * 2, (infinity,) * 2, (2,)))
-    np.testing.assert_array_equal(policy([0.0]), np.float32([-1e9, 3.0]))
+    layers: Any = ((np.zeros((1, 2)), [-1e9, 3.0]),)  # converted to float32 arrays
+    policy = Policy(layers, "tanh", Box((-infinity,) * 2, (infinity,) * 2, (2,)))
+    np.testing.assert_array_equal(policy([0.0]), np.array([-1e9, 3.0], np.float32))
 
 
 def test_squashed_actions_are_rescaled_to_the_bounds() -> None:
     box = Box((-1.0, 0.0, -3.0), (1.0, 4.0, 5.0), (3,))
-    policy = Policy(((np.zeros((1, 3)), [0.5, 0.0, 50.0]),), "tanh", box, squash=True)
+    layer = np.zeros((1, 3), np.float32), np.array([0.5, 0.0, 50.0], np.float32)
+    policy = Policy((layer,), "tanh", box, squash=True)
     np.testing.assert_allclose(policy([0.0]), [np.tanh(0.5), 2.0, 5.0], rtol=1e-6)
     with pytest.raises(ValueError, match="finite"):
         make(action=BOX, squash=True)
@@ -197,7 +194,7 @@ def test_sizes() -> None:
 
 def test_arrays_are_private_and_read_only() -> None:
     kernel = np.ones((2, 2), np.float32)
-    policy = Policy(((kernel, np.zeros(2)),), "tanh", Discrete(2))
+    policy = Policy(((kernel, np.zeros(2, np.float32)),), "tanh", Discrete(2))
     kernel[:] = 7.0
     assert policy.outputs([1.0, 1.0]).tolist() == [2.0, 2.0]
     with pytest.raises(ValueError, match="read-only"):
@@ -401,6 +398,8 @@ def hostile_fields() -> list[Any]:
             setter(*keys, value=value), match or f"{keys[-1]}", id=f"{keys[-1]}={str(value)[:20]}"
         )
 
+    clips: list[Any] = ["10", True, [], -1.0, 0, 10**4000]
+    actions: list[Any] = [None, [], "discrete", {}, {"type": "text"}, {"type": ["box"]}]
     return [
         case("other", "format"),
         case(None, "format"),
@@ -422,11 +421,11 @@ def hostile_fields() -> list[Any]:
         case([1 << 28, 1 << 28], "widths", match="more than the"),
         case(1, "normalised"),
         case(False, "normalised", match="missing or unexpected"),
-        *(case(v, "obs_clip") for v in ("10", True, [], -1.0, 0, 10**4000)),
+        *(case(v, "obs_clip") for v in clips),
         case("no", "squash"),
         case(True, "squash", match="squash is for Box"),
         case([], "metadata"),
-        *(case(v, "action") for v in (None, [], "discrete", {}, {"type": "text"}, {"type": ["box"]})),
+        *(case(v, "action") for v in actions),
         *(case(v, "action", "n") for v in (0, -4, 4.0, True, "4", 1 << 40)),
         case(5, "action", "n", match="shape"),
         case("0" * 64, "tensors_sha256", match="checksum"),

@@ -12,6 +12,7 @@ import scipy.special
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 
 from prune_rl.learners.distributions import Categorical, Gaussian, SquashedGaussian
 
@@ -92,7 +93,7 @@ def test_the_same_noise_gives_the_same_action() -> None:
         assert not np.array_equal(noise, policy.sample_noise(jax.random.key(3), (3, 4)))
 
 
-def squashed_log_density(mean: np.ndarray, log_std: np.ndarray, noise: np.ndarray) -> np.ndarray:
+def squashed_log_density(mean: ArrayLike, log_std: ArrayLike, noise: ArrayLike) -> np.ndarray:
     """The normal density at x over the slope of tanh there, 1 / cosh²x, in float64."""
     mean, log_std, noise = (np.asarray(x, np.float64) for x in (mean, log_std, noise))
     x = mean + np.exp(log_std) * noise

@@ -90,7 +90,7 @@ def with_learner(learner: Any, small: Any, options: Pruning, performances: list[
             reward[-1, 0] = performances[i]
             ended = np.zeros_like(rollout.terminated)
             ended[-1, 0] = True
-            rollout = dataclasses.replace(rollout, reward=reward, terminated=ended)
+            rollout = dataclasses.replace(rollout, reward=jnp.asarray(reward), terminated=jnp.asarray(ended))
             state = dataclasses.replace(state, returns=fresh)
         else:
             rollout = random_rollout(i, config, DISCRETE)
@@ -238,4 +238,4 @@ def test_what_cannot_work_is_refused_before_training() -> None:
         ({"min_width": 0}, "min_width must be >= 1"),
     ):
         with pytest.raises(ValueError, match=words):
-            PruningRules(schedule, (Target("all", groups, 0.5),), **options).check()  # type: ignore[arg-type]
+            PruningRules(schedule, (Target("all", groups, 0.5),), **options).check()

@@ -105,7 +105,7 @@ def test_seeds_that_end_apart_share_the_widest_window(tmp_path: Path) -> None:
     window = window_of(make_run(tmp_path / "run", 3, pace=(1.0, 2.0, 0.8)))
     assert window is not None
     assert (window.begin, window.end) == (10_000, 73_000)
-    assert window.ends == (60_000, 35_000, 73_000)
+    assert window.ends == (60_000.0, 35_000.0, 73_000.0)
     assert window.complete
     assert "from 10,000 to 35,000–73,000, depending on the seed" in window.sentence(0)
 
@@ -114,7 +114,7 @@ def test_a_schedule_that_did_not_complete(tmp_path: Path) -> None:
     window = window_of(make_run(tmp_path / "run", 3, pace=(1.0, 0.25, 0.5)))
     assert window is not None
     assert (window.begin, window.end) == (10_000, STEPS)
-    assert window.ends == (60_000, None, None)
+    assert window.ends == (60_000.0, None, None)
     assert window.progress == pytest.approx((1.0, 0.45, 0.9))
     assert not window.complete
     assert window.name == "pruning schedule (not complete)"
@@ -137,7 +137,7 @@ def test_without_a_record_the_window_is_the_configured_one(tmp_path: Path) -> No
 
 def test_the_first_line_may_have_progress() -> None:
     config = config_of([8])
-    records = [
+    records: list[dict[str, Any]] = [
         {"step": 10},
         {"step": 20, "prune_progress": [0.5, float("nan")]},
         {"step": 30, "prune_progress": [0.9999999, 1.0]},

@@ -71,6 +71,7 @@ def test_difference_of_one_seed_is_a_bootstrap_of_its_episodes() -> None:
     assert found == paired_difference([(left.tolist(), right.tolist())])
     swapped = paired_difference([(right.tolist(), left.tolist())])
     assert swapped.mean == -found.mean
+    assert swapped.interval is not None
     np.testing.assert_allclose(swapped.interval, (-found.interval[1], -found.interval[0]), atol=0.05 * width)
 
 

@@ -86,7 +86,8 @@ def test_a_network_that_got_faster_counts_with_its_present_speed() -> None:
 
 def test_a_dense_run_shows_no_widths() -> None:
     console, text = plain_console()
-    for start in (None, {}):
+    starts: tuple[dict[str, int] | None, ...] = (None, {})
+    for start in starts:
         with Progress(10, "run", console=console, start_widths=start, interval=0) as progress:
             progress.update(5, [1.0], {})
             progress.update(10, [1.0], {"actor/layer_0": []})

@@ -85,8 +85,8 @@ def test_mismatch_names_the_first_leaf(change: dict[str, Any], message: str | No
 
 
 def test_digest_sees_every_bit() -> None:
-    arrays = {"a": np.array([0.0, 1.0], np.float32), "b": np.zeros((2, 3), np.int8)}
-    variants = [
+    arrays: dict[str, np.ndarray] = {"a": np.array([0.0, 1.0], np.float32), "b": np.zeros((2, 3), np.int8)}
+    variants: list[dict[str, np.ndarray]] = [
         {"a": np.array([-0.0, 1.0], np.float32)},
         {"a": np.array([0.0, 1.0], np.float32).view(np.int32)},
         {"b": np.zeros((3, 2), np.int8)},

@@ -11,6 +11,7 @@ from flax import struct
 
 import prune_rl
 from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.networks import apply_mlp, init_mlp
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.rollout import Rollout
@@ -19,7 +20,7 @@ from prune_rl.spaces import Spec
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(LearnerConfig):
     """Hyperparameters of REINFORCE."""
 
     hidden: tuple[int, ...] = ()
@@ -32,6 +33,8 @@ class Config:
     """Steps per environment between two updates."""
     learning_rate: float = 0.05
     """Step size of gradient ascent."""
+    learning_rate_end: float = 0.0
+    """Of no effect."""
     gamma: float = 0.99
     """Discount factor."""
     baseline: bool = True
@@ -129,6 +132,7 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, dict[
     mean = jnp.sum(rollout.reward) / jnp.maximum(episodes, 1)
     metrics = {"policy_loss": value, "return": mean, "episodes": episodes, "running_return": mean}
     if masks:  # a linear policy has no neurons
+        assert config.prune is not None
         groups = prunable_groups(params, config)
         begin, end = config.prune.begin, config.prune.end
         progress = jnp.clip((step / config.num_updates - begin) / (end - begin), 0.0, 1.0)

@@ -15,7 +15,7 @@ from prune_rl.envs.task import resolve_task
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import LEARNERS
-from prune_rl.training.config import Config
+from prune_rl.training.config import Config, Method
 from prune_rl.training.structuring import from_json, merged
 
 
@@ -41,7 +41,7 @@ def test_resolving_fills_in_what_follows() -> None:
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
 @pytest.mark.parametrize("method", ["dynamic", "dense"])
-def test_resolving_twice_changes_nothing(method: str, algo: str) -> None:
+def test_resolving_twice_changes_nothing(method: Method, algo: str) -> None:
     config = with_learner(Config(algo=algo, method=method), total_timesteps=12345).resolved()
     assert config.resolved() == config
     assert config.algo == algo
@@ -59,7 +59,7 @@ def test_each_learner_has_its_own_hyperparameters() -> None:
         with pytest.raises(ValueError, match=message):
             Config(algo=algo, learner=learner)
     with pytest.raises(ValueError, match=r"algo is 'ppo', but .* those of 3: give ppo.Config"):
-        Config(learner=3)
+        Config(learner=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="there is no learner 'td3'; choose one of ppo, sac"):
         Config(algo="td3")
 
@@ -334,6 +334,7 @@ def test_host_environments_are_checkpointed_where_they_are_reset(
 ) -> None:
     learner = ppo.Config(total_timesteps=updates * 8 * 128)
     config = Config(env="Pendulum-v1", checkpoints=checkpoints, host_resets=host_resets, learner=learner)
+    assert config.reset_every is not None
     assert config.checkpoint_every % config.reset_every == 0
     assert math.ceil(updates / config.checkpoint_every) <= min(checkpoints, host_resets)
     assert config.reset_every == dataclasses.replace(config, checkpoints=7).reset_every
@@ -369,6 +370,7 @@ def test_a_new_option_with_its_default_leaves_the_name_of_the_folder(monkeypatch
             patch.setitem(LEARNERS, "ppo", types.SimpleNamespace(Config=NewLearner))
             patch.setattr("prune_rl.training.config.Config", NewConfig)
             new = NewConfig(method=method, learner=NewLearner(gamma=0.9)).resolved()
+            assert isinstance(new, NewConfig)
             assert new.to_json()["added"] == "as before"
             assert new.to_json()["learner"]["added"] == [3]
             assert new.default_run_dir() == old.default_run_dir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.task import resolve_task
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.pruning_config import Pruning
+from prune_rl.learners.registry import Metrics
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.training import engines
 
@@ -85,8 +86,8 @@ class Interrupted:
     checkpoints: Checkpoints
     start: Any
     middle: Any
-    first: ppo.Metrics
-    second: ppo.Metrics
+    first: Metrics
+    second: Metrics
     traces: list[int]
 
 
@@ -234,12 +235,12 @@ def test_a_host_run_goes_on_from_the_checkpoint_at_a_reset(make_host: MakeHost, 
     # A cut is no end of an episode: only those that fell over count, and of those under way nothing is left.
     for s, env in enumerate(envs):
         assert first["episodes"][:, s].tolist() == [sum(env.ends[:16]), sum(env.ends[16:])]
-    assert not np.any(engine.state.returns.under_way)
+    assert not np.any(cast(ppo.State, engine.state).returns.under_way)
     checkpoints.save(2, engine.tree)
     second = engine.advance(2)
-    assert not np.any(engine.state.returns.under_way)
+    assert not np.any(cast(ppo.State, engine.state).returns.under_way)
     third = engine.advance(1)
-    assert np.any(engine.state.returns.under_way), "no cut here"
+    assert np.any(cast(ppo.State, engine.state).returns.under_way), "no cut here"
     assert [len(env.seeds) for env in envs] == [3, 3], "before updates 0, 2 and 4"
     assert len({seed for env in envs for seed in env.seeds}) == 6
 

@@ -216,6 +216,7 @@ def test_hopper_trains_on_mjx(train: Any, tmp_path: Path) -> None:
     policy = load_policy(run.path)
     assert policy.metadata["env"] == "Hopper-v3"
     # It saw observations of a hopper that stands, not zeros: the torso starts 1.25 m high.
+    assert policy.obs_mean is not None
     assert 0.7 < policy.obs_mean[0] < 1.5
     (seed,) = json.loads((run.path / "evaluation.json").read_text())["seeds"]
     assert seed["policies"]["compact"]["lengths"] == seed["policies"]["masked"]["lengths"]

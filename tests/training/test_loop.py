@@ -9,7 +9,7 @@ import shutil
 import time
 import types
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def last_checkpoint(run: Any) -> Any:
     config = read_config(run)
     learner, spec = config.learner, resolve_task(config.env).spec
     module = learner_of(learner)
-    axes = Learners(module.VMAP_AXES, 0)
+    axes = Learners(module.VMAP_AXES, cast(Any, 0))
 
     def host(key: Any) -> Any:
         return Learners(module.init(key, learner, spec), key)
@@ -57,7 +57,7 @@ def last_checkpoint(run: Any) -> Any:
 
 
 def bits(leaf: Any) -> Any:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     array = np.asarray(leaf)
     return array.dtype, array.shape, array.tobytes()
@@ -81,7 +81,8 @@ def assert_same_run(run: Any, reference: Any) -> None:
     assert files_of(run) == files_of(reference)
     found, expected = last_checkpoint(run), last_checkpoint(reference)
     assert found.step == expected.step == read_config(reference).learner.num_updates
-    assert jax.tree.structure(found.tree) == jax.tree.structure(expected.tree)
+    structures: list[Any] = [jax.tree.structure(each.tree) for each in (found, expected)]
+    assert structures[0] == structures[1]
     for left, right in zip(jax.tree.leaves(found.tree), jax.tree.leaves(expected.tree), strict=True):
         assert bits(left) == bits(right)
     masks, expected_masks = MaskHistory(run / "masks"), MaskHistory(reference / "masks")
@@ -126,11 +127,11 @@ def test_a_killed_run_ends_bit_identical(
     tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:
-    reference = request.getfixturevalue(reference)
-    run = tmp_path / "runs" / reference.path.name
+    whole: Any = request.getfixturevalue(reference)
+    run = tmp_path / "runs" / whole.path.name
     rng = random.Random(cache)
     for checkpoints in (first_checkpoints, rng.randint(2, 5)):
-        process, begun = start(reference.arguments, tmp_path, cache), newest(run)
+        process, begun = start(whole.arguments, tmp_path, cache), newest(run)
 
         def ready(target: Any = begun + 2 * checkpoints) -> Any:
             return (run / "metrics.jsonl").exists() and newest(run) >= target
@@ -139,11 +140,11 @@ def test_a_killed_run_ends_bit_identical(
         assert newest(run) >= begun + 2 * checkpoints
         assert not (run / "policy").exists()
     stopped_at, steps = newest(run), read_config(run).learner.steps_per_update
-    process = start(reference.arguments, tmp_path, cache)
+    process = start(whole.arguments, tmp_path, cache)
     status, output = process.wait(TIMEOUT), (tmp_path / "output").read_text()
     assert status == 0, output
     assert f"continuing from the checkpoint at {stopped_at * steps:,} steps" in output
-    assert_same_run(run, reference.path)
+    assert_same_run(run, whole.path)
 
 
 @pytest.mark.slow
@@ -265,6 +266,8 @@ class Metronome:
             "running_return": float(done),
         }
         return {name: np.full((1, 1), value, np.float32) for name, value in row.items()}
+
+    def close(self) -> None: ...
 
 
 def test_lines_of_the_log_that_share_updates_are_the_same_after_an_interruption(

@@ -14,6 +14,7 @@ from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.task import resolve_task
 from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners import ppo, sac
+from prune_rl.learners.distributions import Categorical, Gaussian, SquashedGaussian
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import learner_of
 from prune_rl.learners.running_statistics import normalize
@@ -73,14 +74,14 @@ def trained(case: Any) -> Any:
         engine.advance(config.learner.num_updates)
         engine.close()
         return config, state_of_seed(engine.state, 1)
-    learner = learner_of(config.learner)
-    state = learner.init(jax.random.key(1), config.learner, spec_of(config))
+    module = learner_of(config.learner)
+    state = module.init(jax.random.key(1), config.learner, spec_of(config))
     host = HostEnv(task, 2)
     seen = np.concatenate([host.reset(0), *(host.step([1, t % 2])[0] for t in range(60))])
     host.close()
     params = jax.tree.map(lambda x: x, state.params)
     params["actor"]["head"]["kernel"] *= 100.0
-    groups = learner.prunable_groups(params, config.learner)
+    groups = module.prunable_groups(params, config.learner)
     masks = update_masks(state.masks, magnitude_importance(groups, params), 0.8, min_width=2)
     return config, Trained(params, masks, state.obs_stats.update(jnp.asarray(seen)))
 
@@ -107,11 +108,12 @@ def mode(state: Any, config: Any, obs: Any) -> Any:
     seen = normalize(state.obs_stats, obs, learner)
     discrete = config.env == "CartPole-v1"
     if config.algo == "sac":
-        distribution = sac_policy(params["actor"], seen, Architecture(learner.activation, discrete))
+        distribution: Categorical | Gaussian | SquashedGaussian = sac_policy(
+            params["actor"], seen, Architecture(learner.activation, discrete)
+        )
     else:
         distribution = ppo.actor_distribution(params, seen, learner, discrete)
-    logits = getattr(distribution, "logits", None)
-    return distribution.mean if logits is None else logits
+    return distribution.logits if isinstance(distribution, Categorical) else distribution.mean
 
 
 @pytest.fixture(params=LEARNERS)
@@ -156,6 +158,7 @@ def test_the_policy_acts_as_the_learner_would(case: Any) -> None:
             np.testing.assert_allclose(action, acted, atol=1e-5)
     statistics = state.obs_stats
     if config.learner.normalize_obs:
+        assert policy.obs_mean is not None
         np.testing.assert_allclose(policy.obs_mean, statistics.mean)
         assert np.abs(np.asarray(statistics.mean)).max() > 0
     else:
@@ -168,7 +171,9 @@ def test_of_sac_the_mean_is_kept_and_squashed_into_the_bounds() -> None:
     config = Config(
         env="Pendulum-v1", algo="sac", learner=sac.Config(hidden=(8, 8), learning_starts=0)
     ).resolved()
-    state = sac.init(jax.random.key(2), config.learner, spec)
+    learner = config.learner
+    assert isinstance(learner, sac.Config)
+    state = sac.init(jax.random.key(2), learner, spec)
     params = jax.tree.map(lambda x: x, state.params)
     params["actor"]["head"]["kernel"] *= 100.0
     state = dataclasses.replace(state, networks=dataclasses.replace(state.networks, params=params))
@@ -176,7 +181,7 @@ def test_of_sac_the_mean_is_kept_and_squashed_into_the_bounds() -> None:
     policy = compact_policy(state, config, spec, 0)
     assert policy.squash
     assert policy.layers[-1][0].shape == (8, 2)
-    acted = np.asarray(sac.act(state, jnp.asarray(obs), jnp.zeros((300, 2)), config.learner))
+    acted = np.asarray(sac.act(state, jnp.asarray(obs), jnp.zeros((300, 2)), learner))
     np.testing.assert_allclose(policy(obs), acted, atol=1e-5)
     assert np.all(acted.std(axis=0) > [0.4, 0.05])
     params["actor"]["head"]["kernel"] = params["actor"]["head"]["kernel"].at[:, 2:].set(7.0)
@@ -224,12 +229,19 @@ def test_the_state_of_a_seed_has_no_seed_axis(case: Any) -> None:
         assert found == expected
 
 
+@dataclasses.dataclass(frozen=True)
+class OfAllSeeds(Trained):
+    """A train state as `write_policies` takes it, with a leading seed axis."""
+
+    step: jax.Array
+
+
 def test_a_diverged_seed_is_named_and_leaves_no_policy(tmp_path: Path) -> None:
     config, state = trained("CartPole-v1-ppo")
     params = jax.tree.map(lambda x: x, state.params)
     params["actor"]["head"]["bias"] = jnp.full(2, jnp.nan)
     good, bad = (vars(x) for x in (state, dataclasses.replace(state, params=params)))
-    both = Trained(**jax.tree.map(lambda *leaves: jnp.stack(leaves), good, bad))
+    both = OfAllSeeds(**jax.tree.map(lambda *leaves: jnp.stack(leaves), good, bad), step=jnp.int32(0))
     with pytest.raises(ValueError, match=r"the training of seed 1 diverged .*: try a lower --learning-rate"):
         write_policies(both, config, spec_of(config), tmp_path)
     assert not (tmp_path / "policy").exists()

@@ -48,8 +48,13 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
     arguments, root = [*TINY, "--seeds", str(SEEDS)], tmp_path_factory.mktemp("compared")
     made = []
     make = gymnasium.make
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(args)
+        return make(*args, **kwargs)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gymnasium, "make", lambda *args, **kwargs: made.append(args) or make(*args, **kwargs))
+        patch.setattr(gymnasium, "make", counted)
         run_main(root, *arguments)
     config = parse_train(arguments[1:])[0].resolved()
     run, control = (root / each.default_run_dir() for each in (config, control_of(config)))

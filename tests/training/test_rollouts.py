@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from prune_rl.envs.cartpole import RESET_RANGE, CartPole, CartPoleState
 from prune_rl.learners import ppo
@@ -143,12 +144,12 @@ class Countdown:
     def observe(self) -> np.ndarray:
         return np.stack([np.full(2, self.offset), self.steps], axis=1).astype(np.float32)
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def step(self, action: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         self.steps = self.steps + 1
         ends, next_obs = self.steps == 3, self.observe()
         even = self.episodes % 2 == 0
         self.episodes, self.steps = self.episodes + ends, np.where(ends, 0, self.steps)
-        return self.observe(), action.astype(np.float32), ends & even, ends & ~even, next_obs
+        return self.observe(), np.asarray(action, np.float32), ends & even, ends & ~even, next_obs
 
     def close(self) -> None: ...
 

@@ -116,5 +116,7 @@ def test_the_policy_acts_as_the_learner_without_noise() -> None:
     actor = {name: {"kernel": jnp.asarray(w), "bias": jnp.asarray(b)} for name, (w, b) in layers.items()}
     state = reinforce.State({"actor": actor}, {}, None, jnp.int32(0))
     obs = jax.random.normal(jax.random.key(0), (50, 4))
-    acted = reinforce.act(state, obs, jnp.zeros((50, 2)), read_config(run).learner)
+    learner = read_config(run).learner
+    assert isinstance(learner, reinforce.Config)
+    acted = reinforce.act(state, obs, jnp.zeros((50, 2)), learner)
     np.testing.assert_array_equal(policy(np.asarray(obs)), acted)

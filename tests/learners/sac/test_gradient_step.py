@@ -33,8 +33,8 @@ LOSSES = {"critic_loss", "actor_loss", "entropy", "alpha", "q_target"}
 gradient_step = quick_jit(sac.gradient_step, static_argnames=("config", "arch"))
 
 
-def assert_trees_close(got: Any, expected: Any, **tolerance: float) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, expected)
+def assert_trees_close(got: Any, expected: Any, *, rtol: float, atol: float) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, atol), got, expected)
 
 
 FALLING = dataclasses.replace(SMALL_SAC, learning_rate_end=0.004, reward_scale=1.5, init_alpha=0.2)

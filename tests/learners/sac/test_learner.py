@@ -25,7 +25,6 @@ from tests.learners.random_rollouts import (
 )
 from tests.learners.sac import sac_reference as reference
 
-Array = np.ndarray
 LOSSES = {"critic_loss", "actor_loss", "entropy", "alpha", "q_target"}
 KINDS = pytest.mark.parametrize("spec", [DISCRETE, LOPSIDED], ids=["discrete", "box"])
 MANY = 5000
@@ -33,8 +32,8 @@ update = quick_jit(sac.update, static_argnames="config")
 act = quick_jit(sac.act, static_argnames="config")
 
 
-def assert_trees_close(got: Any, expected: Any, **tolerance: float) -> None:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), got, expected)
+def assert_trees_close(got: Any, expected: Any, *, rtol: float, atol: float) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol, atol), got, expected)
 
 
 @pytest.mark.parametrize("step", [0, 1])
@@ -160,7 +159,7 @@ def test_each_gradient_step_draws_its_own_transitions_and_scales_their_rewards()
     scale = 2.0**-30
     config = dataclasses.replace(SMALL_SAC, batch_size=1, gamma=0.0, learning_starts=0, reward_scale=scale)
     reward = 2.0 ** (np.arange(24, dtype=np.float32) // 2).reshape(8, 3)
-    rollout = dataclasses.replace(random_rollout(0, config, DISCRETE, ends=0.0), reward=reward)
+    rollout = dataclasses.replace(random_rollout(0, config, DISCRETE, ends=0.0), reward=jnp.asarray(reward))
     rollout.terminated[-1] = True
     _, metrics = update(random_sac_state(config, DISCRETE), rollout, config)
     total = 6.0 * float(metrics["q_target"]) / scale
@@ -175,8 +174,9 @@ def test_observations_are_normalised_by_all_that_was_seen_wherever_networks_read
     rollouts = [random_rollout(i, config, DISCRETE) for i in range(3)]
     seen = np.concatenate([rollout.obs.reshape(-1, 3) for rollout in rollouts]).astype(np.float64)
 
-    def normal(obs: Any) -> Array:
-        return np.clip((np.asarray(obs) - seen.mean(0)) / seen.std(0), -1.2, 1.2).astype(np.float32)
+    def normal(obs: Any) -> jax.Array:
+        standardised = np.clip((np.asarray(obs) - seen.mean(0)) / seen.std(0), -1.2, 1.2)
+        return jnp.asarray(standardised.astype(np.float32))
 
     state, by_hand = random_sac_state(config, DISCRETE), random_sac_state(SMALL_SAC, DISCRETE)
     for rollout in rollouts:

@@ -98,6 +98,7 @@ OUTPUT = in_one_update(Pruning(score="output", refit=True, gate=0.1))
 def test_every_score_and_option_prunes_and_only_the_actor_is_refitted(
     spec: Spec, config: sac.Config, widths: list[int] | None
 ) -> None:
+    assert config.prune is not None
     start = random_sac_state(config, spec)
     state, metrics = update(start, random_rollout(0, config, spec), config)
     left = [int(state.masks[name].sum()) for name in sorted(state.masks)]

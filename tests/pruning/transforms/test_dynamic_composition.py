@@ -477,7 +477,10 @@ def test_a_part_of_the_params_inside(assert_traces: Any) -> None:
 
 
 def test_two_of_them_are_told_apart_by_their_part_of_the_state(assert_traces: Any) -> None:
-    parts = {name: TWO.select(lambda g, name=name: g.name.startswith(name)) for name in ("actor", "critic")}
+    def part(name: str) -> NeuronGroups:
+        return TWO.select(lambda group: group.name.startswith(name))
+
+    parts = {name: part(name) for name in ("actor", "critic")}
     tx = optax.multi_transform(
         {name: dynamic_pruning(optax.sgd(0.1), groups, **OPTIONS) for name, groups in parts.items()},
         {"actor": "actor", "critic": "critic"},
@@ -539,10 +542,10 @@ class NNX(nnx.Module):
 
 
 def nnx_groups(model: NNX, form: str) -> NeuronGroups:
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, *rest = nnx.split(model, nnx.Param, ...)
 
     def fn(params: Any, x: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params, rest)(x)
+        return nnx.merge(graph, params, *rest)(x)
 
     return find_groups(fn, nnx.as_pure(params) if form == "arrays" else params, X)
 
@@ -575,11 +578,11 @@ def test_nnx_optimizer(form: str, assert_traces: Any) -> None:
 @pytest.mark.parametrize("form", ["state", "arrays"])
 def test_nnx_without_its_optimizer(form: str, assert_traces: Any) -> None:
     model = NNX(nnx.Rngs(0))
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    graph, params, *rest = nnx.split(model, nnx.Param, ...)
     tx = dynamic_pruning(optax.adam(1e-2), nnx_groups(model, form), **OPTIONS)
 
     def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.mean(jnp.square(nnx.merge(graph, params, rest)(x) - y))
+        return jnp.mean(jnp.square(nnx.merge(graph, params, *rest)(x) - y))
 
     watch = Watch(nnx_groups(model, form))
     params, _ = train(tx, assert_traces, watch, params=params, loss=loss)
@@ -625,7 +628,8 @@ def test_equinox(passed: str, metric: Any, assert_traces: Any) -> None:
         updates, state = tx.update(grads, state, view(model))
         return eqx.apply_updates(model, updates), state
 
-    compiled, watch = eqx.filter_jit(assert_traces(step, 1), compiler_options=QUICK), Watch(groups)
+    jit: Any = eqx.filter_jit  # its types leave out the options of jax.jit
+    compiled, watch = jit(assert_traces(step, 1), compiler_options=QUICK), Watch(groups)
     state = tx.init(eqx.filter(model, eqx.is_inexact_array))
     for _ in range(STEPS):
         model, state = compiled(model, state)
@@ -646,7 +650,8 @@ def test_group_sparse_takes_a_whole_equinox_model() -> None:
         return tx.update(arrays, state, model)[0], tx.update(arrays, state, arrays)[0]
 
     whole, filtered = quick_jit(both)(arrays)
-    assert jax.tree.structure(whole) == jax.tree.structure(arrays)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (whole, arrays)]
+    assert structures[0] == structures[1]
     jax.tree.map(np.testing.assert_array_equal, whole, filtered)
 
 
@@ -654,7 +659,7 @@ def test_haiku(assert_traces: Any) -> None:
     def mlp(x: jax.Array) -> jax.Array:
         return hk.nets.MLP([8, 6, 2], activation=jax.nn.sigmoid)(x)
 
-    model = hk.without_apply_rng(hk.transform(mlp))
+    model: Any = hk.without_apply_rng(hk.transform(mlp))
     with jax.numpy_rank_promotion("allow"):  # haiku broadcasts its biases
         params = quick_jit(model.init)(jax.random.key(0), X)
         groups = find_groups(model.apply, params, X)
@@ -753,7 +758,8 @@ def test_state_survives_a_checkpoint(tmp_path: Any, assert_traces: Any) -> None:
     assert watch.widths[-1] != (8, 6)
     template = jax.tree.map(jnp.zeros_like, state)
     restored = flax.serialization.from_bytes(template, flax.serialization.to_bytes(state))
-    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    structures: list[Any] = [jax.tree.structure(tree) for tree in (restored, state)]
+    assert structures[0] == structures[1]
     jax.tree.map(np.testing.assert_array_equal, restored, state)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", state)

@@ -311,7 +311,7 @@ def numpy_run(
     return params, importance
 
 
-ADAM = {"b2": 0.999, "eps": 1e-8}
+ADAM: dict[str, Any] = {"b2": 0.999, "eps": 1e-8}
 
 
 @pytest.mark.parametrize(("metric", "strength"), [("euclidean", 0.5), ("adam", 0.2)])
@@ -331,7 +331,7 @@ def test_against_adam_and_prox_in_numpy(metric: Any, strength: float) -> None:
 @pytest.mark.parametrize("metric", ["euclidean", "adam"])
 def test_the_step_size_is_said_once_in_the_inner_transformation(metric: Any) -> None:
     schedule = optax.linear_schedule(3e-2, 3e-3, 12)
-    adam = {"b2": 0.9, "eps": 1e-3}
+    adam: dict[str, Any] = {"b2": 0.9, "eps": 1e-3}
     repeated = group_sparse(optax.adam(schedule, **adam), GROUPS, 0.2, schedule, metric=metric, **adam)
     once = group_sparse(optax.inject_hyperparams(optax.adam)(schedule, **adam), GROUPS, 0.2, metric=metric)
     (expected, _), (params, _) = (train(tx, make_params(), 12) for tx in (repeated, once))
@@ -344,7 +344,7 @@ def test_the_step_size_is_said_once_in_the_inner_transformation(metric: Any) -> 
     [({}, "learning_rate"), ({"learning_rate": 0.1}, "b2"), ({"learning_rate": 0.1, "b2": 0.9}, "eps")],
 )
 def test_what_the_inner_transformation_does_not_say_is_asked_for_before_training(
-    given: dict[str, float], missing: str
+    given: dict[str, Any], missing: str
 ) -> None:
     tx = group_sparse(optax.adam(0.1), GROUPS, metric="adam", **given)
     with pytest.raises(ValueError, match=rf"needs the {missing} of the inner.*inject_hyperparams"):

@@ -67,7 +67,8 @@ def test_only_what_reads_a_layer_takes_longer_steps_by_the_power_of_the_width_lo
 
 def test_without_masks_or_with_all_neurons_nothing_changes(params: Any, groups: Any) -> None:
     tx = scale_by_width(groups, 1.0)
-    for extra in ({}, {"masks": init_masks(groups)}, {"masks": {}}):
+    extras: list[dict[str, Any]] = [{}, {"masks": init_masks(groups)}, {"masks": {}}]
+    for extra in extras:
         scaled, state = tx.update(params, tx.init(params), params, **extra)
         for new, old in zip(jax.tree.leaves(scaled), jax.tree.leaves(params), strict=True):
             np.testing.assert_array_equal(new, old)
