@@ -74,9 +74,11 @@ def test_the_learners_have_what_other_programs_use() -> None:
             "prunable_groups",
         ):
             assert inspect.getdoc(getattr(learner, name))
-    assert {"params", "opt_state", "masks", "step"} <= set(ppo.State.__dataclass_fields__)
-    assert {"networks", "replay", "masks", "step"} <= set(sac.State.__dataclass_fields__)
+    assert {"params", "opt_state", "pruning", "step"} <= set(ppo.State.__dataclass_fields__)
+    assert {"networks", "replay", "pruning", "step"} <= set(sac.State.__dataclass_fields__)
     assert inspect.getdoc(sac.State.params)
+    for state in (ppo.State, sac.State):
+        assert inspect.getdoc(state.masks)
 
 
 @pytest.mark.parametrize("name", ["ppo", "sac"])
