@@ -13,7 +13,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
 import hypothesis
@@ -25,6 +24,11 @@ if "jax" in sys.modules:
 DEVICES = "--xla_force_host_platform_device_count"
 if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=2".strip()
+# Most programs of the tests run a few times. Compiled with these options they take a sixth of the time to compile; a
+# test that trains longer, or compares the last bits of two programs, compiles with `tests.compilation.optimized_jit`.
+QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+if QUICK_FLAGS not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += f" {QUICK_FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # "strict" would be better, but optax.adam's own bias correction, decay ** count, is float ** int32 and fails under it.
@@ -107,24 +111,6 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         jax.clear_caches()
         gc.collect()
         compiled_programs = 0
-
-
-# Folders whose programs take longer to compile than to run, and whose tests compare with the tolerance of float32.
-QUICKLY_COMPILED = ("dependency", "learners/ppo")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles with few optimisations in `QUICKLY_COMPILED`, which takes half the time."""
-    folder = request.path.parent.relative_to(Path(__file__).parent).as_posix()
-    if folder not in QUICKLY_COMPILED:
-        yield
-        return
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture
