@@ -24,6 +24,7 @@ from prune_rl.envs.autoreset import autoreset_step
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.mjx import MjxEnv, MjxState
 from prune_rl.envs.task import resolve_task
+from tests.compilation import optimized_jit
 
 T, N = 120, 8
 IDS = ["Hopper-v3", "Walker2d-v3"]
@@ -68,7 +69,7 @@ def rig(request: pytest.FixtureRequest) -> Iterator[Any]:
 
         return jax.lax.scan(step, states, (actions, resets, reset_obs))[1]
 
-    @jax.jit
+    @optimized_jit
     def draw(seed: Any) -> Any:
         """[T, N, …] starts and their observations."""
         return jax.vmap(jax.vmap(env.reset))(jax.random.split(jax.random.key(seed), (T, N)))

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import pytest
 
+from tests.compilation import optimized_jit
+
 EXAMPLES = Path(__file__).parents[2] / "experiments" / "examples"
 MARK = "# prune"
 
@@ -50,11 +52,12 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(name: str) -> Iterator[None]:
+def optimized_compilation(name: str) -> Iterator[None]:
     """All but two take longer to compile than to run."""
-    jax.config.update("jax_disable_most_optimizations", name not in ("convnet", "single_file_ppo"))
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    with pytest.MonkeyPatch.context() as patch:
+        if name in ("convnet", "single_file_ppo"):
+            patch.setattr(jax, "jit", optimized_jit)
+        yield
 
 
 def source(name: str) -> str:

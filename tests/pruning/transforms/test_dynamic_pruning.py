@@ -14,6 +14,7 @@ import pytest
 from prune_rl.dependency.compaction import compact
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.pruning.transforms.dynamic_pruning import dynamic_pruning, masks_of
+from tests.compilation import optimized_jit
 
 Array = np.ndarray[Any, Any]
 SIZES = {"first": 20, "second": 10}
@@ -164,10 +165,10 @@ def test_before_the_begin_it_is_the_inner_optimiser() -> None:
     tx = dynamic_pruning(inner, GROUPS, total_updates=100, begin=0.5, end=0.9, every=10)
     params = make_params()
     state, inner_state = tx.init(params), inner.init(params)
-    update = jax.jit(tx.update)
+    update, inner_update = optimized_jit(tx.update), optimized_jit(inner.update)
     for seed in range(1, 4):
         updates, state = update(make_params(seed), state, params)
-        expected, inner_state = jax.jit(inner.update)(make_params(seed), inner_state, params)
+        expected, inner_state = inner_update(make_params(seed), inner_state, params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=0), updates, expected)
     for mask in masks_of(state).values():
         assert np.all(mask)
