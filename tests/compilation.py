@@ -7,8 +7,6 @@ from typing import Any
 
 import jax
 
-_jit = jax.jit  # a test may put `optimized_jit` in its place
-
 # The compiler's options, for other ways to compile.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
@@ -21,4 +19,4 @@ def quick_jit(fn: Callable[..., Any], **options: Any) -> Any:
 def optimized_jit(fn: Callable[..., Any], **options: Any) -> Any:
     """``jax.jit`` with the optimisations that a run has, which the tests' environment turns off."""
     full = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
-    return _jit(fn, compiler_options=full, **options)
+    return jax.jit(fn, compiler_options=full, **options)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import ast
 import importlib
 import itertools
-from collections.abc import Iterator
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import pytest
 
-from tests.compilation import optimized_jit
+from tests.conftest import QUICK_FLAGS
 
 EXAMPLES = Path(__file__).parents[2] / "experiments" / "examples"
 MARK = "# prune"
+# They train long enough for slow programs to cost more than compilation: they run as a user runs them, in a process of
+# their own.
+TRAIN_LONG = ("convnet", "single_file_ppo")
 
 
 class Expected(NamedTuple):
@@ -51,13 +56,22 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def optimized_compilation(name: str) -> Iterator[None]:
-    """All but two take longer to compile than to run."""
-    with pytest.MonkeyPatch.context() as patch:
-        if name in ("convnet", "single_file_ppo"):
-            patch.setattr(jax, "jit", optimized_jit)
-        yield
+def result_of(name: str) -> dict[str, Any]:
+    """What the example's ``main`` returns."""
+    if name not in TRAIN_LONG:
+        result: dict[str, Any] = importlib.import_module(name).main()
+        return result
+    code = f"import json, {name}; print(json.dumps({name}.main(), default=float))"
+    environment = os.environ | {
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace(QUICK_FLAGS, ""),
+        "PYTHONPATH": os.pathsep.join(map(str, (EXAMPLES, EXAMPLES.parents[1]))),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    printed: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return printed
 
 
 def source(name: str) -> str:
@@ -69,7 +83,7 @@ def test_every_example_is_tested() -> None:
 
 
 def test_the_compact_network_is_small_is_the_masked_function_and_does_its_task(name: str) -> None:
-    result, expected = importlib.import_module(name).main(), EXPECTED[name]
+    result, expected = result_of(name), EXPECTED[name]
     widths = result["widths"]
     assert (list(widths.values()) if isinstance(widths, dict) else widths) == expected.widths
     assert result["weights"] == expected.weights
