@@ -26,8 +26,14 @@ if DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICES}=2".strip()
 # Most programs of the tests run a few times. Compiled with these options they take a sixth of the time to compile; a
 # test that trains longer, or compares the last bits of two programs, compiles with `tests.compilation.optimized_jit`.
-QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false
---xla_cpu_parallel_codegen_split_count=1" if QUICK_FLAGS not in os.environ["XLA_FLAGS"]:
+QUICK_FLAGS = " ".join(
+    (
+        "--xla_backend_optimization_level=0",
+        "--xla_cpu_use_fusion_emitters=false",
+        "--xla_cpu_parallel_codegen_split_count=1",
+    )
+)
+if QUICK_FLAGS not in os.environ["XLA_FLAGS"]:
     os.environ["XLA_FLAGS"] += f" {QUICK_FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
