@@ -26,6 +26,7 @@ from .pruning.masks import apply_masks as apply_masks
 from .pruning.masks import count as count
 from .pruning.masks import init_masks as init_masks
 from .pruning.ranking import update_masks as update_masks
+from .pruning.shrinking import shrink as shrink
 from .pruning.transforms.dynamic_pruning import dynamic_pruning as dynamic_pruning
 from .pruning.transforms.dynamic_pruning import masks_of as masks_of
 from .pruning.transforms.group_sparse import group_sparse as group_sparse

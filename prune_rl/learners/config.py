@@ -57,6 +57,16 @@ class LearnerConfig:
         """Gradient steps in the whole of training; each learner defines it."""
         raise NotImplementedError(f"{type(self).__name__} does not say how many gradient steps it makes")
 
+    @property
+    def gradient_samples(self) -> int:
+        """Samples that the gradient steps of one update look at, all together."""
+        return self.steps_per_update
+
+    @property
+    def first_mask_update(self) -> int:
+        """No neuron is removed before this update."""
+        return 0
+
     def check(self) -> None:
         """Raise ``ValueError`` for any value that cannot work."""
         check_at_least_one(self, "num_envs", "num_steps", "total_timesteps")

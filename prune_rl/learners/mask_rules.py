@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.rollout import EpisodeReturns
 from prune_rl.pruning.importance import Scores
-from prune_rl.pruning.mask_schedule import MaskSchedule
+from prune_rl.pruning.mask_schedule import MaskSchedule, cubic_sparsity, target_width
 from prune_rl.pruning.mask_update import Pruned, PruningRules, PruningState, Target, mask_update
 from prune_rl.pruning.scores import SCORES
 
@@ -30,7 +31,6 @@ def mask_rules(
     groups: NeuronGroups,
     networks: Mapping[str, Callable[..., Any]],
     *,
-    first_update: int = 0,
     refit_critic: bool = True,
 ) -> PruningRules:
     """The rules for {"actor", "critic"}, each ranked by itself.
@@ -39,12 +39,10 @@ def mask_rules(
         config: of a pruned run.
         groups: from ``prunable``.
         networks: {"actor", "critic"}: the function ``(params, *inputs)`` of each.
-        first_update: no mask update before this training update.
         refit_critic: whether the critic may be refitted, and scored by "surgeon"; else it is scored by "taylor".
     """
-    prune, num_updates = config.prune, config.num_updates
+    prune = config.prune
     assert prune is not None
-    begin = max(prune.begin, first_update / num_updates)
     targets = []
     for name, sparsity in (("actor", prune.sparsity), ("critic", prune.critic_sparsity)):
         mine = groups.within(name)
@@ -64,13 +62,43 @@ def mask_rules(
             )
         )
     return PruningRules(
-        schedule=MaskSchedule.create(num_updates, begin, max(prune.end, begin), prune.every),
+        schedule=mask_schedule(config),
         targets=tuple(targets),
         gate=prune.gate,
         energy=prune.energy,
         min_width=prune.min_width,
         scope=prune.scope,
     )
+
+
+def mask_schedule(config: LearnerConfig) -> MaskSchedule:
+    """When mask updates are due in a pruned run."""
+    prune, num_updates = config.prune, config.num_updates
+    assert prune is not None
+    begin = max(prune.begin, config.first_mask_update / num_updates)
+    return MaskSchedule.create(num_updates, begin, max(prune.end, begin), prune.every)
+
+
+def planned_widths(
+    config: LearnerConfig, groups: NeuronGroups, sizes: Mapping[str, int], update: int
+) -> dict[str, int]:
+    """Neurons that the schedule leaves of each group after ``update`` updates.
+
+    Other rules may leave more of them. ``sizes``: {group name: neurons before any pruning}.
+    """
+    prune, schedule = config.prune, mask_schedule(config)
+    assert prune is not None
+    made = min(max(0, (update - schedule.first) // schedule.every + 1), schedule.number)
+    widths = {}
+    for network, final in (("actor", prune.sparsity), ("critic", prune.critic_sparsity)):
+        for name in groups.within(network):
+            widths[name] = _width(sizes[name], made / schedule.number, final, prune.min_width)
+    return widths
+
+
+@functools.lru_cache(maxsize=4096)
+def _width(size: int, progress: float, final: float, min_width: int) -> int:
+    return target_width(size, float(cubic_sparsity(progress, final)), min_width)
 
 
 class PrunedState(Protocol):

@@ -42,6 +42,9 @@ class Pruning:
     width_exponent: float = 0.0
     """Steps of the weights that read a layer grow with (width of the arrays / width left) to this power; 0.5 keeps the
     effect of a step on what the next layer receives about the same."""
+    shrink: Literal["auto", "always", "never"] = "auto"
+    """Gather what is left into smaller arrays while training goes on, which makes it cheaper and leaves the result the
+    same up to rounding. auto: where the work saved is worth a compilation; never: neurons are masked only."""
     importance_decay: float = 0.99
     """Decay of the running mean of importance over gradient steps."""
 

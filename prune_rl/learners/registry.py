@@ -34,7 +34,11 @@ class State(Protocol):
 
 
 class Learner(Protocol):
-    """A learner's module: pure functions, written for one seed, over its own ``State`` and ``Config``."""
+    """A learner's module: pure functions, written for one seed, over its own ``State`` and ``Config``.
+
+    It may also have ``shrink(state, widths, config)``, which gathers the state into arrays of {group name: neurons};
+    its ``State`` then holds a ``PruningState`` as ``pruning``. Without it, arrays keep their size.
+    """
 
     @property
     def Config(self) -> type[Any]: ...
@@ -58,6 +62,11 @@ class Learner(Protocol):
 
 
 LEARNERS: dict[str, Learner] = {"ppo": ppo, "sac": sac}
+
+
+def shrinks(config: Config) -> bool:
+    """Whether the learner can go on in smaller arrays: its module has ``shrink(state, widths, config)``."""
+    return hasattr(learner_of(config), "shrink")
 
 
 def learner_of(config: Config) -> Learner:

@@ -115,15 +115,22 @@ def random_importance(
     activations: Mapping[str, jax.Array] | None = None,
     masks: Masks | None = None,
     key: jax.Array | None = None,
+    neurons: Mapping[str, jax.Array] | None = None,
 ) -> Scores:
-    """Uniform scores in [0, 1): the control that knows nothing. Raises ``ValueError`` without ``key``."""
+    """Uniform scores in [0, 1): the control that knows nothing. Raises ``ValueError`` without ``key``.
+
+    A neuron's score depends on ``key``, its group, and its number: its index, or the one in ``neurons``, {group name:
+    int32[size]}, which it had before the arrays were made smaller.
+    """
     del params, grads, activations, masks
     if key is None:
         raise ValueError("importance 'random' needs key=jax.random.key(…), got None")
-    keys = jax.random.split(key, max(len(groups), 1))
-    return {
-        name: jax.random.uniform(keys[i], (group.size,)) for i, (name, group) in enumerate(groups.items())
-    }
+    scores = {}
+    for i, (name, group) in enumerate(groups.items()):
+        numbers = jnp.arange(group.size) if neurons is None else neurons[name]
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, i), numbers)
+        scores[name] = jax.vmap(jax.random.uniform)(keys)
+    return scores
 
 
 def gate_gradients(groups: NeuronGroups, params: Params, grads: Params | None, wanted_by: str) -> Scores:

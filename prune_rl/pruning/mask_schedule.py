@@ -22,7 +22,7 @@ def cubic_sparsity(progress: jax.Array | float, final: Share) -> jax.Array:
     return jnp.asarray(final, jnp.float32) * (1.0 - remaining**3)
 
 
-def num_removable(share: Share, size: int) -> jax.Array:
+def num_removable(share: Share, size: int | jax.Array) -> jax.Array:
     """``⌊share · size⌋``, the neurons that a share of ``size`` neurons stands for: float32[], a whole number.
 
     Computed in integers, in units of 2⁻²⁴, for ``size`` below 2²⁴: a float32 product would be rounded, and differently
@@ -31,9 +31,10 @@ def num_removable(share: Share, size: int) -> jax.Array:
     """
     share = jnp.asarray(share, jnp.float32)
     units = jnp.round(share * 2.0**24).astype(jnp.uint32)
-    count = jnp.uint32(256 * max(1678, (3 * size + 3) // 4))  # 1e-4, or 3/4 of a unit per neuron
+    size = jnp.asarray(size, jnp.uint32)
+    count = 256 * jnp.maximum(1678, (3 * size + 3) // 4)  # 1e-4, or 3/4 of a unit per neuron
     for digit in (units & 255, (units >> 8) & 255, units >> 16):
-        count = (count >> 8) + digit * jnp.uint32(size)
+        count = (count >> 8) + digit * size
     return jnp.where(jnp.isnan(share), 0.0, (count >> 8).astype(jnp.float32))
 
 

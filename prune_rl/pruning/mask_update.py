@@ -34,11 +34,15 @@ class PruningState(NamedTuple):
         masks: {group name: bool[size]}, True: kept.
         updates: int32[], mask updates made; due ones that a closed gate held back do not count.
         reference: float32[], the highest performance at any training update so far, −inf before the first.
+        neurons: {group name: int32[size]}, which neuron each one was before ``shrink`` made the arrays smaller.
+        sizes: {group name: int32[]}, how many there were before: what the sparsity is a share of.
     """
 
     masks: dict[str, jax.Array]
     updates: jax.Array
     reference: jax.Array
+    neurons: dict[str, jax.Array]
+    sizes: dict[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +125,8 @@ def init_pruning(groups: NeuronGroups) -> PruningState:
         masks=init_masks(groups),
         updates=jnp.zeros((), jnp.int32),
         reference=jnp.full((), NO_PERFORMANCE, jnp.float32),
+        neurons={name: jnp.arange(group.size, dtype=jnp.int32) for name, group in groups.items()},
+        sizes={name: jnp.int32(group.size) for name, group in groups.items()},
     )
 
 
@@ -173,9 +179,12 @@ def mask_update(
                 assert target.network is not None
                 hidden = find_activations(target.network, groups, params, *inputs[target.name])
             if target.score is not None:
-                function = score_named(target.score).function
+                score = score_named(target.score)
                 mine = None if key is None else jax.random.fold_in(key, position)
-                scores |= function(groups, params, None, activations=hidden, masks=old, key=mine)
+                more = {"neurons": state.neurons} if score.takes_neurons else {}
+                scores |= score.function(
+                    groups, params, None, activations=hidden, masks=old, key=mine, **more
+                )
             final = target.sparsity
             sparsity: Any = (
                 {name: cubic_sparsity(progress, share) for name, share in final.items()}
@@ -189,6 +198,7 @@ def mask_update(
                 energy=rules.energy,
                 min_width=rules.min_width,
                 scope=rules.scope,
+                sizes=state.sizes,
             )
             if target.refit:
                 assert hidden is not None
@@ -196,7 +206,7 @@ def mask_update(
             new_params = apply_masks(groups, new_params, new)
             masks |= new
         groups = NeuronGroups(group for target in rules.targets for group in target.groups.values())
-        new_state = PruningState(masks, updates, reference)
+        new_state = state._replace(masks=masks, updates=updates)
         moments = mask_state(groups, opt_state, new_params, masks)
         return Pruned(new_state, new_params, moments, _report(state.masks, masks, scores))
 

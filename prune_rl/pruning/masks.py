@@ -112,12 +112,28 @@ def mask_state(groups: NeuronGroups, state: Any, params: Params, masks: Masks) -
     keep = leaves_by_path(mask_like(groups, params, masks))
     touched = {part.path for name, group in groups.items() if name in masks for part in group.slices}
     moments = {}
+    shapes = {path: leaf.shape for path, leaf in keep.items()}
     for path, leaf in leaves_by_path(state).items():
-        ends = (path[start:] for start in range(len(path) + 1))
-        owner = next((end for end in ends if end in keep and keep[end].shape == jnp.shape(leaf)), None)
+        owner = owner_of(path, jnp.shape(leaf), shapes)
         if owner in touched:
             moments[path] = jnp.where(keep[owner], leaf, 0)
     return replace_leaves(state, moments)
+
+
+def owner_of(
+    path: KeyPath, shape: tuple[int, ...], shapes: Mapping[KeyPath, tuple[int, ...]]
+) -> KeyPath | None:
+    """The path of the parameter that a leaf of an optimiser's state belongs to, or None.
+
+    It is the one of the leaf's shape whose path the leaf's path ends with.
+
+    Args:
+      path: of the leaf.
+      shape: of the leaf.
+      shapes: {path: shape} of the params.
+    """
+    ends = (path[start:] for start in range(len(path) + 1))
+    return next((end for end in ends if shapes.get(end) == shape), None)
 
 
 def count(groups: NeuronGroups, params: Any, masks: Masks) -> Count:

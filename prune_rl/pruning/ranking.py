@@ -27,6 +27,7 @@ def update_masks(
     scope: Scope = "layer",
     gate: jax.Array | bool = True,
     regrow: bool = False,
+    sizes: Mapping[str, int | jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
     """Remove the lowest-scored neurons, as many as every rule allows. Jittable; all shares may be traced.
 
@@ -44,20 +45,25 @@ def update_masks(
             neurons still there.
         gate: a boolean scalar; False leaves the masks as they are.
         regrow: False (default): a removed neuron never returns. True: masks are drawn anew from the scores.
+        sizes: {group name: int32[]}, the neurons of each layer before its arrays were made smaller by ``shrink``;
+            ``sparsity`` is a share of these. None: the length of the masks.
 
     Ties go by index (layers by name), the lower index first, so that the count is exact. Raises ``ValueError`` for
     names or static values that do not fit.
     """
     check_options(masks, scores, sparsity, energy, min_width, scope)
     floors = {name: _of(min_width, name) for name in masks}
+    full = {name: mask.shape[0] if sizes is None else sizes[name] for name, mask in masks.items()}
     if scope == "layer":
         new = {
-            name: _rank_and_cut(mask, scores[name], _of(sparsity, name), energy, floors[name], regrow)
+            name: _rank_and_cut(
+                mask, scores[name], _of(sparsity, name), energy, floors[name], full[name], regrow
+            )
             for name, mask in masks.items()
         }
     else:
         assert not isinstance(sparsity, Mapping)
-        new = _update_globally(masks, scores, sparsity, energy, floors, regrow)
+        new = _update_globally(masks, scores, sparsity, energy, floors, full, regrow)
     opened = jnp.asarray(gate)
     return {name: jnp.where(opened, new[name], mask) for name, mask in masks.items()}
 
@@ -73,10 +79,11 @@ def _rank_and_cut(
     sparsity: Share,
     energy: Share | None,
     floor: int,
+    full: int | jax.Array,
     regrow: bool,
     protected: jax.Array | None = None,
 ) -> jax.Array:
-    """The new mask of one ranking: neurons sorted by score, the first k removed."""
+    """The new mask of one ranking: neurons sorted by score, the first k removed; ``full`` counts those of all time."""
     size = mask.shape[0]
     keep_always = jnp.isnan(score) if protected is None else jnp.isnan(score) | protected
     value = jnp.where(jnp.isnan(score), 0.0, score.astype(jnp.float32))
@@ -85,7 +92,8 @@ def _rank_and_cut(
         order_by = jnp.where(mask, order_by, -jnp.inf)
         keep_always &= mask
     order = jnp.argsort(order_by, stable=True)
-    allowed = jnp.minimum(num_removable(sparsity, size), max(size - floor, 0))
+    # Of those that may be gone, some are no longer in the arrays.
+    allowed = jnp.minimum(num_removable(sparsity, full), jnp.maximum(full - floor, 0)) - (full - size)
     if energy is not None:
         weight = jnp.maximum(value if regrow else jnp.where(mask, value, 0.0), 0.0)
         # A power of two is exact; without it the sum of large scores overflows, and an infinite total allows
@@ -108,6 +116,7 @@ def _update_globally(
     sparsity: Share,
     energy: Share | None,
     floors: Mapping[str, int],
+    full: Mapping[str, int | jax.Array],
     regrow: bool,
 ) -> dict[str, jax.Array]:
     """One ranking over all layers; each layer's best ``floor`` neurons are protected before it."""
@@ -119,8 +128,7 @@ def _update_globally(
         alive = jnp.isfinite(score) if regrow else jnp.isfinite(score) & mask
         mean = jnp.sum(jnp.where(alive, score, 0.0)) / jnp.maximum(jnp.sum(alive), 1)
         normalised.append(score / jnp.where(mean > 0, mean, 1.0))
-        floor = min(floors[name], mask.shape[0])
-        best = _rank_and_cut(mask, score, 1.0, None, floor, regrow)
+        best = _rank_and_cut(mask, score, 1.0, None, floors[name], full[name], regrow)
         protected.append(best)
     joined = _rank_and_cut(
         jnp.concatenate(list(masks.values())),
@@ -128,6 +136,7 @@ def _update_globally(
         sparsity,
         energy,
         0,
+        sum(full[name] for name in masks),
         regrow,
         jnp.concatenate(protected),
     )

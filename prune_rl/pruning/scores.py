@@ -16,10 +16,17 @@ from prune_rl.pruning.importance import (
 
 
 class Score(NamedTuple):
-    """An importance function, and the names of the arguments that it cannot do without."""
+    """An importance function.
+
+    Attributes:
+        function: of the signature that `prune_rl.pruning.importance` describes.
+        needs: names of the arguments that it cannot do without.
+        takes_neurons: whether it takes ``neurons`` too.
+    """
 
     function: Importance
     needs: frozenset[str] = frozenset()
+    takes_neurons: bool = False
 
 
 SCORES: dict[str, Score] = {
@@ -27,7 +34,7 @@ SCORES: dict[str, Score] = {
     "fisher": Score(fisher_importance, frozenset({"grads"})),
     "magnitude": Score(magnitude_importance),
     "output": Score(output_importance, frozenset({"activations"})),
-    "random": Score(random_importance, frozenset({"key"})),
+    "random": Score(random_importance, frozenset({"key"}), takes_neurons=True),
     "surgeon": Score(surgeon_importance, frozenset({"activations"})),
 }
 
@@ -47,7 +54,7 @@ def gradient_importance(importance: str | Importance) -> Importance:
     """
     if not isinstance(importance, str):
         return importance
-    function, needs = score_named(importance)
+    function, needs, _ = score_named(importance)
     if needs - {"grads"}:
         usable = ", ".join(name for name, score in SCORES.items() if not score.needs - {"grads"})
         raise ValueError(

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from prune_rl.atomic_files import write_json
 from prune_rl.runs import serialization as leaf_layout
 from prune_rl.runs.serialization import Layout
 
-FORMAT = 1
+FORMAT = 2
 DAMAGED_FOLDER = "damaged"
 FILE_SUMS = "sha256.json"
 
@@ -117,7 +117,7 @@ class Checkpoints:
         # If the process is killed before this line, the header's checksum still verifies the checkpoint.
         write_json(folder / FILE_SUMS, _digest_files(folder))
 
-    def restore(self, template: Any) -> Checkpoint | None:
+    def restore(self, template: Any | Callable[[dict[str, Any]], Any]) -> Checkpoint | None:
         """Reads the newest checkpoint that is complete and undamaged; None if there is none.
 
         A damaged one is moved to the subdirectory "damaged", so that its step can be saved again, and is reported in
@@ -125,7 +125,8 @@ class Checkpoints:
 
         Args:
           template: a tree like the one saved; of its leaves (arrays or ShapeDtypeStruct) only type, shape,
-            dtype and placement are used.
+            dtype and placement are used. Or a function that returns it for the checkpoint's metadata, for a tree
+            whose shapes change.
 
         Raises:
           CheckpointMismatchError: the checkpoint is undamaged but has other leaves than the template.
@@ -135,13 +136,14 @@ class Checkpoints:
             try:
                 self._check_files(step)
                 header = self._read_header(step)
-                self._check_layout(step, template, header["leaves"])
+                wanted = template(header["metadata"]) if callable(template) else template
+                self._check_layout(step, wanted, header["leaves"])
                 arrays = self._read_leaves(step, header)
             except _DamagedError as error:
                 damaged += 1
                 self._move_aside(step, str(error))
                 continue
-            tree = leaf_layout.unflatten(template, header["leaves"], arrays)
+            tree = leaf_layout.unflatten(wanted, header["leaves"], arrays)
             return Checkpoint(step, tree, header["metadata"])
         if damaged:
             self.notes.append(f"none of the {damaged} checkpoints in {self._path.name}/ is usable")

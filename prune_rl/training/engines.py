@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from prune_rl.dependency.tree_paths import make_struct
 from prune_rl.envs.autoreset import JaxEnv
 from prune_rl.envs.vector import VectorEnv
 from prune_rl.learners.registry import Config as LearnerConfig
-from prune_rl.learners.registry import Metrics, State, learner_of
+from prune_rl.learners.registry import Metrics, learner_of
 from prune_rl.learners.rollout import Rollout
+from prune_rl.training.engine import Engine as Engine
+from prune_rl.training.engine import over_seeds as over_seeds
+from prune_rl.training.engine import seed_keys as seed_keys
 from prune_rl.training.rollouts import host_rollout, reset_envs, rollout
-
-
-class Engine(Protocol):
-    """The interface of both engines.
-
-    ``tree`` is everything that training changes, all arrays: save it, or assign one that was saved. ``state`` is the
-    learner's part of it, with a leading seed axis on all but ``step``. ``advance(n)`` makes n updates and returns
-    their metrics, NumPy arrays [n, S]; a checkpoint is saved between two calls.
-    """
-
-    tree: Any
-
-    @property
-    def state(self) -> State: ...
-
-    def advance(self, n: int) -> Metrics: ...
-
-    def close(self) -> None: ...
 
 
 @struct.dataclass
@@ -50,33 +35,6 @@ class Runner:
 def runner_axes(config: LearnerConfig) -> Any:
     """``in_axes`` of a runner."""
     return Runner(learner_of(config).VMAP_AXES, 0, 0, 0)  # type: ignore[arg-type]
-
-
-def seed_keys(seeds: Sequence[int]) -> jax.Array:
-    """One key per seed [S]: a seed's stream does not depend on which other seeds run beside it."""
-    return jnp.stack([jax.random.key(seed) for seed in seeds])
-
-
-def over_seeds(
-    fn: Callable[..., Any], num_seeds: int, in_axes: Any = 0, out_axes: Any = 0
-) -> Callable[..., Any]:
-    """``jax.vmap`` of ``fn`` over a leading axis of ``num_seeds``.
-
-    One seed is taken out and put back instead: XLA makes slower programs of arrays with a leading axis of 1.
-    """
-    if num_seeds > 1:
-        return jax.vmap(fn, in_axes=in_axes, out_axes=out_axes)
-
-    def change(axes: Any, tree: Any, of_leaf: Callable[[jax.Array], jax.Array]) -> Any:
-        each = jax.tree.broadcast(axes, tree, is_leaf=lambda axis: axis is None)
-        return jax.tree.map(
-            lambda axis, x: x if axis is None else of_leaf(x), each, tree, is_leaf=lambda axis: axis is None
-        )
-
-    def one(*args: Any) -> Any:
-        return change(out_axes, fn(*change(in_axes, args, lambda x: x[0])), lambda x: x[None])
-
-    return one
 
 
 def init_runner(env: JaxEnv[Any], keys: jax.Array, config: LearnerConfig) -> Runner:
@@ -128,32 +86,29 @@ def make_chunk(env: JaxEnv[Any], config: LearnerConfig, length: int) -> Any:
     return jax.jit(chunk, donate_argnums=0)
 
 
-class DeviceEngine:
+class DeviceEngine(Engine[Any]):
     """Everything on the device: up to ``length`` updates in one compiled program without a host round trip."""
 
     def __init__(self, env: JaxEnv[Any], seeds: Sequence[int], config: LearnerConfig, length: int) -> None:
-        self.tree = init_runner(env, seed_keys(seeds), config)
         self._chunk = make_chunk(env, config, length)
         self._length = length
-
-    @property
-    def state(self) -> State:
-        state: State = self.tree.state
-        return state
+        super().__init__(init_runner(env, seed_keys(seeds), config), config)
 
     def advance(self, n: int) -> Metrics:
         """``n`` updates; n may exceed the chunk's length."""
         parts = []
-        while n > 0:
-            now = min(n, self._length)
-            self.tree, rows = self._chunk(self.tree, jnp.int32(now))
-            parts.append(jax.tree.map(lambda row, now=now: np.asarray(row)[:now], rows))
-            n -= now
+        chunk = self._compiled()
+        with self.timing.measured("learning"):
+            while n > 0:
+                now = min(n, self._length)
+                self.tree, rows = chunk(self.tree, jnp.int32(now))
+                parts.append(jax.tree.map(lambda row, now=now: np.asarray(row)[:now], rows))
+                n -= now
         metrics: Metrics = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
         return metrics
 
-    def close(self) -> None:
-        """Nothing to free."""
+    def _compile(self, widths: Mapping[str, int]) -> Any:
+        return self._chunk.lower(self.template(widths), make_struct((), jnp.int32)).compile()
 
 
 @struct.dataclass
@@ -164,7 +119,14 @@ class Learners:
     key: jax.Array
 
 
-class HostEngine:
+class HostPrograms(NamedTuple):
+    """``act`` of one step, and ``update`` on a rollout."""
+
+    act: Any
+    update: Any
+
+
+class HostEngine(Engine[HostPrograms]):
     """Environments on the host, one batch of ``config.num_envs`` per seed; the learners of all seeds in one program.
 
     The state of a host environment cannot be saved. So every ``reset_every`` updates all environments are reset with a
@@ -179,7 +141,7 @@ class HostEngine:
         config: LearnerConfig,
         reset_every: int,
     ) -> None:
-        self._config, self._seeds, self._reset_every = config, list(seeds), reset_every
+        self._seeds, self._reset_every = list(seeds), reset_every
         self._envs = [make_envs() for _ in seeds]
         self._obs: np.ndarray | None = None
         spec, learner = self._envs[0].spec, learner_of(config)
@@ -200,52 +162,69 @@ class HostEngine:
             return Learners(state, learners.key), metrics
 
         axes: Any = Learners(learner.VMAP_AXES, 0)  # type: ignore[arg-type]
-        self.tree = jax.jit(jax.vmap(init, out_axes=axes))(seed_keys(seeds))
         num_seeds = len(self._seeds)
         self._draw = jax.jit(jax.vmap(draw))
         self._act = jax.jit(over_seeds(act, num_seeds, in_axes=(learner.VMAP_AXES, 0, 0, None)))
         self._update = jax.jit(
             over_seeds(update, num_seeds, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0
         )
-
-    @property
-    def state(self) -> State:
-        state: State = self.tree.state
-        return state
+        super().__init__(jax.jit(jax.vmap(init, out_axes=axes))(seed_keys(seeds)), config)
 
     def advance(self, n: int) -> Metrics:
         """``n`` updates, each on a fresh rollout."""
         parts = []
+        programs = self._compiled()
         for _ in range(n):
-            done = int(self.tree.state.step)
-            if done % self._reset_every == 0 or self._obs is None:
-                self._obs = np.stack(
-                    [
-                        env.reset(derived_seed(seed, done))
-                        for env, seed in zip(self._envs, self._seeds, strict=True)
-                    ]
-                )
-            key, noise = self._draw(self.tree.key)
-            self._obs, transitions = host_rollout(
-                self._envs,
-                partial(self._choose, self.tree.state, noise),
-                self._obs,
-                self._config,
-                cut=(done + 1) % self._reset_every == 0,
-            )
-            self.tree, metrics = self._update(Learners(self.tree.state, key), transitions)
-            parts.append(jax.tree.map(np.asarray, metrics))
+            with self.timing.measured("stepping"):
+                key, transitions = self._rollout(programs.act)
+            with self.timing.measured("learning"):
+                self.tree, metrics = programs.update(Learners(self.tree.state, key), transitions)
+                parts.append(jax.tree.map(np.asarray, metrics))
         stacked: Metrics = jax.tree.map(lambda *rows: np.stack(rows), *parts)
         return stacked
 
     def close(self) -> None:
         """Close every environment."""
+        super().close()
         for env in self._envs:
             env.close()
 
-    def _choose(self, state: Any, noise: jax.Array, obs: np.ndarray, t: int) -> jax.Array:
-        action: jax.Array = self._act(state, obs, noise, np.int32(t))
-        return action
+    def _rollout(self, act: Any) -> tuple[jax.Array, Rollout]:
+        """The keys to go on with, and the rollout of one update; the environments are reset where it is time."""
+        done = int(self.tree.state.step)
+        if done % self._reset_every == 0 or self._obs is None:
+            self._obs = np.stack(
+                [
+                    env.reset(derived_seed(seed, done))
+                    for env, seed in zip(self._envs, self._seeds, strict=True)
+                ]
+            )
+        key, noise = self._draw(self.tree.key)
+
+        def choose(obs: np.ndarray, t: int) -> jax.Array:
+            action: jax.Array = act(self.tree.state, obs, noise, np.int32(t))
+            return action
+
+        cut = (done + 1) % self._reset_every == 0
+        self._obs, transitions = host_rollout(self._envs, choose, self._obs, self._config, cut)
+        return key, transitions
+
+    def _compile(self, widths: Mapping[str, int]) -> HostPrograms:
+        learners = self.template(widths)
+        config, spec, seeds = self._config, self._envs[0].spec, len(self._seeds)
+        observed = (seeds, config.num_envs, spec.observation_size)
+        _, noise = jax.eval_shape(self._draw, learners.key)
+        obs, t = make_struct(observed, jnp.float32), make_struct((), jnp.int32)
+        act = self._act.lower(learners.state, obs, noise, t)
+        action = act.out_info
+
+        def rows(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
+            return make_struct((seeds, config.num_steps, *shape), dtype)
+
+        envs, cut = (config.num_envs,), cast(Any, make_struct((seeds,), bool))
+        seen, number, flag = rows(observed[1:]), rows(envs), rows(envs, bool)
+        rollout = Rollout(seen, rows(action.shape[1:], action.dtype), number, flag, flag, seen, cut)
+        return HostPrograms(act.compile(), self._update.lower(learners, rollout).compile())
 
 
 def derived_seed(seed: int, update: int) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
+from prune_rl.atomic_files import write_json
 from prune_rl.envs.task import Task
 from prune_rl.envs.vector import make_vector
 from prune_rl.export.policy import load_policy, save_policy
@@ -22,10 +23,12 @@ from prune_rl.runs.logging import MetricsLog
 from prune_rl.runs.mask_history import MaskHistory
 from prune_rl.runs.progress import Progress
 from prune_rl.spaces import Spec
+from prune_rl.training.array_widths import check_every
 from prune_rl.training.config import NOT_PART_OF_THE_RESULT, Config
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
 from prune_rl.training.policy_export import compact_policy, masked_policy, state_of_seed
 
+TIMING = "timing.json"
 # Updates in one compiled call: enough that a call's overhead vanishes, few enough that progress shows.
 CHUNK = 25
 
@@ -52,8 +55,11 @@ def train(config: Config, task: Task, run_dir: Path, command: str, console: Cons
                 )
             engine = make_engine(config, task)
             try:
-                run_updates(engine, config, run.path, console)
+                with engine.timing.counting_programs():
+                    run_updates(engine, config, run.path, console)
+                console.print(engine.timing.compilation())
                 write_policies(engine.state, config, task.spec, run.path)
+                write_json(run.path / TIMING, engine.timing.to_json())
             finally:
                 engine.close()
 
@@ -84,7 +90,7 @@ def check_engine(config: Config, task: Task) -> None:
     jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, task.spec))
 
 
-def make_engine(config: Config, task: Task) -> Engine:
+def make_engine(config: Config, task: Task) -> Engine[Any]:
     """The engine for the backend of a resolved configuration, with fresh learners and environments."""
     if config.reset_every is None:
         return DeviceEngine(task.jax_env(), config.all_seeds, config.learner, CHUNK)
@@ -96,24 +102,27 @@ def make_engine(config: Config, task: Task) -> Engine:
     )
 
 
-def run_updates(engine: Engine, config: Config, path: Path, console: Console) -> None:
+def run_updates(engine: Engine[Any], config: Config, path: Path, console: Console) -> None:
     """Advance ``engine`` to the end of the run, from the newest checkpoint in ``path`` if there is one."""
     checkpoints = Checkpoints(path / "checkpoints")
     log, history = MetricsLog(path / "metrics.jsonl"), MaskHistory(path / "masks")
-    restored = checkpoints.restore(engine.tree)
+    restored = checkpoints.restore(lambda metadata: engine.template(metadata["widths"]))
     for note in checkpoints.notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
     done, start = 0, time.monotonic()
     if restored is not None:
         engine.tree, done = restored.tree, restored.step
         # The clock goes on where the checkpoint left it, so that wall_time never falls.
-        start -= restored.metadata["wall_time"]
+        start -= restored.metadata["timing"]["total"]
+        engine.timing.add(restored.metadata["timing"])
         console.print(f"continuing from the checkpoint at {done * config.learner.steps_per_update:,} steps")
     log.rewind(done * config.learner.steps_per_update)
     history.rewind(done * config.learner.steps_per_update)
     total, every = config.learner.num_updates, config.checkpoint_every
     rows: list[Metrics] = []
-    widths = {name: int(mask.shape[-1]) for name, mask in engine.state.masks.items()}
+    widths = {name: mask.shape[-1] for name, mask in engine.masks.items()}
+    check = check_every(total)
+    engine.shrink()
     title = f"{config.env} {config.algo} {config.method}, " + (
         f"seed {config.seed}" if config.seeds == 1 else f"{config.seeds} seeds"
     )
@@ -130,7 +139,7 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
     ):
         while done < total:
             step = CHUNK if isinstance(engine, DeviceEngine) else 1
-            n = min(step, every - done % every, total - done)
+            n = min(step, every - done % every, check - done % check, total - done)
             metrics = without_placeholders(engine.advance(n))
             for i in range(n):
                 rows.append(jax.tree.map(lambda x, i=i: x[i], metrics))
@@ -140,8 +149,10 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
                     log.write(done * config.learner.steps_per_update, record(joined(rows), done, start))
                     rows.clear()
             steps = done * config.learner.steps_per_update
-            history.write(steps, jax.tree.map(np.asarray, engine.state.masks))
             last = jax.tree.map(lambda x: x[-1], metrics)
+            if done % check == 0 and done < total:
+                engine.shrink()
+            history.write(steps, engine.masks)
             kept = {name: report["width"].tolist() for name, report in last.get("prune", {}).items()}
             progress.update(
                 steps,
@@ -149,7 +160,11 @@ def run_updates(engine: Engine, config: Config, path: Path, console: Console) ->
                 kept or {name: [width] * config.seeds for name, width in widths.items()},
             )
             if done % every == 0 or done == total:
-                checkpoints.save(done, engine.tree, {"wall_time": time.monotonic() - start})
+                engine.timing.total = time.monotonic() - start
+                with engine.timing.measured("checkpoints"):
+                    metadata = {"widths": engine.widths, "timing": engine.timing.to_json()}
+                    checkpoints.save(done, engine.tree, metadata)
+        engine.timing.total = time.monotonic() - start
 
 
 def write_policies(state: State, config: Config, spec: Spec, path: Path) -> None:

@@ -8,46 +8,64 @@ from typing import Any
 import jax
 import numpy as np
 
-from prune_rl.dependency.compaction import compact
+from prune_rl.dependency.compaction import compact, expand
 from prune_rl.export.policy import Policy
 from prune_rl.learners.networks import num_hidden
 from prune_rl.learners.registry import State, learner_of
 from prune_rl.learners.running_statistics import RunningStatistics
-from prune_rl.pruning.masks import apply_masks
+from prune_rl.pruning.shrinking import full_masks
 from prune_rl.spaces import Spec
 from prune_rl.training.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The part of a learner's state that acting depends on, for one seed."""
+    """The part of a learner's state that acting depends on, for one seed.
+
+    ``masks`` are over the neurons of the arrays, ``full_masks`` over those that there were at the start.
+    """
 
     params: dict[str, Any]
     masks: dict[str, jax.Array]
+    full_masks: dict[str, Any]
     obs_stats: RunningStatistics
 
 
 def state_of_seed(state: State, index: int) -> Trained:
     """One of the S seeds of a state. The rest of the state, such as a replay buffer, is not copied."""
-    parts = (state.params, state.masks, state.obs_stats)
+    parts = (state.params, state.masks, masks_at_start(state), state.obs_stats)
     return Trained(*jax.tree.map(lambda x: x[index], parts))
 
 
-def masked_policy(state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
-    """The policy at the width it was trained with, its masked slices zero; ``config`` must be resolved."""
-    groups = learner_of(config.learner).prunable_groups(state.params, config.learner)
-    params = apply_masks(groups, state.params, state.masks)
-    return _policy(params["actor"], state, config, spec, seed)
+def masks_at_start(state: State) -> dict[str, Any]:
+    """{group name: bool[…, size]} over the neurons that there were at the start, in NumPy; leading axes stay."""
+    pruning = getattr(state, "pruning", None)
+    if pruning is None:  # a learner whose arrays keep their size
+        return {name: np.asarray(mask) for name, mask in state.masks.items()}
+    return full_masks(pruning)
 
 
-def compact_policy(state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
+def masked_policy(state: Trained, config: Config, spec: Spec, seed: int) -> Policy:
+    """The policy at the width it started with, its masked slices zero; ``config`` must be resolved."""
+    learner, small = learner_of(config.learner), compact_params(state, config)
+    start = jax.eval_shape(lambda: learner.init(jax.random.key(0), config.learner, spec).params)
+    wide = expand(learner.prunable_groups(start, config.learner), small, state.full_masks)
+    return _policy(wide["actor"], state, config, spec, seed)
+
+
+def compact_policy(state: Trained, config: Config, spec: Spec, seed: int) -> Policy:
     """The same function in smaller arrays, gathered from the kept slices of the actor."""
+    return _policy(compact_params(state, config)["actor"], state, config, spec, seed)
+
+
+def compact_params(state: Trained, config: Config) -> dict[str, Any]:
+    """The params without the slices of masked neurons."""
     groups = learner_of(config.learner).prunable_groups(state.params, config.learner)
-    small = compact(groups, state.params, state.masks)
-    return _policy(small["actor"], state, config, spec, seed)
+    small: dict[str, Any] = compact(groups, state.params, state.masks)
+    return small
 
 
-def _policy(actor: dict[str, Any], state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
+def _policy(actor: dict[str, Any], state: Trained, config: Config, spec: Spec, seed: int) -> Policy:
     learner = config.learner
     layers = [actor[f"layer_{i}"] for i in range(num_hidden(actor))] + [actor["head"]]
     tensors = [(np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in layers]

@@ -10,6 +10,7 @@ from prune_rl.learners.ppo.learner import all_groups as all_groups
 from prune_rl.learners.ppo.learner import init as init
 from prune_rl.learners.ppo.learner import prepare as prepare
 from prune_rl.learners.ppo.learner import prunable_groups as prunable_groups
+from prune_rl.learners.ppo.learner import shrink as shrink
 from prune_rl.learners.ppo.learner import squashes as squashes
 from prune_rl.learners.ppo.learner import update as update
 from prune_rl.learners.ppo.surrogate import Batch as Batch

@@ -42,6 +42,11 @@ class Config(LearnerConfig):
         """Gradient steps in the whole of training."""
         return self.num_updates * self.update_epochs * self.num_minibatches
 
+    @property
+    def gradient_samples(self) -> int:
+        """Samples that the gradient steps of one update look at, all together."""
+        return self.update_epochs * self.steps_per_update
+
     def check(self) -> None:
         """Raise ``ValueError`` for any value that cannot work."""
         check_at_least_one(self, "update_epochs", "num_minibatches")

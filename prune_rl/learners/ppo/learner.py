@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -32,6 +33,7 @@ from prune_rl.learners.ppo.surrogate import Batch, actor_distribution, minibatch
 from prune_rl.learners.rollout import EpisodeReturns, Metrics, Rollout, track_returns
 from prune_rl.learners.running_statistics import RunningStatistics, normalize, update_statistics
 from prune_rl.pruning.mask_update import PruningState, init_pruning
+from prune_rl.pruning.shrinking import gather
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState
 from prune_rl.spaces import Spec
 
@@ -93,6 +95,16 @@ def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.A
     """Sampled actions for raw observations [N, D]; ``noise`` from ``action_noise``. int32[N] or float32[N, size]."""
     obs = normalize(state.obs_stats, obs, config)
     return actor_distribution(state.params, obs, config, is_discrete(state.bounds)).sample(noise)
+
+
+def shrink(state: State, widths: Mapping[str, int], config: Config) -> State:
+    """The state in smaller arrays: hidden layers of ``widths``, {group name: neurons}, at least as many as are kept.
+
+    Training goes on as it would with masked neurons in the larger arrays, up to rounding. Pure.
+    """
+    groups, whole = prunable_groups(state.params, config), (state.params, state.opt_state, state.pruning)
+    params, opt_state, pruning = gather(groups, state.params, whole, state.masks, widths)
+    return dataclasses.replace(state, params=params, opt_state=opt_state, pruning=pruning)
 
 
 def squashes(spec: Spec) -> bool:

@@ -14,5 +14,6 @@ from prune_rl.learners.sac.state import VMAP_AXES as VMAP_AXES
 from prune_rl.learners.sac.state import State as State
 from prune_rl.learners.sac.state import act as act
 from prune_rl.learners.sac.state import init as init
+from prune_rl.learners.sac.state import shrink as shrink
 from prune_rl.learners.sac.state import squashes as squashes
 from prune_rl.learners.sac.temperature import target_entropy as target_entropy

@@ -64,6 +64,16 @@ class Config(LearnerConfig):
         return -(-self.learning_starts // self.steps_per_update)
 
     @property
+    def gradient_samples(self) -> int:
+        """Samples that the gradient steps of one update look at, all together."""
+        return self.gradient_steps * self.batch_size
+
+    @property
+    def first_mask_update(self) -> int:
+        """No neuron is removed before the first gradient steps: until then no score says anything."""
+        return self.warmup_updates + 1
+
+    @property
     def capacity(self) -> int:
         """Transitions that the replay buffer has room for: whole rollouts, no more than training makes."""
         rollouts = max(1, min(self.buffer_size // self.steps_per_update, self.num_updates))

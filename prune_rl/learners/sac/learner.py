@@ -114,10 +114,8 @@ def _prune(state: State, batch_key: jax.Array, key: jax.Array, config: Config) -
         batch = replay_buffer.sample_normalized(state.replay, batch_key, size, stats, config)
         return {"actor": (batch.obs,), "critic": (critic_input(batch.obs, batch.action, arch),)}
 
-    # Not before the first gradient steps: until then no score says anything.
-    first = config.warmup_updates + 1
     groups = prunable_groups(state.params, config)
-    rules = mask_rules(config, groups, network_functions(config), first_update=first, refit_critic=False)
+    rules = mask_rules(config, groups, network_functions(config), refit_critic=False)
     pruned, report = prune(state, rules, draw_inputs, key)
     target = {"critic": state.networks.target_critic}
     target = apply_masks(groups.within("critic"), target, pruned.state.masks)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from prune_rl.learners.sac.config import Config
 from prune_rl.learners.sac.networks import Networks, OptState, init_networks, prunable_groups
 from prune_rl.learners.sac.values import Architecture, policy
 from prune_rl.pruning.mask_update import PruningState, init_pruning
+from prune_rl.pruning.shrinking import gather
 from prune_rl.spaces import Discrete, Spec
 
 
@@ -107,6 +110,21 @@ def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.A
     # The normal noise through twice its own distribution function is uniform on [−1, 1].
     action = jnp.where(warmup, jax.lax.erf(noise / math.sqrt(2.0)), sampled)
     return from_unit(action, state.bounds)
+
+
+def shrink(state: State, widths: Mapping[str, int], config: Config) -> State:
+    """The state in smaller arrays: hidden layers of ``widths``, {group name: neurons}, at least as many as are kept.
+
+    Training goes on as it would with masked neurons in the larger arrays, up to rounding. Pure.
+    """
+    networks = state.networks
+    groups = prunable_groups(networks.params, config)
+    # The target critics are params of the same names.
+    target = {"critic": networks.target_critic}
+    whole = (networks.params, target, networks.opt_state, state.pruning)
+    params, target, opt_state, pruning = gather(groups, networks.params, whole, state.masks, widths)
+    networks = Networks(params, target["critic"], networks.log_alpha, opt_state)
+    return dataclasses.replace(state, networks=networks, pruning=pruning)
 
 
 def squashes(spec: Spec) -> bool:

@@ -4,9 +4,10 @@ The penalty is
 
     R(params) = Σ_ℓ Σ_j λ c_j √n_ℓ ‖(w_in[:,j], b[j])‖₂
 
-over the incoming column and bias of every neuron j of layer ℓ, n_ℓ entries each, with ``c_j`` from ``penalty_weights``:
-neurons that hardly influence the output are penalised more, after Su et al. 2024. The outgoing row is not part of the
-group, since neighbouring layers would share it, and the proximal operator of overlapping groups is not the block one.
+over the incoming column and bias of every neuron j of layer ℓ, n_ℓ entries each at the start, with ``c_j`` from
+``penalty_weights``: neurons that hardly influence the output are penalised more, after Su et al. 2024. The outgoing row
+is not part of the group, since neighbouring layers would share it, and the proximal operator of overlapping groups is
+not the block one.
 """
 
 from __future__ import annotations
@@ -31,9 +32,14 @@ Metric = Literal["euclidean", "adam"]
 
 
 class ProximalStepState(NamedTuple):
-    """``count``: int32[], updates made; schedules are functions of it."""
+    """``count``: int32[], updates made; schedules are functions of it.
+
+    ``entries``: {group name: float32[]}, n_ℓ at ``init``. The penalty of a neuron does not fall because others before
+    it are gone. Empty where there is no step.
+    """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name for it; it hides tuple.count
+    entries: dict[str, jax.Array]
 
 
 def proximal_step(
@@ -104,8 +110,9 @@ def proximal_step(
     without_step = is_zero(strength)
 
     def init_fn(params: Params) -> ProximalStepState:
-        del params
-        return ProximalStepState(jnp.zeros((), jnp.int32))
+        here = NeuronGroups(()) if without_step else fit_groups(groups, params)
+        each = {name: jnp.float32(entries(group, params)) for name, group in here.items()}
+        return ProximalStepState(jnp.zeros((), jnp.int32), each)
 
     def update_fn(
         updates: Params,
@@ -118,7 +125,7 @@ def proximal_step(
         **extra: Any,
     ) -> tuple[Params, ProximalStepState]:
         del extra
-        new_state = ProximalStepState(optax.safe_increment(state.count))
+        new_state = ProximalStepState(optax.safe_increment(state.count), state.entries)
         if without_step:
             return updates, new_state
         params = trained_part("proximal_step", updates, params)
@@ -133,8 +140,8 @@ def proximal_step(
         weights = penalty_weights(here, importance, masks, weight_range)
         thresholds = {
             name: step_size * _strength_of(strength, name, state.count) * weights[name]
-            * jnp.sqrt(float(entries(group, params)))
-            for name, group in here.items()
+            * jnp.sqrt(state.entries[name])
+            for name in here
         }  # fmt: skip
         if metric == "euclidean":
             proposal = euclidean_prox(here, proposal, thresholds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,14 @@ from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import leaves_by_path, replace_leaves
 
 
+class ScaleByWidthState(NamedTuple):
+    """``sizes``: {group name: int32[]}, the neurons of each group at ``init``."""
+
+    sizes: dict[str, jax.Array]
+
+
 def scale_by_width(groups: NeuronGroups, exponent: float = 0.5) -> optax.GradientTransformationExtraArgs:
-    """Multiply the updates of what reads a layer by (the group's size / neurons left) ** ``exponent``.
+    """Multiply the updates of what reads a layer by (the group's size at ``init`` / neurons left) ** ``exponent``.
 
     Adam moves every weight by about its step size, however many there are. What a neuron receives is a sum over the
     neurons before it, so the fewer of them are left, the less a step changes the function: by the ratio of the widths
@@ -26,8 +32,9 @@ def scale_by_width(groups: NeuronGroups, exponent: float = 0.5) -> optax.Gradien
         exponent: 0.5 suits weights whose scale is that of a fan-in initialisation; 0 changes nothing.
 
     Returns:
-        A transformation without state. Its ``update`` takes ``masks={group name: bool[size]}`` as an extra argument, as
-        ``group_sparse`` hands them on; without masks, it changes nothing. A layer without neurons is left alone.
+        An :class:`optax.GradientTransformationExtraArgs`. Its ``update`` takes ``masks={group name: bool[size]}`` as an
+        extra argument, as ``group_sparse`` hands them on; without masks, it changes nothing. A layer without neurons is
+        left alone.
 
     Raises:
         ValueError: ``exponent`` is negative or not finite.
@@ -49,25 +56,25 @@ def scale_by_width(groups: NeuronGroups, exponent: float = 0.5) -> optax.Gradien
     if not 0.0 <= exponent < float("inf"):
         raise ValueError(f"exponent must be a finite number >= 0, got {exponent}")
 
-    def init(params: Any) -> optax.EmptyState:
+    def init(params: Any) -> ScaleByWidthState:
         del params
-        return optax.EmptyState()
+        return ScaleByWidthState({name: jnp.int32(group.size) for name, group in groups.items()})
 
     def update(
         updates: Any,
-        state: optax.EmptyState,
+        state: ScaleByWidthState,
         params: Any = None,
         *,
         masks: Mapping[str, jax.Array] | None = None,
         **extra: Any,
-    ) -> tuple[Any, optax.EmptyState]:
+    ) -> tuple[Any, ScaleByWidthState]:
         del params, extra
         leaves = leaves_by_path(updates)
         for name, group in groups.items():
             if masks is None or name not in masks:
                 continue
             kept = jnp.maximum(jnp.sum(masks[name]), 1).astype(jnp.float32)
-            factor = (group.size / kept) ** exponent
+            factor = (state.sizes[name] / kept) ** exponent
             for part in group.outgoing:
                 leaf = leaves[part.path]
                 along: Any = factor

@@ -1,0 +1,170 @@
+"""What the engines have in common: seeds side by side, arrays that get smaller, programs for each width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prune_rl.dependency.tree_paths import leaves_by_path, make_struct, replace_leaves, shape_structs
+from prune_rl.learners.registry import Config as LearnerConfig
+from prune_rl.learners.registry import Metrics, State, learner_of, shrinks
+from prune_rl.training.array_widths import Shrinking, next_shrinking
+from prune_rl.training.policy_export import masks_at_start
+from prune_rl.training.programs import Programs
+from prune_rl.training.timing import Timing
+
+Compiled = TypeVar("Compiled")
+
+
+class Engine(Generic[Compiled]):
+    """Advances the training of S seeds; a subclass says with which programs.
+
+    Attributes:
+        tree: everything that training changes, all arrays: save it, or assign one that was saved.
+        timing: where the time went.
+    """
+
+    tree: Any
+
+    def __init__(self, tree: Any, config: LearnerConfig) -> None:
+        self.tree = tree
+        self.timing = Timing()
+        self._config = config
+        self._full = shape_structs(tree, "the state")
+        self._programs = Programs(self._compile)
+
+    @property
+    def state(self) -> State:
+        """The learners' part of the tree, with a leading seed axis on all but ``step``."""
+        state: State = self.tree.state
+        return state
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """{group name: neurons in the arrays}, of the groups that may be pruned."""
+        return {name: int(mask.shape[-1]) for name, mask in self.state.masks.items()}
+
+    @property
+    def masks(self) -> dict[str, Any]:
+        """{group name: bool[S, size]} over the neurons that there were at the start, NumPy."""
+        return masks_at_start(self.state)
+
+    def advance(self, n: int) -> Metrics:
+        """Make ``n`` updates and return their metrics, NumPy arrays [n, S]; checkpoints are saved between two calls."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+        self._programs.close()
+
+    def template(self, widths: Mapping[str, int]) -> Any:
+        """The shapes of a tree whose arrays have these widths, which ``Checkpoints.restore`` needs."""
+        if not widths:
+            return self._full
+        return jax.eval_shape(partial(shrink_tree, widths=dict(widths), config=self._config), self._full)
+
+    def shrink(self) -> bool:
+        """Gather the neurons that are left into smaller arrays if that is worth it; returns whether it was.
+
+        Call it between two calls of ``advance``, before the first one and at the points that ``check_every`` gives. All
+        seeds share the widths. What the next shrinking will need is compiled ahead.
+        """
+        upcoming = self._next_shrinking()
+        now = upcoming is not None and upcoming.update == int(self.state.step)
+        if upcoming is not None and now:
+            with self.timing.measured("shrinking"):
+                self.tree = self._shrunk(upcoming.widths)
+            upcoming = self._next_shrinking()
+        if upcoming is not None:
+            self._programs.ahead(upcoming.widths)
+        return now
+
+    def _next_shrinking(self) -> Shrinking | None:
+        if not self.shrinkable:
+            return None
+        state: Any = self.state
+        sizes = {name: int(np.max(size)) for name, size in state.pruning.sizes.items()}
+        kept = {name: int(np.asarray(mask).sum(-1).max()) for name, mask in state.masks.items()}
+        params = jax.tree.map(lambda x: make_struct(x.shape[1:], x.dtype), state.params)
+        groups = learner_of(self._config).prunable_groups(params, self._config)
+        num_seeds = len(next(iter(state.masks.values())))
+        return next_shrinking(self._config, groups, params, kept, sizes, int(state.step), num_seeds)
+
+    @property
+    def shrinkable(self) -> bool:
+        """Whether the arrays of this run get smaller."""
+        prune = self._config.prune
+        return (
+            prune is not None and prune.shrink != "never" and shrinks(self._config) and bool(self.state.masks)
+        )
+
+    def _compile(self, widths: Mapping[str, int]) -> Compiled:
+        """The programs for arrays of these widths. May run in another thread."""
+        raise NotImplementedError
+
+    def _compiled(self) -> Compiled:
+        """The programs for the present arrays."""
+        with self.timing.measured("compiling"):
+            return self._programs.get(self.widths)
+
+    def _shrunk(self, widths: Mapping[str, int]) -> Any:
+        """The tree in smaller arrays. NumPy gathers them, which has nothing to compile.
+
+        What keeps its shape, such as a replay buffer, is not copied.
+        """
+        learner: Any = learner_of(self._config)
+        smaller, old = self.template(widths), leaves_by_path(self.tree)
+        wanted = leaves_by_path(smaller)
+        changed = {path: np.asarray(leaf) for path, leaf in old.items() if leaf.shape != wanted[path].shape}
+        seeds = []
+        for seed in range(len(next(iter(self.state.masks.values())))):
+            mine = {
+                path: changed[path][seed] if path in changed else make_struct(leaf.shape[1:], leaf.dtype)
+                for path, leaf in old.items()
+            }
+            tree = replace_leaves(self.tree, cast(Any, mine))
+            seeds.append(leaves_by_path(tree.replace(state=learner.shrink(tree.state, widths, self._config))))
+        new = {path: jnp.asarray(np.stack([seed[path] for seed in seeds])) for path in changed}
+        return replace_leaves(smaller, {**old, **new})
+
+
+def shrink_tree(tree: Any, *, widths: Mapping[str, int], config: LearnerConfig) -> Any:
+    """An engine's tree with smaller arrays, for each of its seeds. Pure."""
+    learner: Any = learner_of(config)
+    axes = learner.VMAP_AXES
+    shrink: Any = jax.vmap(
+        lambda state: learner.shrink(state, widths, config), in_axes=(axes,), out_axes=axes
+    )
+    return tree.replace(state=shrink(tree.state))
+
+
+def seed_keys(seeds: Sequence[int]) -> jax.Array:
+    """One key per seed [S]: a seed's stream does not depend on which other seeds run beside it."""
+    return jnp.stack([jax.random.key(seed) for seed in seeds])
+
+
+def over_seeds(
+    fn: Callable[..., Any], num_seeds: int, in_axes: Any = 0, out_axes: Any = 0
+) -> Callable[..., Any]:
+    """``jax.vmap`` of ``fn`` over a leading axis of ``num_seeds``.
+
+    One seed is taken out and put back instead: XLA makes slower programs of arrays with a leading axis of 1.
+    """
+    if num_seeds > 1:
+        return jax.vmap(fn, in_axes=in_axes, out_axes=out_axes)
+
+    def change(axes: Any, tree: Any, of_leaf: Callable[[jax.Array], jax.Array]) -> Any:
+        each = jax.tree.broadcast(axes, tree, is_leaf=lambda axis: axis is None)
+        return jax.tree.map(
+            lambda axis, x: x if axis is None else of_leaf(x), each, tree, is_leaf=lambda axis: axis is None
+        )
+
+    def one(*args: Any) -> Any:
+        return change(out_axes, fn(*change(in_axes, args, lambda x: x[0])), lambda x: x[None])
+
+    return one

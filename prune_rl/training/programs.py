@@ -1,0 +1,50 @@
+"""Compiled programs for arrays of several widths, the next ones compiled in a thread while training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Generic, TypeVar
+
+Widths = Mapping[str, int]
+Compiled = TypeVar("Compiled")
+
+
+class Programs(Generic[Compiled]):
+    """What ``compile(widths)`` returned, by widths; each is compiled once.
+
+    Args:
+        compile: lowers and compiles for arrays of these widths, {group name: neurons}; it may run in another thread,
+            and must not read what training changes.
+    """
+
+    def __init__(self, compile: Callable[[Widths], Compiled]) -> None:
+        self._compile = compile
+        self._futures: dict[tuple[tuple[str, int], ...], Future[Compiled]] = {}
+        # One thread: the programs come in the order in which they are needed.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="compile-ahead")
+
+    def get(self, widths: Widths) -> Compiled:
+        """The programs for these widths, compiled now if they were not compiled ahead; waits for them."""
+        future = self._futures.get(_key(widths))
+        if future is None:
+            # In this thread: the other one may be busy with a program that is needed later.
+            future = self._futures[_key(widths)] = Future()
+            try:
+                future.set_result(self._compile(widths))
+            except BaseException as error:
+                future.set_exception(error)
+        return future.result()
+
+    def ahead(self, widths: Widths) -> None:
+        """Compile these programs in the thread, unless they are compiled already."""
+        if _key(widths) not in self._futures:
+            self._futures[_key(widths)] = self._thread.submit(self._compile, dict(widths))
+
+    def close(self) -> None:
+        """Nothing is compiled ahead any more."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _key(widths: Widths) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(widths.items()))
