@@ -127,7 +127,7 @@ class OurSide:
         self._engine.close()
 
 
-def ours(bench: Bench) -> Engine:
+def ours(bench: Bench) -> Engine[Any]:
     """A dense SAC run of a million steps, as `prune-rl train Hopper-v3 --algo sac --method dense` would begin it."""
     learner = sac.Config(
         hidden=bench.hidden,
@@ -144,7 +144,7 @@ def ours(bench: Bench) -> Engine:
     return make_engine(config.resolved(task), task)
 
 
-def _updates(engine: Engine) -> int:
+def _updates(engine: Engine[Any]) -> int:
     """Gradient steps so far, as Adam counts them; the fewest, if the networks differ."""
     adams = optax.tree.get_all_with_path(engine.state, "ScaleByAdamState")
     return min(int(adam.count.reshape(-1)[0]) for _, adam in adams)

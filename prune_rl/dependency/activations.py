@@ -34,7 +34,7 @@ def activations(
       *inputs: the further arguments of fn.
 
     Returns:
-      {group name: float32[batch…, size]}, the batch axes being those of the layer's input.
+      {group name: float32[batch…, size]} (float64 where the layer is), the batch axes being those of the layer's input.
 
     Raises:
       ValueError: the groups do not fit params, or fn does not read a group.
@@ -106,7 +106,7 @@ def _inside(equations: Iterable[Equation], looped: bool = False) -> set[int]:
 
 def _along(value: jax.Array, axis: int, where: Indices) -> jax.Array:
     """The neurons last; several positions of a neuron count as further examples."""
-    moved = jnp.moveaxis(value, axis, -1).astype(jnp.float32)
+    moved = jnp.moveaxis(value, axis, -1).astype(jnp.promote_types(value.dtype, jnp.float32))
     if where.shape == (moved.shape[-1], 1) and bool((where[:, 0] == np.arange(len(where))).all()):
         return moved
     taken = moved[..., where]

@@ -89,7 +89,7 @@ def refit(
         removed = old_masks[name] & ~kept
         mean, covariance = _moments(activations[name], old_masks[name], ridge)
         both_kept = kept[:, None] & kept[None, :]
-        system = jnp.where(both_kept, covariance, jnp.eye(group.size, dtype=jnp.float32))
+        system = jnp.where(both_kept, covariance, jnp.eye(group.size, dtype=covariance.dtype))
         cross = jnp.where(kept[:, None] & removed[None, :], covariance, 0.0)
         takes_over = _product(inverse(system), cross)
         for part in group.outgoing:
@@ -112,7 +112,7 @@ def refit(
 
 
 def inverse(matrix: jax.Array) -> jax.Array:
-    """Inverse of a symmetric positive definite float32[n, n] by Gauss-Jordan elimination, stable without pivots there.
+    """Inverse of a symmetric positive definite float[n, n] by Gauss-Jordan elimination, stable without pivots there.
 
     Plain XLA operations: the batched LAPACK call behind ``jnp.linalg.inv`` waits for the thread pool that it runs in,
     and can wait for ever on a machine with few cores.
@@ -134,7 +134,8 @@ def inverse(matrix: jax.Array) -> jax.Array:
 
 def _moments(activations: jax.Array, alive: jax.Array, ridge: float) -> tuple[jax.Array, jax.Array]:
     """Mean [n] and regularised covariance [n, n] over the batch; rows and columns of masked neurons are those of I."""
-    flat = activations.reshape(-1, activations.shape[-1]).astype(jnp.float32)
+    flat = activations.reshape(-1, activations.shape[-1])
+    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
     mean = jnp.mean(flat, axis=0)
     centred = jnp.where(alive[None, :], flat - mean[None, :], 0.0)
     covariance = _product(centred.T, centred) / flat.shape[0]
@@ -144,5 +145,5 @@ def _moments(activations: jax.Array, alive: jax.Array, ridge: float) -> tuple[ja
 
 
 def _product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Matrix product in full float32: the accelerators' default of fewer bits is coarser than the ridge."""
+    """Matrix product in full precision: the accelerators' default of fewer bits is coarser than the ridge."""
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -148,6 +148,23 @@ def seed_keys(seeds: Sequence[int]) -> jax.Array:
     return jnp.stack([jax.random.key(seed) for seed in seeds])
 
 
+def init_seeds(init: Callable[[jax.Array], Any], keys: jax.Array, axes: Any) -> Any:
+    """``init`` of every key [S], stacked as ``axes`` says, in which None stands for what all seeds share.
+
+    One after the other, not by ``jax.vmap``: initial weights need QR decompositions, and the batched LAPACK call waits
+    for the thread pool that it runs in, on a machine with few cores for ever.
+    """
+    compiled = jax.jit(init)
+    trees: list[Any] = [cast(Any, jax.block_until_ready)(compiled(key)) for key in keys]
+    each = jax.tree.broadcast(axes, trees[0], is_leaf=lambda axis: axis is None)
+    return jax.tree.map(
+        lambda axis, *leaves: leaves[0] if axis is None else jnp.stack(leaves),
+        each,
+        *trees,
+        is_leaf=lambda axis: axis is None,
+    )
+
+
 def over_seeds(
     fn: Callable[..., Any], num_seeds: int, in_axes: Any = 0, out_axes: Any = 0
 ) -> Callable[..., Any]:

@@ -17,6 +17,7 @@ from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, learner_of
 from prune_rl.learners.rollout import Rollout
 from prune_rl.training.engine import Engine as Engine
+from prune_rl.training.engine import init_seeds
 from prune_rl.training.engine import over_seeds as over_seeds
 from prune_rl.training.engine import seed_keys as seed_keys
 from prune_rl.training.rollouts import host_rollout, reset_envs, rollout
@@ -45,7 +46,7 @@ def init_runner(env: JaxEnv[Any], keys: jax.Array, config: LearnerConfig) -> Run
         env_state, obs = reset_envs(env, reset_key, config.num_envs)
         return Runner(learner_of(config).init(learner_key, config, env.spec), env_state, obs, key)
 
-    runner: Runner = jax.jit(jax.vmap(init, out_axes=runner_axes(config)))(keys)
+    runner: Runner = init_seeds(init, keys, runner_axes(config))
     return runner
 
 
@@ -168,7 +169,7 @@ class HostEngine(Engine[HostPrograms]):
         self._update = jax.jit(
             over_seeds(update, num_seeds, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0
         )
-        super().__init__(jax.jit(jax.vmap(init, out_axes=axes))(seed_keys(seeds)), config)
+        super().__init__(init_seeds(init, seed_keys(seeds), axes), config)
 
     def advance(self, n: int) -> Metrics:
         """``n`` updates, each on a fresh rollout."""

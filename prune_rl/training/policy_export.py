@@ -53,19 +53,19 @@ def masked_policy(state: Trained, config: Config, spec: Spec, seed: int) -> Poli
     return _policy(wide["actor"], state, config, spec, seed)
 
 
-def compact_policy(state: Trained, config: Config, spec: Spec, seed: int) -> Policy:
+def compact_policy(state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
     """The same function in smaller arrays, gathered from the kept slices of the actor."""
     return _policy(compact_params(state, config)["actor"], state, config, spec, seed)
 
 
-def compact_params(state: Trained, config: Config) -> dict[str, Any]:
+def compact_params(state: State | Trained, config: Config) -> dict[str, Any]:
     """The params without the slices of masked neurons."""
     groups = learner_of(config.learner).prunable_groups(state.params, config.learner)
     small: dict[str, Any] = compact(groups, state.params, state.masks)
     return small
 
 
-def _policy(actor: dict[str, Any], state: Trained, config: Config, spec: Spec, seed: int) -> Policy:
+def _policy(actor: dict[str, Any], state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
     learner = config.learner
     layers = [actor[f"layer_{i}"] for i in range(num_hidden(actor))] + [actor["head"]]
     tensors = [(np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in layers]

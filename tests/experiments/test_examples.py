@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from tests.conftest import QUICK_FLAGS
@@ -79,7 +80,21 @@ def source(name: str) -> str:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(EXPECTED)
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*EXPECTED, "shrinking"}
+
+
+def test_a_plain_training_step_goes_on_in_smaller_arrays() -> None:
+    """Several times, and the network in the end is that of masks alone, up to rounding."""
+    masked, shrinking = (
+        importlib.import_module("shrinking").main(width=48, steps=200, shrink=shrink)
+        for shrink in (False, True)
+    )
+    assert masked["width"] == shrinking["width"] == 3  # 48 less 95 %
+    widths = list(shrinking["ms per step, by width of the arrays"])
+    assert len(widths) >= 3
+    assert widths == sorted(widths, reverse=True)
+    assert list(masked["ms per step, by width of the arrays"]) == [48]
+    np.testing.assert_allclose(masked["logits"], shrinking["logits"], rtol=1e-3, atol=1e-3)
 
 
 def test_the_compact_network_is_small_is_the_masked_function_and_does_its_task(name: str) -> None:

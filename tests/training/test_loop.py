@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import time
-import types
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,9 +26,11 @@ from prune_rl.runs.logging import read_metrics
 from prune_rl.runs.mask_history import MaskHistory
 from prune_rl.training import config as config_module
 from prune_rl.training.config import Config
+from prune_rl.training.engine import shrink_tree
 from prune_rl.training.engines import Learners, init_runner, seed_keys
 from prune_rl.training.experiment import read_config
 from prune_rl.training.loop import run_updates
+from prune_rl.training.timing import Timing
 
 TIMEOUT = 240.0
 
@@ -50,7 +51,15 @@ def last_checkpoint(run: Any) -> Any:
         return jax.vmap(host, out_axes=axes)(keys)
 
     checkpoints = Checkpoints(run / "checkpoints")
-    restored = checkpoints.restore(jax.eval_shape(template, seed_keys(config.all_seeds)))
+    keys = seed_keys(config.all_seeds)
+
+    def of_widths(metadata: Any) -> Any:
+        def smaller(keys: Any) -> Any:
+            return shrink_tree(template(keys), widths=metadata["widths"], config=learner)
+
+        return jax.eval_shape(smaller, keys)
+
+    restored = checkpoints.restore(of_widths)
     checkpoints.close()
     assert checkpoints.notes == []
     return restored
@@ -154,13 +163,13 @@ def test_a_run_of_sac_fills_its_buffer_before_it_learns(sac_run: Any) -> None:
     for i, row in enumerate(rows):
         assert np.isfinite(row["critic_loss"]).all() == np.isfinite(row["alpha"]).all() == (i >= 2)
     assert rows[-1]["widths"] == {
-        f"{net}/layer_{i}": [4 if net == "critic" else 2] for net in ("actor", "critic") for i in (0, 1)
+        f"{net}/layer_{i}": [8 if net == "critic" else 6] for net in ("actor", "critic") for i in (0, 1)
     }
     last = last_checkpoint(sac_run.path)
     assert last.tree.state.replay.experience.reward.shape == (1, 1, 1024)
     assert len(np.unique(last.tree.state.replay.experience.reward)) > 1000
     policy = load_policy(sac_run.path)
-    assert (policy.widths, policy.squash, policy.metadata["algo"]) == ((2, 2), True, "sac")
+    assert (policy.widths, policy.squash, policy.metadata["algo"]) == ((6, 6), True, "sac")
     assert policy(np.zeros((5, 3))).shape == (5, 1)
 
 
@@ -247,11 +256,23 @@ class Metronome:
 
     def __init__(self, breaks_at: Any = None) -> None:
         self.tree = {"done": jnp.int32(0), "mask": jnp.ones((1, 4), bool)}
+        self.timing = Timing()
         self.breaks_at = breaks_at
 
     @property
-    def state(self) -> Any:
-        return types.SimpleNamespace(masks={"actor/layer_0": self.tree["mask"]})
+    def masks(self) -> Any:
+        return {"actor/layer_0": np.asarray(self.tree["mask"])}
+
+    @property
+    def widths(self) -> Any:
+        return {"actor/layer_0": 4}
+
+    def template(self, widths: Any) -> Any:
+        assert widths == self.widths
+        return self.tree
+
+    def shrink(self) -> bool:
+        return False
 
     def advance(self, n: Any) -> Any:
         assert n == 1
@@ -280,7 +301,7 @@ def test_lines_of_the_log_that_share_updates_are_the_same_after_an_interruption(
     console = Console(file=io.StringIO())
     for folder in ("whole", "broken"):
         (tmp_path / folder).mkdir()
-    run_updates(Metronome(), config, tmp_path / "whole", console)
+    run_updates(cast(Any, Metronome()), config, tmp_path / "whole", console)
     rows = rows_of(tmp_path / "whole")
     # Every fourth update; at each checkpoint; the last.
     assert [row["step"] for row in rows] == [40, 70, 80, 120, 140, 160, 200]
@@ -290,5 +311,5 @@ def test_lines_of_the_log_that_share_updates_are_the_same_after_an_interruption(
     assert [row["running_return"] for row in rows] == [[4.0], [7.0], [8.0], [12.0], [14.0], [16.0], [20.0]]
     for breaks_at in (3, 10, 18, None):
         with contextlib.suppress(RuntimeError):
-            run_updates(Metronome(breaks_at), config, tmp_path / "broken", console)
+            run_updates(cast(Any, Metronome(breaks_at)), config, tmp_path / "broken", console)
     assert rows_of(tmp_path / "broken") == rows

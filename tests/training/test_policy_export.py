@@ -83,7 +83,7 @@ def trained(case: Any) -> Any:
     params["actor"]["head"]["kernel"] *= 100.0
     groups = module.prunable_groups(params, config.learner)
     masks = update_masks(state.masks, magnitude_importance(groups, params), 0.8, min_width=2)
-    return config, Trained(params, masks, state.obs_stats.update(jnp.asarray(seen)))
+    return config, Trained(params, masks, masks, state.obs_stats.update(jnp.asarray(seen)))
 
 
 @functools.cache

@@ -1,0 +1,90 @@
+"""Both learners train on in smaller arrays as they would with masked neurons in the full ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import prune_rl
+from prune_rl.dependency.tree_paths import leaves_by_path
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.pruning.shrinking import full_masks
+from tests.compilation import quick_jit
+from tests.learners.pruned_runs import PPO, SAC, Run, lasting
+from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, random_rollout
+
+UPDATES = 55
+# Two shrinkings at least lie between the first and the last mask update.
+WINDOW = Pruning(sparsity=0.8, critic=True, critic_sparsity=0.6, begin=0.1, end=0.7)
+PRESET_LIKE = dataclasses.replace(
+    WINDOW, score="surgeon", refit=True, width_exponent=0.75, strength=1e-4, every=3
+)
+ADAM = dataclasses.replace(WINDOW, metric="adam", strength=1e-3, score="fisher")
+BOUNDED = dataclasses.replace(WINDOW, score="magnitude", scope="global", energy=0.2, gate=10.0)
+RANDOM = dataclasses.replace(WINDOW, score="random")
+PPO_WIDE, SAC_WIDE = (dataclasses.replace(config, hidden=(24, 16)) for config in (PPO, SAC))
+
+RUNS = {
+    "ppo, Box, surgeon and refit": Run(prune_rl.ppo, lasting(PPO_WIDE, UPDATES, PRESET_LIKE), CONTINUOUS),
+    "ppo, Discrete, proximal step of Adam": Run(prune_rl.ppo, lasting(PPO_WIDE, UPDATES, ADAM), DISCRETE),
+    "sac, Box, random": Run(prune_rl.sac, lasting(SAC_WIDE, UPDATES, RANDOM), CONTINUOUS),
+    "sac, Discrete, energy, gate and global": Run(
+        prune_rl.sac, lasting(SAC_WIDE, UPDATES, BOUNDED), DISCRETE
+    ),
+}
+
+
+def doubled(tree: Any) -> Any:
+    """float64 in place of float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
+
+
+def kept_widths(state: Any) -> dict[str, int]:
+    return {name: int(mask.sum()) for name, mask in state.masks.items()}
+
+
+def compacted(run: Run, state: Any) -> Any:
+    """What is left of everything that pruning touches, in arrays of just that size, and the masks of all neurons."""
+    groups = run.module.prunable_groups(state.params, run.config)
+    target = {"critic": state.networks.target_critic} if run.module is prune_rl.sac else None
+    trees = (state.opt_state, target, state.importance)
+    _, params, others, _ = prune_rl.shrink(groups, state.params, trees, state.masks)
+    return {"params": params, "others": others, "masks": full_masks(state.pruning), "returns": state.returns}
+
+
+def assert_alike(left: Any, right: Any, tolerance: float) -> None:
+    """Relative to the largest entry of each leaf."""
+    right_leaves = leaves_by_path(right)
+    for path, leaf in leaves_by_path(left).items():
+        a, b = np.asarray(leaf), np.asarray(right_leaves[path])
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), path
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        error = np.max(np.abs(a - b), initial=0.0)
+        assert error <= tolerance * max(1.0, np.max(np.abs(a), initial=0.0)), (path, error)
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_masked_and_shrinking_runs_agree_in_float64(run: Run) -> None:
+    """To 1e-9 in every param, moment, score and metric, over 55 updates across two shrinkings or more."""
+    with jax.enable_x64(True):
+        update = quick_jit(run.module.update, static_argnames="config")
+        masked = doubled(run.module.init(jax.random.key(0), run.config, run.spec))
+        small, shrinkings = masked, 0
+        for t in range(UPDATES):
+            rollout = doubled(random_rollout(t, run.config, run.spec))
+            masked, expected = update(masked, rollout, run.config)
+            small, metrics = update(small, rollout, run.config)
+            assert_alike(expected, metrics, 1e-9)
+            arrays = {name: len(mask) for name, mask in small.masks.items()}
+            widths = {name: -(-width // 4) * 4 for name, width in kept_widths(small).items()}
+            if shrinkings < 2 and sum(widths.values()) <= 0.7 * sum(arrays.values()):
+                small, shrinkings = run.module.shrink(small, widths, run.config), shrinkings + 1
+                assert {name: len(mask) for name, mask in small.masks.items()} == widths
+        assert shrinkings == 2
+        assert any(len(mask) > mask.sum() for mask in small.masks.values()), "some arrays hold masked neurons"
+        assert_alike(compacted(run, masked), compacted(run, small), 1e-9)

@@ -1,0 +1,206 @@
+"""When arrays get smaller, to which widths, and that a run does not depend on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from prune_rl.envs.cartpole import CartPole
+from prune_rl.envs.task import resolve_task
+from prune_rl.learners import ppo, sac
+from prune_rl.learners.config import LearnerConfig
+from prune_rl.learners.mask_rules import planned_widths
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.learners.registry import learner_of
+from prune_rl.runs.checkpoints import Checkpoints
+from prune_rl.spaces import Box, Spec
+from prune_rl.training import array_widths, engines
+from prune_rl.training.array_widths import bucket, check_every, next_shrinking, touched_weights
+from prune_rl.training.config import Config
+from prune_rl.training.loop import make_engine, run_updates
+from tests.training.test_engines import assert_identical, plain
+
+HOPPER = Spec(observation_size=11, action=Box((-1.0,) * 3, (1.0,) * 3, (3,)))
+BOTH = Pruning(sparsity=0.9336, critic=True, critic_sparsity=0.9, begin=0.15, end=0.6, every=8)
+LONG = sac.Config(num_envs=8, num_steps=8, utd_ratio=0.5, batch_size=128, total_timesteps=500_000, prune=BOTH)
+
+
+def shapes_of(config: LearnerConfig, spec: Spec, widths: Any = None) -> tuple[Any, Any]:
+    """The groups and the shapes of the params, in arrays of these widths."""
+    learner: Any = learner_of(config)
+
+    def init() -> Any:
+        state = learner.init(jax.random.key(0), config, spec)
+        return state if widths is None else learner.shrink(state, widths, config)
+
+    params = jax.eval_shape(init).params
+    return learner.prunable_groups(params, config), params
+
+
+def course(config: LearnerConfig, spec: Spec, seeds: int = 1) -> list[array_widths.Shrinking]:
+    """All shrinkings of a run whose neurons go as the schedule allows."""
+    sizes = {name: group.size for name, group in shapes_of(config, spec)[0].items()}
+    found: list[array_widths.Shrinking] = []
+    while True:
+        update, widths = (found[-1].update, found[-1].widths) if found else (0, sizes)
+        groups, params = shapes_of(config, spec, widths)
+        upcoming = next_shrinking(config, groups, params, widths, sizes, update, seeds)
+        if upcoming is None:
+            return found
+        found.append(upcoming)
+
+
+def test_buckets_hold_the_width_and_are_few() -> None:
+    assert [bucket(width) for width in (1, 8, 9, 17, 24, 25, 33, 64, 65, 256, 257)] == [
+        8, 8, 16, 24, 24, 32, 64, 64, 128, 256, 512,
+    ]  # fmt: skip
+    assert all(bucket(width) >= width for width in range(1, 2000))
+
+
+def test_a_long_run_gets_smaller_a_few_times_and_a_short_one_not_at_all() -> None:
+    shrinkings = course(LONG, HOPPER)
+    assert 2 <= len(shrinkings) <= 5
+    assert [max(each.widths.values()) for each in shrinkings] == sorted(
+        (max(each.widths.values()) for each in shrinkings), reverse=True
+    )
+    assert set(shrinkings[-1].widths.values()) == {bucket(17), bucket(26)}
+    assert all(each.update % check_every(LONG.num_updates) == 0 for each in shrinkings)
+    short = dataclasses.replace(LONG, total_timesteps=12_800, batch_size=16)
+    assert course(short, HOPPER) == []
+    always = dataclasses.replace(LONG, prune=dataclasses.replace(BOTH, shrink="always"))
+    assert len(course(always, HOPPER)) > len(shrinkings)
+
+
+def test_the_course_is_the_cheapest_of_all_with_one_shrinking() -> None:
+    """One seed of a short run: every single point is tried, and none costs less."""
+    config = dataclasses.replace(LONG, total_timesteps=40_000, prune=dataclasses.replace(BOTH, every=1))
+    groups, params = shapes_of(config, HOPPER)
+    sizes = {name: group.size for name, group in groups.items()}
+    (found,) = course(config, HOPPER)
+    rate, full = 3.0 * config.gradient_samples, touched_weights(groups, params, sizes)
+
+    def cost(update: int) -> float:
+        planned = planned_widths(config, groups, sizes, update)
+        widths = {name: min(sizes[name], bucket(width)) for name, width in planned.items()}
+        rest = (config.num_updates - update) * touched_weights(groups, params, widths)
+        return rate * (update * full + rest)
+
+    costs = {u: cost(u) for u in range(0, config.num_updates, check_every(config.num_updates))}
+    assert found.update == min(costs, key=lambda u: costs[u])
+
+
+def test_touched_weights_are_those_of_the_arrays() -> None:
+    groups, params = shapes_of(LONG, HOPPER)
+    actor = 12 * 256 + 257 * 256 + 256 * 6
+    critics = 2 * (15 * 256 + 257 * 256 + 256)
+    assert touched_weights(groups, params, dict.fromkeys(groups, 256)) == actor + critics
+    smaller, small_params = shapes_of(LONG, HOPPER, dict.fromkeys(groups, 24))
+    both = [
+        touched_weights(g, p, dict.fromkeys(groups, 24))
+        for g, p in ((groups, params), (smaller, small_params))
+    ]
+    assert both[0] == both[1] == 12 * 24 + 25 * 24 + 24 * 6 + 2 * (15 * 24 + 25 * 24 + 24)
+
+
+PPO = ppo.Config(
+    hidden=(16,),
+    num_envs=2,
+    num_steps=16,
+    update_epochs=1,
+    num_minibatches=2,
+    learning_rate=3e-3,
+    total_timesteps=8 * 2 * 16,
+    prune=Pruning(sparsity=0.8, critic=True, critic_sparsity=0.7, begin=0.1, end=0.6, shrink="always"),
+)
+
+
+@pytest.fixture(scope="module")
+def shrunk() -> Any:
+    """Two seeds on the device, 8 updates: the engine and the widths before each update."""
+    engine = engines.DeviceEngine(CartPole(), [0, 1], PPO, length=2)
+    widths, masks = [], []
+    for _ in range(PPO.num_updates):
+        engine.shrink()
+        widths.append(engine.widths)
+        engine.advance(1)
+        masks.append(engine.masks)
+    yield engine, widths, masks
+    engine.close()
+
+
+def test_arrays_get_smaller_and_masks_are_told_at_full_size(shrunk: Any) -> None:
+    engine, widths, masks = shrunk
+    assert [each["actor/layer_0"] for each in widths] == sorted(
+        (each["actor/layer_0"] for each in widths), reverse=True
+    )
+    assert widths[0] == dict.fromkeys(engine.widths, 16)
+    assert set(engine.widths.values()) == {8}
+    for name, mask in masks[-1].items():
+        assert mask.shape == (2, 16)
+        assert mask.dtype == bool
+        np.testing.assert_array_equal(mask.sum(-1), np.asarray(engine.state.masks[name]).sum(-1))
+    for before, after in itertools.pairwise(masks):
+        assert all(np.all(before[name] | ~after[name]) for name in after), (
+            "no neuron returns under another number"
+        )
+
+
+def test_a_checkpoint_knows_its_widths(shrunk: Any, tmp_path: Path) -> None:
+    """A fresh engine, at full width, restores the shrunk state and goes on to the same bits."""
+    engine, _, _ = shrunk
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, engine.tree, {"widths": engine.widths})
+    fresh = engines.DeviceEngine(CartPole(), [0, 1], PPO, length=2)
+    restored = checkpoints.restore(lambda metadata: fresh.template(metadata["widths"]))
+    checkpoints.close()
+    assert restored is not None
+    fresh.tree = restored.tree
+    assert_identical(fresh.tree, engine.tree)
+    assert fresh.widths == engine.widths
+    assert_identical(fresh.advance(2), engine.advance(2))
+    assert_identical(fresh.tree, engine.tree)
+    fresh.close()
+
+
+def test_a_run_that_stops_within_a_shrinking_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is gone while arrays are gathered, after the checkpoint before it: the next one repeats it."""
+    config = Config(env="CartPole-v1", checkpoints=4, learner=PPO).resolved()
+    task = resolve_task(config.env, config.backend)
+    console = Console(file=io.StringIO())
+    states = {}
+    for folder, breaks in (("whole", False), ("broken", True)):
+        path = tmp_path / folder
+        path.mkdir()
+        engine = make_engine(config, task)
+        if breaks:
+            monkeypatch.setattr(engine, "_shrunk", stop_at_first_call(engine._shrunk))
+            with pytest.raises(KeyboardInterrupt):
+                run_updates(engine, config, path, console)
+            engine.close()
+            engine = make_engine(config, task)
+        run_updates(engine, config, path, console)
+        states[folder] = plain(engine.tree)
+        engine.close()
+    assert_identical(states["whole"], states["broken"])
+
+
+def stop_at_first_call(fn: Any) -> Any:
+    calls = []
+
+    def wrapped(widths: Any) -> Any:
+        calls.append(widths)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return fn(widths)
+
+    return wrapped
