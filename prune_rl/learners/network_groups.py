@@ -38,7 +38,7 @@ def _find(
     shapes: tuple[tuple[tuple[int, ...], Any], ...],
     input_sizes: tuple[int, ...],
 ) -> NeuronGroups:
-    params = structure.unflatten([jax.ShapeDtypeStruct(*shape) for shape in shapes])
-    shape_of: Any = jax.ShapeDtypeStruct
+    shape_of: Callable[..., Any] = jax.ShapeDtypeStruct
+    params = structure.unflatten([shape_of(*shape) for shape in shapes])
     inputs = [shape_of((1, size), jnp.float32) for size in input_sizes]
     return find_groups(outputs_of(config), params, *inputs)
