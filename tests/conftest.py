@@ -107,15 +107,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     import jax.monitoring
 
+    # What was imported so far stays: no collection looks at it again.
+    gc.collect()
+    gc.freeze()
     jax.monitoring.register_event_duration_secs_listener(count_program)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Frees the compiled programs at the end of a module, and within one that compiles many."""
+    """Frees the compiled programs when there are many: modules share those of small operations."""
     global compiled_programs
     yield
-    if compiled_programs >= MOST_PROGRAMS or nextitem is None or nextitem.path != item.path:
+    if compiled_programs >= MOST_PROGRAMS:
         import jax
 
         jax.clear_caches()
