@@ -6,13 +6,13 @@ import dataclasses
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Curve = NDArray[np.float64]
 
@@ -57,6 +57,10 @@ def draw(records: Sequence[Mapping[str, Any]], title: str, marks: Marks) -> byte
     Raises:
       ValueError: there are no records.
     """
+    # Imported here: it takes half a second, and most commands that import this module draw nothing.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
     if not records:
         raise ValueError("there is nothing to draw: metrics.jsonl has no lines")
     records = [*records[:: max(1, math.ceil(len(records) / POINTS))], records[-1]]
@@ -115,6 +119,8 @@ def _draw_returns(panel: Axes, steps: Curve, returns: Curve | None, marks: Marks
 
 
 def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Marks) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     panel.set_ylabel("kept neurons per layer")
     panel.set_yscale("log", base=2)
     ends = []

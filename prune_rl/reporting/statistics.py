@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import stats
 
 from prune_rl.runs.evaluation_file import Entries
 
@@ -87,7 +87,9 @@ def t_interval(values: NDArray[np.float64]) -> Interval | None:
     """
     if _without_spread(values):
         return None
-    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    low, high = scipy.stats.t.interval(
+        CONFIDENCE, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values)
+    )
     return float(low), float(high)
 
 
@@ -101,7 +103,7 @@ def bootstrap_interval(values: NDArray[np.float64]) -> Interval | None:
     """
     if _without_spread(values):
         return None
-    found = stats.bootstrap(
+    found = scipy.stats.bootstrap(
         (values,),
         np.mean,
         n_resamples=RESAMPLES,

@@ -73,6 +73,8 @@ def make_chunk(env: JaxEnv[Any], config: LearnerConfig, length: int) -> Any:
         batched = over_seeds(
             lambda r: iterate(env, r, config), num_seeds, in_axes=(axes,), out_axes=(axes, 0)
         )
+        # Inlined, it is no call in the program; its trace serves both for the shapes and for the loop's body.
+        batched = jax.jit(batched, inline=True)
         shapes: Any = jax.eval_shape(batched, runner)[1]
         rows = jax.tree.map(lambda x: jnp.zeros((length, *x.shape), x.dtype), shapes)
 

@@ -13,7 +13,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.actions import action_bounds, is_discrete
 from prune_rl.learners.advantages import generalized_advantages
 from prune_rl.learners.mask_rules import mask_rules, prunable, prune
+from prune_rl.learners.network_groups import network_groups
 from prune_rl.learners.networks import apply_mlp, init_actor_critic
 from prune_rl.learners.ppo.config import Config
 from prune_rl.learners.ppo.surrogate import Batch, actor_distribution, minibatch_epochs, optimizer, values
@@ -115,13 +115,11 @@ def squashes(spec: Spec) -> bool:
 
 def all_groups(params: Params, config: Config) -> NeuronGroups:
     """The neuron groups of actor and critic."""
-    size = params["actor"]["layer_0"]["kernel"].shape[0]
-    obs = jax.ShapeDtypeStruct((1, size), jnp.float32)  # type: ignore[no-untyped-call]
+    return network_groups(_outputs, params, config, (params["actor"]["layer_0"]["kernel"].shape[0],))
 
-    def outputs(p: Params, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return apply_mlp(p["actor"], x, config.activation), values(p, x, config)
 
-    return find_groups(outputs, params, obs)
+def _outputs(config: Config) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
+    return lambda p, x: (apply_mlp(p["actor"], x, config.activation), values(p, x, config))
 
 
 def prunable_groups(params: Params, config: Config) -> NeuronGroups:

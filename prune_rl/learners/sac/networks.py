@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,10 +10,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners.mask_rules import prunable
+from prune_rl.learners.network_groups import network_groups
 from prune_rl.learners.networks import apply_ensemble, apply_mlp, init_ensemble, init_mlp
 from prune_rl.learners.optimizer import learning_rate, pruned_adam
 from prune_rl.learners.sac.config import Config
@@ -73,10 +74,13 @@ def network_functions(config: Config) -> dict[str, Any]:
 
 def all_groups(params: Params, config: Config) -> NeuronGroups:
     """The neuron groups of the actor and of the critics, which share theirs: neuron j goes in both critics."""
+    sizes = (params[name]["layer_0"]["kernel"].shape[-2] for name in ("actor", "critic"))
+    return network_groups(_outputs, params, config, tuple(sizes))
+
+
+def _outputs(config: Config) -> Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     actor, critic = network_functions(config).values()
-    sizes = [params[name]["layer_0"]["kernel"].shape[-2] for name in ("actor", "critic")]
-    inputs = jax.eval_shape(lambda: [jnp.zeros((1, size), jnp.float32) for size in sizes])
-    return find_groups(lambda p, x, y: (actor(p, x), critic(p, y)), params, *inputs)
+    return lambda p, x, y: (actor(p, x), critic(p, y))
 
 
 def prunable_groups(params: Params, config: Config) -> NeuronGroups:

@@ -28,7 +28,9 @@ from tests.learners.random_rollouts import (
 from tests.learners.sac import sac_reference as reference
 
 HIDDEN = (8, 12)
-BASE = dataclasses.replace(SMALL_SAC, hidden=HIDDEN, total_timesteps=10 * SMALL_SAC.steps_per_update)
+BASE = dataclasses.replace(
+    SMALL_SAC, hidden=HIDDEN, utd_ratio=5 / 24, total_timesteps=10 * SMALL_SAC.steps_per_update
+)
 update = quick_jit(sac.update, static_argnames="config")
 
 
@@ -165,7 +167,7 @@ def test_compact_networks_are_the_same_functions_as_masked_ones(run: Run) -> Non
 
 def test_no_neuron_goes_before_anything_was_learned() -> None:
     prune = Pruning(sparsity=0.75, begin=0.0, end=0.3)
-    config = dataclasses.replace(SMALL_SAC, hidden=(8, 12), prune=prune)
+    config = dataclasses.replace(SMALL_SAC, hidden=HIDDEN, utd_ratio=5 / 24, prune=prune)
     state = random_sac_state(config, DISCRETE)
     widths = []
     for i in range(config.num_updates):

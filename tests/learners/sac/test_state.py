@@ -28,6 +28,7 @@ from tests.learners.random_rollouts import (
 KINDS = pytest.mark.parametrize("spec", [DISCRETE, LOPSIDED], ids=["discrete", "box"])
 PRUNED = dataclasses.replace(
     SMALL_SAC,
+    utd_ratio=5 / 24,  # an odd number of gradient steps: smaller programs
     init_alpha=0.3,
     total_timesteps=4 * SMALL_SAC.steps_per_update,
     prune=Pruning(sparsity=0.5, critic=True, begin=0.5, end=1.0),
