@@ -17,6 +17,8 @@ endif
 PYTHONS := $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python)
 SBX_VENV := .venv-sbx
 SBX_STAMP := $(SBX_VENV)/.installed
+RLTOOLS_VENV := .venv-rltools
+RLTOOLS_STAMP := $(RLTOOLS_VENV)/.installed
 # Two processes, the cores of the smallest machine this must pass on.
 WORKERS ?= 2
 
@@ -46,7 +48,8 @@ help: ## list targets and variables
 	  METHOD 'pruning method: dynamic, or dense for none' \
 	  RUN 'run directory, for evaluate; one or several for report' \
 	  ARGS 'any further flags of the command, e.g. ARGS="--any.flag value"' \
-	  SBX '1: make bench installs SBX too (.venv-sbx) and compares its SAC with ours' \
+	  SBX '1: make bench installs SBX too (.venv-sbx) and measures its SAC and PPO beside ours' \
+	  RLTOOLS '1: make bench installs RLtools too (.venv-rltools) and measures it beside ours' \
 	  ACCELERATOR 'cuda or tpu: install JAX for it too; the CPU is the default' \
 	  PYTHON 'the Python (>= 3.11) to make .venv with; found by itself if not given' \
 	  WORKERS 'test processes (2)'
@@ -66,9 +69,9 @@ report: $(STAMP) ## compare runs: RUN="runs/... runs/..." ARGS
 examples: $(STAMP) ## pruning in other JAX projects: run every script of experiments/examples
 	@set -e; for example in experiments/examples/*.py; do echo "$$example"; $(BIN)/python "$$example"; done
 
-bench: $(STAMP) $(if $(SBX),$(SBX_STAMP)) ## speed of training, cost of pruning; with SBX=1 also SAC beside SBX's
-	$(BIN)/python experiments/bench.py $(ARGS)
-	$(BIN)/python experiments/bench_sac.py $(if $(SBX),--sbx-python $(SBX_VENV)/bin/python)
+bench: $(STAMP) $(if $(SBX),$(SBX_STAMP)) $(if $(RLTOOLS),$(RLTOOLS_STAMP)) ## speed in ratios: SBX RLTOOLS ARGS="--only bare"
+	$(BIN)/python -m experiments.benchmarks $(if $(SBX),--sbx-python $(SBX_VENV)/bin/python) \
+	  $(if $(RLTOOLS),--rltools-python $(RLTOOLS_VENV)/bin/python) $(ARGS)
 
 test: $(STAMP) ## run the tests: ARGS="-k prox"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
@@ -98,7 +101,7 @@ compile = uv pip compile setup.cfg --extra dev $(2) --universal --python-version
 	  --no-emit-index-url --no-annotate --custom-compile-command 'make lock' --quiet $(ARGS) -o $(1)
 
 clean: ## remove .venv, caches and builds; runs/ stays
-	rm -rf $(VENV) $(SBX_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(SBX_VENV) $(RLTOOLS_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): $(LOCK) setup.cfg pyproject.toml
@@ -124,11 +127,18 @@ $(STAMP): $(LOCK) setup.cfg pyproject.toml
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .; \
 	printf '%s\n' '$(CURDIR)' > $@
 
-# SBX brings torch, and pins of its own: an environment beside ours.
-$(SBX_STAMP): experiments/sbx-requirements.txt $(STAMP)
-	$(BIN)/python -m venv --clear $(SBX_VENV)
-	@echo 'Installing experiments/sbx-requirements.txt into $(SBX_VENV) (1.5 GB and more, minutes)'
-	$(SBX_VENV)/bin/python -m pip install -qq --disable-pip-version-check -r experiments/sbx-requirements.txt
+# Peers of the benchmarks bring packages and pins of their own: environments beside ours.
+$(SBX_STAMP): experiments/benchmarks/sbx-requirements.txt $(STAMP)
+	$(call peer,$(SBX_VENV),$<,1.5 GB and more)
+
+$(RLTOOLS_STAMP): experiments/benchmarks/rltools-requirements.txt $(STAMP)
+	$(call peer,$(RLTOOLS_VENV),$<,700 MB)
+
+define peer
+	$(BIN)/python -m venv --clear $(1)
+	@echo 'Installing $(2) into $(1) ($(3), minutes)'
+	$(1)/bin/python -m pip install -qq --disable-pip-version-check -r $(2)
 	touch $@
+endef
 
 FORCE:

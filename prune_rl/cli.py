@@ -19,6 +19,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from prune_rl import compilation_cache
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.training.config import Config
 from prune_rl.training.presets import find_preset, load_preset
@@ -109,6 +110,9 @@ def _train(arguments: list[str], console: Console) -> int:
     from prune_rl.training.experiment import experiment
 
     config, options = parse_train(arguments)
+    note = compilation_cache.enable()
+    if note:
+        console.print(f"[yellow]note:[/] {escape(note)}")
     command = shlex.join(["prune-rl", "train", *arguments])
     experiment(config, options.run_dir, options.control, command, console)
     return 0

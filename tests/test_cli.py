@@ -390,8 +390,11 @@ def test_a_missing_backend_is_named_with_the_install_line(
     ("arguments", "notes"),
     [
         (["CartPole-v1"], []),
-        (["Hopper-v3"], ["Hopper-v3 runs Gymnasium's v4 class"]),
-        (["Walker2D-v3", "--algo", "sac"], ["Walker2D-v3 is Walker2d-v3 and runs Gymnasium's v4 class"]),
+        (["Hopper-v3", "--backend", "gymnasium"], ["Hopper-v3 runs Gymnasium's v4 class"]),
+        (
+            ["Walker2D-v3", "--algo", "sac", "--backend", "gymnasium"],
+            ["Walker2D-v3 is Walker2d-v3 and runs Gymnasium's v4 class"],
+        ),
         (
             ["Hopper-v3", "--backend", "jax"],
             ["Hopper-v3 runs Gymnasium's v4 class", "note: on a CPU, MJX is an order of magnitude slower"],

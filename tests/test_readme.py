@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.benchmarks import __main__ as benchmarks
 from prune_rl import cli
 from prune_rl.export.policy import Policy, save_policy
 from prune_rl.learners.pruning_config import Pruning
@@ -92,7 +93,7 @@ def test_every_name_of_the_package_exists(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def flags() -> set[str]:
-    """Every flag that the commands' help lists, and one per field of the pruning options."""
+    """Every flag that the help of commands and benchmarks lists, and one per field of the pruning options."""
     shown = []
     for arguments in (
         ["train", "CartPole-v1"],
@@ -104,6 +105,10 @@ def flags() -> set[str]:
         with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
             cli.main([*arguments, "--help"])
         shown.append(output.getvalue())
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
+        benchmarks.main(["--help"])
+    shown.append(output.getvalue())
     names = [field.name.replace("_", "-") for field in dataclasses.fields(Pruning)]
     pruning = {f"--prune.{prefix}{name}" for name in names for prefix in ("", "no-")}
     return pruning | set(re.findall(r"--[a-z][\w.-]*", "\n".join(shown)))

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
+import importlib.util
+import platform
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from prune_rl.envs.autoreset import JaxEnv
@@ -25,7 +27,8 @@ class EnvInfo:
 
     Attributes:
         env_id: the id as given.
-        backends: of "jax", "gymnasium" and "envpool" those that can run it, the preferred one first.
+        backends: of "jax", "gymnasium" and "envpool" those that can run it, the preferred one first; see
+            ``default_backend``.
         note: one line on what it runs on, where that is not what the id says; else "".
         reward_threshold: return from which the environment counts as solved, if its authors named one.
         time_limit: steps after which an episode is truncated, if there is a limit.
@@ -80,8 +83,8 @@ MJX_IDS = ("Hopper-v3", "Walker2d-v3", "Walker2D-v3")
 # What can run an id that not only Gymnasium can run. Whether a backend's package is installed shows when it is used.
 _BACKENDS: dict[str, tuple[str, ...]] = {
     "CartPole-v1": ("jax", "gymnasium", "envpool"),
-    "LunarLander-v2": ("gymnasium", "envpool"),
-    **dict.fromkeys(MJX_IDS, ("gymnasium", "jax", "envpool")),
+    "LunarLander-v2": ("envpool", "gymnasium"),
+    **dict.fromkeys(MJX_IDS, ("envpool", "gymnasium", "jax")),
 }
 
 _EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
@@ -105,6 +108,25 @@ def lookup(env_id: str) -> EnvInfo:
     threshold = None if spec.reward_threshold is None else float(spec.reward_threshold)
     backends = _BACKENDS.get(env_id, ("gymnasium",))
     return EnvInfo(env_id, backends, note, threshold, spec.max_episode_steps)
+
+
+def default_backend(backends: tuple[str, ...]) -> str:
+    """The first of ``backends`` that can be used here: EnvPool only where it is installed, on Linux on x86-64."""
+    return next(
+        backend
+        for backend in backends
+        if backend != "envpool" or (envpool_platform() and envpool_installed())
+    )
+
+
+def envpool_platform() -> bool:
+    """Whether EnvPool has wheels for this platform that the tests cover."""
+    return sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+def envpool_installed() -> bool:
+    """Whether the package is there; it is not imported."""
+    return importlib.util.find_spec("envpool") is not None
 
 
 def native_env(env_id: str) -> JaxEnv[Any] | None:

@@ -41,9 +41,11 @@ class Task(EnvInfo):
 
     Attributes:
         backend: what steps the environment in training: "jax" (on the device), "gymnasium" or "envpool" (on the host).
+        backend_given: whether the caller of ``resolve_task`` chose the backend.
     """
 
     backend: str
+    backend_given: bool = dataclasses.field(default=True, compare=False)
 
     @functools.cached_property
     def entry(self) -> EnvSpec:
@@ -133,7 +135,15 @@ class Task(EnvInfo):
                 "on a CPU, MJX is an order of magnitude slower than MuJoCo; "
                 "use --backend gymnasium or --backend envpool there"
             )
-        return _ENVPOOL_NOTES.get(self.env_id, "") if self.backend == "envpool" else ""
+        if self.backend == "envpool":
+            return _ENVPOOL_NOTES.get(self.env_id, "")
+        faster = not self.backend_given and "envpool" in self.backends[: self.backends.index(self.backend)]
+        if faster and registry.envpool_platform():
+            return (
+                "EnvPool, which is not installed, steps this environment faster; install it with: "
+                "pip install 'prune_rl[envpool]'"
+            )
+        return ""
 
 
 def resolve_task(env_id: str, backend: str = "auto") -> Task:
@@ -141,7 +151,9 @@ def resolve_task(env_id: str, backend: str = "auto") -> Task:
 
     Args:
         env_id: one of the table in ``prune_rl.envs.registry``, any id of Gymnasium's registry, or ``module:Name-v0``.
-        backend: "jax", "gymnasium" or "envpool"; "auto" takes the one that suits the environment best on a CPU.
+        backend: "jax", "gymnasium" or "envpool"; "auto" takes the one that suits the environment best on a CPU:
+            our own engine in JAX, else EnvPool where it has the environment and is installed (on Linux on x86-64),
+            else Gymnasium.
 
     Raises:
         ValueError: the backend cannot run the environment.
@@ -151,4 +163,6 @@ def resolve_task(env_id: str, backend: str = "auto") -> Task:
     info = registry.lookup(env_id)
     if backend not in (*info.backends, "auto"):
         raise ValueError(f"{env_id} has no backend {backend!r}; choose one of {', '.join(info.backends)}")
-    return Task(**vars(info), backend=info.backends[0] if backend == "auto" else backend)
+    if backend == "auto":
+        return Task(**vars(info), backend=registry.default_backend(info.backends), backend_given=False)
+    return Task(**vars(info), backend=backend)

@@ -36,7 +36,7 @@ class Config:
     seeds: int = 1
     """Seeds trained at once: seed, seed + 1, …"""
     backend: Literal["auto", "jax", "gymnasium", "envpool"] = "auto"
-    """Engine of the environment; auto: the one that suits it best on a CPU."""
+    """Engine of the environment; auto: the fastest one on a CPU that is installed (EnvPool on Linux on x86-64 only)."""
     checkpoints: int = 20
     """At most this many checkpoints over the whole run; a killed run loses the work since the last one. Host
     environments are checkpointed only where they are reset (host_resets). Does not change the result."""

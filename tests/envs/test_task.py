@@ -48,7 +48,7 @@ def test_envpool_is_stepped_by_envpool_env(env_id: str) -> None:
     ("env_id", "backend", "offered"),
     [
         ("CartPole-v1", "mjx", "jax, gymnasium, envpool"),
-        ("Hopper-v3", "Auto", "gymnasium, jax, envpool"),
+        ("Hopper-v3", "Auto", "envpool, gymnasium, jax"),
         ("Pendulum-v1", "envpool", "gymnasium"),
         ("Pendulum-v1", "", "gymnasium"),
     ],
@@ -128,6 +128,35 @@ def test_note_on_envpool(platform: str) -> None:
     assert "in distribution" in resolve_task("LunarLander-v2", "envpool").backend_note(platform)
     for env_id in MUJOCO_IDS:
         assert "tolerance" in resolve_task(env_id, "envpool").backend_note(platform)
+
+
+@pytest.mark.skipif(not ENVPOOL_PLATFORM, reason=NO_ENVPOOL)
+def test_note_where_envpool_is_not_installed() -> None:
+    """Only where the choice was left open, and where EnvPool has the environment and is preferred."""
+    code = (
+        "import sys\n"
+        "sys.modules['envpool'] = None\n"
+        "from prune_rl.envs.task import resolve_task\n"
+        "for env_id in ['LunarLander-v2', 'Hopper-v3', 'Pendulum-v1', 'CartPole-v1']:\n"
+        "    for backend in ['auto', 'gymnasium']:\n"
+        "        task = resolve_task(env_id, backend)\n"
+        "        print(env_id, backend, task.backend, task.backend_note('cpu'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    note = (
+        "EnvPool, which is not installed, steps this environment faster; install it with: "
+        "pip install 'prune_rl[envpool]'"
+    )
+    assert [line.strip() for line in done.stdout.splitlines()] == [
+        f"LunarLander-v2 auto gymnasium {note}",
+        "LunarLander-v2 gymnasium gymnasium",
+        f"Hopper-v3 auto gymnasium {note}",
+        "Hopper-v3 gymnasium gymnasium",
+        "Pendulum-v1 auto gymnasium",
+        "Pendulum-v1 gymnasium gymnasium",
+        "CartPole-v1 auto jax",
+        "CartPole-v1 gymnasium gymnasium",
+    ]
 
 
 def test_most_choices_need_no_note() -> None:

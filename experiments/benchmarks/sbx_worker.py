@@ -1,8 +1,7 @@
-"""SBX's SAC on Hopper, timed on request: the peer's side of `bench_sac.py`, run by the Python that has sbx-rl.
+"""SBX's SAC or PPO on Hopper-v3, driven line by line by `experiments.benchmarks.against_sbx`.
 
-One JSON object per line on stdout. First, after the warm-up, the versions; then for every line ``run N`` on stdin
-``{"seconds", "steps", "updates"}`` of N environment steps, counted by SBX itself. The end of stdin ends it. Where
-sbx-rl cannot be imported, the only line is ``{"error"}``.
+Runs in the environment of sbx-requirements.txt, without prune_rl. The first line that it writes names the versions;
+then each line "run N" it reads makes it train for N environment steps and write seconds, steps and gradient steps.
 """
 
 from __future__ import annotations
@@ -18,23 +17,40 @@ from importlib import metadata
 from typing import Any
 
 
-def make_model(options: argparse.Namespace) -> Any:
-    """SBX's SAC with its own defaults but for ``options``, in the environment that prune_rl runs as Hopper-v3."""
+def make_env() -> Any:
+    """The environment that prune_rl runs as Hopper-v3."""
     # By name, since the type checker's environment does not have them.
     gymnasium = importlib.import_module("gymnasium")
-    sbx = importlib.import_module("sbx")
     spec = gymnasium.envs.registration.EnvSpec(
         id="Hopper-v3", entry_point="gymnasium.envs.mujoco.hopper_v4:HopperEnv", max_episode_steps=1000
     )
-    return sbx.SAC(
+    return gymnasium.make(spec, disable_env_checker=True)
+
+
+def make_model(options: argparse.Namespace) -> Any:
+    """SBX's learner with its own defaults but for ``options``."""
+    sbx = importlib.import_module("sbx")
+    if options.algo == "sac":
+        return sbx.SAC(
+            "MlpPolicy",
+            env=make_env(),
+            policy_kwargs={"net_arch": list(options.hidden)},
+            batch_size=options.batch_size,
+            buffer_size=options.buffer_size,
+            learning_starts=options.learning_starts,
+            train_freq=1,
+            gradient_steps=1,
+            seed=0,
+        )
+    vector = importlib.import_module("stable_baselines3.common.vec_env")
+    env = vector.DummyVecEnv([make_env] * options.num_envs)
+    return sbx.PPO(
         "MlpPolicy",
-        env=gymnasium.make(spec, disable_env_checker=True),
+        env=env,
         policy_kwargs={"net_arch": list(options.hidden)},
+        n_steps=options.num_steps,
         batch_size=options.batch_size,
-        buffer_size=options.buffer_size,
-        learning_starts=options.learning_starts,
-        train_freq=options.every,
-        gradient_steps=options.every,
+        n_epochs=options.epochs,
         seed=0,
     )
 
@@ -45,7 +61,8 @@ def run(model: Any, steps: int) -> dict[str, float]:
     steps_before, updates_before = model.num_timesteps, model._n_updates
     started = time.perf_counter()
     model.learn(steps, reset_num_timesteps=False)
-    jax.block_until_ready((model.policy.actor_state, model.policy.qf_state, model.ent_coef_state))
+    states = ("actor_state", "qf_state", "vf_state")
+    jax.block_until_ready([getattr(model.policy, name) for name in states if hasattr(model.policy, name)])
     return {
         "seconds": time.perf_counter() - started,
         "steps": model.num_timesteps - steps_before,
@@ -70,12 +87,15 @@ def versions() -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("algo", choices=("sac", "ppo"))
     parser.add_argument("--hidden", type=int, nargs="+", required=True)
     parser.add_argument("--batch-size", type=int, required=True)
-    parser.add_argument("--buffer-size", type=int, required=True)
-    parser.add_argument("--learning-starts", type=int, required=True)
     parser.add_argument("--warm-up", type=int, required=True, help="steps before the first line")
-    parser.add_argument("--every", type=int, default=1, help="steps, then as many updates in one call")
+    parser.add_argument("--buffer-size", type=int, default=1_000_000, help="of SAC")
+    parser.add_argument("--learning-starts", type=int, default=100, help="of SAC")
+    parser.add_argument("--num-envs", type=int, default=1, help="of PPO")
+    parser.add_argument("--num-steps", type=int, default=2048, help="of PPO")
+    parser.add_argument("--epochs", type=int, default=10, help="of PPO")
     options = parser.parse_args()
     # Libraries may print: what they print goes to stderr, so that stdout carries the replies alone.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
