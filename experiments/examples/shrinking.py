@@ -30,7 +30,8 @@ def init(key: jax.Array, sizes: list[int]) -> Any:
 def network(params: Any, x: jax.Array) -> jax.Array:
     for layer in params[:-1]:
         x = jax.nn.relu(x @ layer["w"] + layer["b"][None])
-    return x @ params[-1]["w"] + params[-1]["b"][None]
+    logits: jax.Array = x @ params[-1]["w"] + params[-1]["b"][None]
+    return logits
 
 
 def loss(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -58,7 +59,8 @@ def main(width: int = 512, steps: int = 1000, seed: int = 0, shrink: bool = True
     seconds: dict[int, list[float]] = {}
     for i, batch in enumerate(np.random.default_rng(seed).integers(len(x), size=(steps, 256))):
         start = time.perf_counter()
-        params, opt_state = jax.block_until_ready(step(params, opt_state, x[batch], y[batch]))
+        params, opt_state = step(params, opt_state, x[batch], y[batch])
+        params[0]["b"].block_until_ready()
         seconds.setdefault(len(params[0]["b"]), []).append(time.perf_counter() - start)
         masks = prune_rl.masks_of(opt_state)
         if shrink and i % 20 == 0 and all(mask.sum() <= mask.size / 2 for mask in masks.values()):
