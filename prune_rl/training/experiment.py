@@ -20,8 +20,9 @@ from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.directory import RunDirectoryError
 from prune_rl.runs.evaluation_file import read_evaluation
 from prune_rl.training.config import Config
-from prune_rl.training.loop import check_engine, policy_paths, train
+from prune_rl.training.loop import TIMING, check_engine, policy_paths, train
 from prune_rl.training.structuring import from_json
+from prune_rl.training.timing import Timing
 
 # Environments stepped together in an evaluation; the number does not change the result.
 EVALUATION_ENVS = 25
@@ -49,9 +50,9 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
     if control and config.method != "dense":
         train(dense, task, dense_path, control_command(command), console)
         if not (dense_path / "evaluation.json").exists():
-            evaluate(dense, task, dense_path, None, console, write=True)
+            evaluate_timed(dense, task, dense_path, None, console)
             write_summary(dense_path)
-    evaluate(config, task, path, dense_path if control else None, console, write=True)
+    evaluate_timed(config, task, path, dense_path if control else None, console)
     summary = write_summary(path)
     console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     for what, where in (
@@ -82,6 +83,17 @@ def control_command(command: str) -> str:
         elif name not in ("--control", "--no-control"):
             kept.append(word)
     return shlex.join([*kept, "--method", "dense"])
+
+
+def evaluate_timed(config: Config, task: Task, path: Path, control: Path | None, console: Console) -> None:
+    """``evaluate``, written, with its seconds in the run's timing.json."""
+    timing = Timing.read(path / TIMING)
+    timing.total -= timing.evaluation
+    timing.evaluation = 0.0
+    with timing.measured("evaluation"):
+        evaluate(config, task, path, control, console, write=True)
+    timing.total += timing.evaluation
+    write_json(path / TIMING, timing.to_json())
 
 
 def evaluate(

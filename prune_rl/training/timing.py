@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -83,6 +85,15 @@ class Timing:
         return {
             name: round(value, 3) if isinstance(value, float) else value for name, value in values.items()
         }
+
+    @classmethod
+    def read(cls, path: Path) -> Timing:
+        """From a file that holds ``to_json``; all 0 where there is none, or it cannot be read."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
+        except (OSError, ValueError, TypeError, KeyError):
+            return cls()
 
     def compilation(self) -> str:
         """One sentence about what compilation cost."""
