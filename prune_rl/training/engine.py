@@ -64,7 +64,7 @@ class Engine(Generic[Compiled]):
 
     def template(self, widths: Mapping[str, int]) -> Any:
         """The shapes of a tree whose arrays have these widths, which ``Checkpoints.restore`` needs."""
-        if not widths:
+        if not self.shrinkable:
             return self._full
         return jax.eval_shape(partial(shrink_tree, widths=dict(widths), config=self._config), self._full)
 
