@@ -24,8 +24,8 @@ Widths = Mapping[str, int]
 
 # The arrays can get smaller at this many points of a run, evenly spaced.
 CHECKS = 64
-# Multiplications that take as long as one compilation, about 5 s on one core.
-COMPILATION = 1e11
+# Multiplications that take as long as one compilation of an update, 8 to 12 s on two cores.
+COMPILATION = 4e11
 # And the share of the whole run's multiplications that a further compilation must save at least.
 LEAST_SAVING = 0.005
 

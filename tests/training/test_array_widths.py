@@ -81,7 +81,7 @@ def test_a_long_run_gets_smaller_a_few_times_and_a_short_one_not_at_all() -> Non
 
 def test_the_course_is_the_cheapest_of_all_with_one_shrinking() -> None:
     """One seed of a short run: every single point is tried, and none costs less."""
-    config = dataclasses.replace(LONG, total_timesteps=25_000, prune=dataclasses.replace(BOTH, every=1))
+    config = dataclasses.replace(LONG, total_timesteps=40_000, prune=dataclasses.replace(BOTH, every=1))
     groups, params = shapes_of(config, HOPPER)
     sizes = {name: group.size for name, group in groups.items()}
     (found,) = course(config, HOPPER)
