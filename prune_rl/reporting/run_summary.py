@@ -138,7 +138,7 @@ def _policy_table(seeds: Entries) -> str:
     )]  # fmt: skip
     if "masked" in names:
         notes.append(
-            "*masked* is the network at the width it was trained with, its removed neurons set to zero; *compact*, the "
+            "*masked* is the network at the width it started with, its removed neurons set to zero; *compact*, the "
             "same function with them taken out, is the file in policy/. Latency at small sizes is mostly the cost of "
             "NumPy's calls, whatever the widths."
         )

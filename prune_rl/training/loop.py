@@ -77,7 +77,7 @@ def is_trained(path: Path, config: Config) -> bool:
 def policy_paths(path: Path, config: Config, kind: str = "policy") -> dict[int, Path]:
     """Where the policy of each seed is: ``policy/``, or ``policy/seed_K/`` if there are several seeds.
 
-    ``kind`` is "policy" for the compact one, "wide" for the same function at the width it was trained with.
+    ``kind`` is "policy" for the compact one, "wide" for the same function at the width it started with.
     """
     root = path / kind
     return {seed: root if config.seeds == 1 else root / f"seed_{seed}" for seed in config.all_seeds}
