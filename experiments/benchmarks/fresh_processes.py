@@ -5,7 +5,6 @@ Run as a script, this file is that process: it trains a little and writes one li
 
 from __future__ import annotations
 
-import collections
 import json
 import os
 import statistics
@@ -18,11 +17,7 @@ from experiments.benchmarks.options import Options
 from experiments.benchmarks.table import Row, Section
 from experiments.benchmarks.turns import Spread
 
-COMPILATION = {
-    "tracing": "/jax/core/compile/jaxpr_trace_duration",
-    "lowering": "/jax/core/compile/jaxpr_to_mlir_module_duration",
-    "compiling": "/jax/core/compile/backend_compile_duration",
-}
+COMPILATION = {"tracing": "trace_seconds", "lowering": "lower_seconds", "compiling": "compile_seconds"}
 CONTENDERS = (("ppo", "CartPole-v1"), ("ppo", "Hopper-v3"), ("sac", "Hopper-v3"))
 
 
@@ -30,30 +25,25 @@ def train_a_little(algo: str, env: str, width: int) -> dict[str, float]:
     """Two updates of a dense run of the preset with other widths: MB at the peak, seconds of compilation."""
     import resource
 
-    import jax
-
     from experiments.benchmarks.our_training import Training
     from prune_rl import compilation_cache
     from prune_rl.training.config import Config
     from prune_rl.training.presets import find_preset, load_preset
+    from prune_rl.training.timing import Timing
 
-    seconds: dict[str, float] = collections.defaultdict(float)
-
-    def count(event: str, duration_secs: float, **_: str | int) -> None:
-        seconds[event] += duration_secs
-
-    jax.monitoring.register_event_duration_secs_listener(count)
     compilation_cache.enable()
     path = find_preset(env, algo)
     assert path is not None
     learner: Any = load_preset(path, Config(env=env, algo=algo)).learner
     learner = type(learner)(**{**vars(learner), "hidden": (width, width), "prune": None})
-    training = Training(env, "auto", learner, learner.steps_per_update, learner.steps_per_update)
-    training.run()
+    timing = Timing()
+    with timing.counting_programs():
+        training = Training(env, "auto", learner, learner.steps_per_update, learner.steps_per_update)
+        training.run()
     training.close()
     # Kilobytes on Linux, bytes on macOS.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
-    return {"megabytes": peak, **{name: seconds[event] for name, event in COMPILATION.items()}}
+    return {"megabytes": peak, **{name: getattr(timing, field) for name, field in COMPILATION.items()}}
 
 
 def in_a_process(algo: str, env: str, width: int, cache: str) -> dict[str, float]:

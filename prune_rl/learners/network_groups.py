@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups
-from prune_rl.dependency.tree_paths import Params
+from prune_rl.dependency.tree_paths import Params, make_struct
 from prune_rl.learners.config import LearnerConfig
 
 Outputs = Callable[..., Any]
@@ -38,7 +38,6 @@ def _find(
     shapes: tuple[tuple[tuple[int, ...], Any], ...],
     input_sizes: tuple[int, ...],
 ) -> NeuronGroups:
-    shape_of: Callable[..., Any] = jax.ShapeDtypeStruct
-    params = structure.unflatten([shape_of(*shape) for shape in shapes])
-    inputs = [shape_of((1, size), jnp.float32) for size in input_sizes]
+    params = structure.unflatten([make_struct(*shape) for shape in shapes])
+    inputs = [make_struct((1, size), jnp.float32) for size in input_sizes]
     return find_groups(outputs_of(config), params, *inputs)

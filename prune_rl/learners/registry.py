@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.learners import ppo, sac
@@ -12,6 +13,7 @@ from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.rollout import Metrics as Metrics
 from prune_rl.learners.rollout import Rollout
 from prune_rl.learners.running_statistics import RunningStatistics
+from prune_rl.pruning.shrinking import full_masks
 from prune_rl.spaces import Spec
 
 Config = LearnerConfig
@@ -67,6 +69,14 @@ LEARNERS: dict[str, Learner] = {"ppo": ppo, "sac": sac}
 def shrinks(config: Config) -> bool:
     """Whether the learner can go on in smaller arrays: its module has ``shrink(state, widths, config)``."""
     return hasattr(learner_of(config), "shrink")
+
+
+def masks_at_start(state: State) -> dict[str, Any]:
+    """{group name: bool[…, size]} over the neurons that there were at the start, in NumPy; leading axes stay."""
+    pruning = getattr(state, "pruning", None)
+    if pruning is None:  # a learner whose arrays keep their size
+        return {name: np.asarray(mask) for name, mask in state.masks.items()}
+    return full_masks(pruning)
 
 
 def learner_of(config: Config) -> Learner:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
@@ -12,9 +12,8 @@ import numpy as np
 
 from prune_rl.dependency.tree_paths import leaves_by_path, make_struct, replace_leaves, shape_structs
 from prune_rl.learners.registry import Config as LearnerConfig
-from prune_rl.learners.registry import Metrics, State, learner_of, shrinks
-from prune_rl.training.array_widths import Shrinking, next_shrinking
-from prune_rl.training.policy_export import masks_at_start
+from prune_rl.learners.registry import Metrics, State, learner_of, masks_at_start, shrinks
+from prune_rl.training.array_widths import Shrinking, Widths, next_shrinking
 from prune_rl.training.programs import Programs
 from prune_rl.training.timing import Timing
 
@@ -62,7 +61,7 @@ class Engine(Generic[Compiled]):
         """Free what the engine holds."""
         self._programs.close()
 
-    def template(self, widths: Mapping[str, int]) -> Any:
+    def template(self, widths: Widths) -> Any:
         """The shapes of a tree whose arrays have these widths, which ``Checkpoints.restore`` needs."""
         if not self.shrinkable:
             return self._full
@@ -103,7 +102,7 @@ class Engine(Generic[Compiled]):
             prune is not None and prune.shrink != "never" and shrinks(self._config) and bool(self.state.masks)
         )
 
-    def _compile(self, widths: Mapping[str, int]) -> Compiled:
+    def _compile(self, widths: Widths) -> Compiled:
         """The programs for arrays of these widths. May run in another thread."""
         raise NotImplementedError
 
@@ -112,7 +111,7 @@ class Engine(Generic[Compiled]):
         with self.timing.measured("compiling"):
             return self._programs.get(self.widths)
 
-    def _shrunk(self, widths: Mapping[str, int]) -> Any:
+    def _shrunk(self, widths: Widths) -> Any:
         """The tree in smaller arrays. NumPy gathers them, which has nothing to compile.
 
         What keeps its shape, such as a replay buffer, is not copied.
@@ -133,7 +132,7 @@ class Engine(Generic[Compiled]):
         return replace_leaves(smaller, {**old, **new})
 
 
-def shrink_tree(tree: Any, *, widths: Mapping[str, int], config: LearnerConfig) -> Any:
+def shrink_tree(tree: Any, *, widths: Widths, config: LearnerConfig) -> Any:
     """An engine's tree with smaller arrays, for each of its seeds. Pure."""
     learner: Any = learner_of(config)
     axes = learner.VMAP_AXES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -16,6 +16,7 @@ from prune_rl.envs.vector import VectorEnv
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, learner_of
 from prune_rl.learners.rollout import Rollout
+from prune_rl.training.array_widths import Widths
 from prune_rl.training.engine import Engine as Engine
 from prune_rl.training.engine import init_seeds
 from prune_rl.training.engine import over_seeds as over_seeds
@@ -110,7 +111,7 @@ class DeviceEngine(Engine[Any]):
         metrics: Metrics = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
         return metrics
 
-    def _compile(self, widths: Mapping[str, int]) -> Any:
+    def _compile(self, widths: Widths) -> Any:
         return self._chunk.lower(self.template(widths), make_struct((), jnp.int32)).compile()
 
 
@@ -212,7 +213,7 @@ class HostEngine(Engine[HostPrograms]):
         self._obs, transitions = host_rollout(self._envs, choose, self._obs, self._config, cut)
         return key, transitions
 
-    def _compile(self, widths: Mapping[str, int]) -> HostPrograms:
+    def _compile(self, widths: Widths) -> HostPrograms:
         learners = self.template(widths)
         config, spec, seeds = self._config, self._envs[0].spec, len(self._seeds)
         observed = (seeds, config.num_envs, spec.observation_size)

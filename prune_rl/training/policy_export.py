@@ -11,9 +11,8 @@ import numpy as np
 from prune_rl.dependency.compaction import compact, expand
 from prune_rl.export.policy import Policy
 from prune_rl.learners.networks import num_hidden
-from prune_rl.learners.registry import State, learner_of
+from prune_rl.learners.registry import State, learner_of, masks_at_start
 from prune_rl.learners.running_statistics import RunningStatistics
-from prune_rl.pruning.shrinking import full_masks
 from prune_rl.spaces import Spec
 from prune_rl.training.config import Config
 
@@ -35,14 +34,6 @@ def state_of_seed(state: State, index: int) -> Trained:
     """One of the S seeds of a state. The rest of the state, such as a replay buffer, is not copied."""
     parts = (state.params, state.masks, masks_at_start(state), state.obs_stats)
     return Trained(*jax.tree.map(lambda x: x[index], parts))
-
-
-def masks_at_start(state: State) -> dict[str, Any]:
-    """{group name: bool[…, size]} over the neurons that there were at the start, in NumPy; leading axes stay."""
-    pruning = getattr(state, "pruning", None)
-    if pruning is None:  # a learner whose arrays keep their size
-        return {name: np.asarray(mask) for name, mask in state.masks.items()}
-    return full_masks(pruning)
 
 
 def masked_policy(state: Trained, config: Config, spec: Spec, seed: int) -> Policy:

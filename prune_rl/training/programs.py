@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-Widths = Mapping[str, int]
+from prune_rl.training.array_widths import Widths
+
 Compiled = TypeVar("Compiled")
 
 

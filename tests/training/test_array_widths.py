@@ -15,7 +15,7 @@ from rich.console import Console
 
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.task import resolve_task
-from prune_rl.learners import ppo, sac
+from prune_rl.learners import sac
 from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.mask_rules import planned_widths
 from prune_rl.learners.pruning_config import Pruning
@@ -26,7 +26,7 @@ from prune_rl.training import array_widths, engines
 from prune_rl.training.array_widths import bucket, check_every, next_shrinking, touched_weights
 from prune_rl.training.config import Config
 from prune_rl.training.loop import make_engine, run_updates
-from tests.training.test_engines import assert_identical, plain
+from tests.training.test_engines import CONFIG, assert_identical, plain
 
 HOPPER = Spec(observation_size=11, action=Box((-1.0,) * 3, (1.0,) * 3, (3,)))
 BOTH = Pruning(sparsity=0.9336, critic=True, critic_sparsity=0.9, begin=0.15, end=0.6, every=8)
@@ -110,14 +110,10 @@ def test_touched_weights_are_those_of_the_arrays() -> None:
     assert both[0] == both[1] == 12 * 24 + 25 * 24 + 24 * 6 + 2 * (15 * 24 + 25 * 24 + 24)
 
 
-PPO = ppo.Config(
+PPO = dataclasses.replace(
+    CONFIG,
     hidden=(16,),
-    num_envs=2,
-    num_steps=16,
-    update_epochs=1,
-    num_minibatches=2,
-    learning_rate=3e-3,
-    total_timesteps=8 * 2 * 16,
+    total_timesteps=8 * CONFIG.steps_per_update,
     prune=Pruning(sparsity=0.8, critic=True, critic_sparsity=0.7, begin=0.1, end=0.6, shrink="always"),
 )
 
