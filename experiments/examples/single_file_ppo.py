@@ -134,11 +134,11 @@ def evaluate(params: Any, key: jax.Array, episodes: int = 100) -> float:
     return round(float(jax.vmap(episode)(jax.random.split(key, episodes)).mean()), 1)
 
 
-def main(sparsity: float = 0.9, iterations: int = 60, seed: int = 0) -> dict[str, Any]:
+def main(sparsity: float = 0.9, iterations: int = 100, seed: int = 0) -> dict[str, Any]:
     actor_key, critic_key, train_key, test_key = jax.random.split(jax.random.key(seed), 4)
     params = {"actor": init_mlp(actor_key, 4, 64, 64, 2), "critic": init_mlp(critic_key, 4, 64, 64, 1)}
     updates = iterations * EPOCHS * MINIBATCHES
-    learning_rate = optax.linear_schedule(2.5e-3, 0.0, updates)
+    learning_rate = optax.linear_schedule(1e-3, 0.0, updates)
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(learning_rate))
     groups = prune_rl.find_groups(network, params, jnp.zeros(4))  # prune
     tx = prune_rl.dynamic_pruning(tx, groups, total_updates=updates, sparsity=sparsity)  # prune

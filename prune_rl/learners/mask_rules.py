@@ -15,8 +15,9 @@ from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.rollout import EpisodeReturns
 from prune_rl.pruning.importance import Scores
 from prune_rl.pruning.mask_schedule import MaskSchedule, cubic_sparsity, target_width
-from prune_rl.pruning.mask_update import Pruned, PruningRules, PruningState, Target, mask_update
+from prune_rl.pruning.mask_update import Pruned, PruningRules, PruningState, mask_update
 from prune_rl.pruning.scores import SCORES
+from prune_rl.pruning.targets import Ensemble, Target
 
 
 def prunable(groups: NeuronGroups, prune: Pruning | None) -> NeuronGroups:
@@ -30,8 +31,7 @@ def mask_rules(
     config: LearnerConfig,
     groups: NeuronGroups,
     networks: Mapping[str, Callable[..., Any]],
-    *,
-    refit_critic: bool = True,
+    critic_ensemble: Ensemble | None = None,
 ) -> PruningRules:
     """The rules for {"actor", "critic"}, each ranked by itself.
 
@@ -39,7 +39,7 @@ def mask_rules(
         config: of a pruned run.
         groups: from ``prunable``.
         networks: {"actor", "critic"}: the function ``(params, *inputs)`` of each.
-        refit_critic: whether the critic may be refitted, and scored by "surgeon"; else it is scored by "taylor".
+        critic_ensemble: set where the critic is an ensemble; its function is then that of one member.
     """
     prune = config.prune
     assert prune is not None
@@ -48,17 +48,16 @@ def mask_rules(
         mine = groups.within(name)
         if not mine:
             continue
-        least_squares = name == "actor" or refit_critic
-        score = "taylor" if prune.score == "surgeon" and not least_squares else prune.score
-        tracked = "grads" in SCORES[score].needs
+        tracked = "grads" in SCORES[prune.score].needs
         targets.append(
             Target(
                 name=name,
                 groups=mine,
                 sparsity=sparsity,
-                score=None if tracked else score,
-                refit=prune.refit and least_squares,
+                score=None if tracked else prune.score,
+                refit=prune.refit,
                 network=networks[name],
+                ensemble=critic_ensemble if name == "critic" else None,
             )
         )
     return PruningRules(
@@ -128,6 +127,7 @@ def prune(
     rules: PruningRules,
     draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]],
     key: jax.Array,
+    copies: Mapping[str, Params] | None = None,
 ) -> tuple[Pruned, dict[str, Any]]:
     """``mask_update`` after ``state.step`` updates, gated by the running training return.
 
@@ -145,6 +145,7 @@ def prune(
         draw_inputs=draw_inputs,
         bias_of=_sibling_bias,
         key=key,
+        copies=copies,
     )
     progress = rules.schedule.progress(pruned.state.updates)
     return pruned, {"prune_progress": progress, "prune": pruned.report}

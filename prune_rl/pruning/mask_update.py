@@ -13,16 +13,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from prune_rl.dependency.activations import activations as find_activations
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import KeyPath, Params
-from prune_rl.pruning.brain_surgeon import refit
 from prune_rl.pruning.gate import NO_PERFORMANCE, gate_is_open, raise_reference
 from prune_rl.pruning.importance import Scores
 from prune_rl.pruning.mask_schedule import MaskSchedule, Share, cubic_sparsity
 from prune_rl.pruning.masks import apply_masks, init_masks, mask_state
 from prune_rl.pruning.ranking import Scope, check_options, nan_scores, update_masks
-from prune_rl.pruning.scores import score_named
+from prune_rl.pruning.targets import Target
 
 Report = dict[str, dict[str, jax.Array]]
 
@@ -43,34 +41,6 @@ class PruningState(NamedTuple):
     reference: jax.Array
     neurons: dict[str, jax.Array]
     sizes: dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """Neurons that are ranked together, and how.
-
-    Attributes:
-        name: such as "actor".
-        groups: the neuron groups.
-        sparsity: share of the neurons of a layer that is gone when the schedule is complete, in [0, 1); a number, a
-            traced scalar, or one per group name.
-        score: a name in ``SCORES``, computed when it is needed; None: the tracked importance.
-        refit: move what removed neurons contributed to the outgoing weights of the others, by least squares.
-        network: the function ``(params, *inputs)`` whose neurons these are; only scores from activations, and the
-            refit, need it.
-    """
-
-    name: str
-    groups: NeuronGroups
-    sparsity: Share | Mapping[str, Share]
-    score: str | None = None
-    refit: bool = False
-    network: Callable[..., Any] | None = None
-
-    @property
-    def needs_activations(self) -> bool:
-        """Whether the mask update looks at activations."""
-        return self.refit or (self.score is not None and "activations" in score_named(self.score).needs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +79,7 @@ class Pruned(NamedTuple):
         state: the new state.
         params: the given ones, refitted if asked, with the slices of masked neurons at 0.
         opt_state: the given one with the moments of masked neurons at 0.
+        copies: the given ones, treated like params.
         report: {group name: {"width" int32[], "threshold" float32[] (the highest score removed now),
             "removed_importance" float32[] (share of the layer's present score removed now), "nan_scores" int32[]}}.
     """
@@ -116,6 +87,7 @@ class Pruned(NamedTuple):
     state: PruningState
     params: Params
     opt_state: Any
+    copies: dict[str, Params]
     report: Report
 
 
@@ -142,6 +114,7 @@ def mask_update(
     draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]] | None = None,
     bias_of: Callable[[KeyPath], KeyPath | None] = lambda path: None,
     key: jax.Array | None = None,
+    copies: Mapping[str, Params] | None = None,
 ) -> Pruned:
     """Remove neurons if a mask update is due after ``count`` training updates; else change nothing but the reference.
 
@@ -161,6 +134,8 @@ def mask_update(
             the conditional, so a batch that it draws costs nothing at other training updates.
         bias_of: maps the path of an outgoing kernel to that of the bias added after it, see ``refit``.
         key: for the score "random".
+        copies: {name of a target: params of the same structure, with a copy of its network, such as a target network}.
+            A copy loses the same neurons; where the target is refitted, so is the copy, on activations of its own.
     """
     performance = jnp.asarray(performance, jnp.float32)
     reference = raise_reference(state.reference, performance)
@@ -171,20 +146,14 @@ def mask_update(
         progress = rules.schedule.progress(updates)
         inputs = draw_inputs() if draw_inputs is not None else {}
         masks, new_params, scores = dict(state.masks), params, dict(importance)
+        new_copies = dict(copies or {})
         for position, target in enumerate(rules.targets):
             groups = target.groups
             old = {name: state.masks[name] for name in groups}
-            hidden = None
-            if target.needs_activations:
-                assert target.network is not None
-                hidden = find_activations(target.network, groups, params, *inputs[target.name])
+            hidden = target.activations(params, inputs[target.name]) if target.needs_activations else None
             if target.score is not None:
-                score = score_named(target.score)
                 mine = None if key is None else jax.random.fold_in(key, position)
-                more = {"neurons": state.neurons} if score.takes_neurons else {}
-                scores |= score.function(
-                    groups, params, None, activations=hidden, masks=old, key=mine, **more
-                )
+                scores |= target.scores(params, hidden, old, mine, state.neurons)
             final = target.sparsity
             sparsity: Any = (
                 {name: cubic_sparsity(progress, share) for name, share in final.items()}
@@ -202,16 +171,23 @@ def mask_update(
             )
             if target.refit:
                 assert hidden is not None
-                new_params = refit(groups, new_params, hidden, old, new, bias_of=bias_of)
+                new_params = target.refitted(new_params, hidden, old, new, bias_of)
             new_params = apply_masks(groups, new_params, new)
+            if target.name in new_copies:
+                copy = new_copies[target.name]
+                if target.refit:
+                    hidden = target.activations(copy, inputs[target.name])
+                    copy = target.refitted(copy, hidden, old, new, bias_of)
+                new_copies[target.name] = apply_masks(groups, copy, new)
             masks |= new
         groups = NeuronGroups(group for target in rules.targets for group in target.groups.values())
         new_state = state._replace(masks=masks, updates=updates)
         moments = mask_state(groups, opt_state, new_params, masks)
-        return Pruned(new_state, new_params, moments, _report(state.masks, masks, scores))
+        return Pruned(new_state, new_params, moments, new_copies, _report(state.masks, masks, scores))
 
     def keep(_: None) -> Pruned:
-        return Pruned(state, params, opt_state, _report(state.masks, state.masks, importance))
+        report = _report(state.masks, state.masks, importance)
+        return Pruned(state, params, opt_state, dict(copies or {}), report)
 
     def when_due(_: None) -> Any:
         if rules.gate is None:

@@ -25,14 +25,14 @@ PRESET_LIKE = dataclasses.replace(
     WINDOW, score="surgeon", refit=True, width_exponent=0.75, strength=1e-4, every=3
 )
 ADAM = dataclasses.replace(WINDOW, metric="adam", strength=1e-3, score="fisher")
-BOUNDED = dataclasses.replace(WINDOW, score="magnitude", scope="global", energy=0.2, gate=10.0)
-RANDOM = dataclasses.replace(WINDOW, score="random")
+BOUNDED = dataclasses.replace(WINDOW, score="surgeon", scope="global", energy=0.2, gate=10.0)
+RANDOM = dataclasses.replace(WINDOW, score="random", refit=True)
 PPO_WIDE, SAC_WIDE = (dataclasses.replace(config, hidden=(24, 16)) for config in (PPO, SAC))
 
 RUNS = {
     "ppo, Box, surgeon and refit": Run(prune_rl.ppo, lasting(PPO_WIDE, UPDATES, PRESET_LIKE), CONTINUOUS),
     "ppo, Discrete, proximal step of Adam": Run(prune_rl.ppo, lasting(PPO_WIDE, UPDATES, ADAM), DISCRETE),
-    "sac, Box, random": Run(prune_rl.sac, lasting(SAC_WIDE, UPDATES, RANDOM), CONTINUOUS),
+    "sac, Box, random and refit": Run(prune_rl.sac, lasting(SAC_WIDE, UPDATES, RANDOM), CONTINUOUS),
     "sac, Discrete, energy, gate and global": Run(
         prune_rl.sac, lasting(SAC_WIDE, UPDATES, BOUNDED), DISCRETE
     ),
@@ -68,23 +68,40 @@ def assert_alike(left: Any, right: Any, tolerance: float) -> None:
         assert error <= tolerance * max(1.0, np.max(np.abs(a), initial=0.0)), (path, error)
 
 
+def side_by_side(run: Run, updates: int, tolerance: float, start: Any) -> int:
+    """Train a masked state and one that shrinks twice on equal rollouts, and compare them; returns the shrinkings."""
+    update = quick_jit(run.module.update, static_argnames="config")
+    dtype = start.params["actor"]["head"]["bias"].dtype
+    masked = small = start
+    shrinkings = 0
+    for t in range(updates):
+        rollout = random_rollout(t, run.config, run.spec)
+        if dtype == jnp.float64:
+            rollout = doubled(rollout)
+        masked, expected = update(masked, rollout, run.config)
+        small, metrics = update(small, rollout, run.config)
+        assert_alike(expected, metrics, tolerance)
+        arrays = {name: len(mask) for name, mask in small.masks.items()}
+        widths = {name: -(-width // 4) * 4 for name, width in kept_widths(small).items()}
+        if shrinkings < 2 and sum(widths.values()) <= 0.7 * sum(arrays.values()):
+            small, shrinkings = run.module.shrink(small, widths, run.config), shrinkings + 1
+            assert {name: len(mask) for name, mask in small.masks.items()} == widths
+    assert any(len(mask) > mask.sum() for mask in small.masks.values()), "some arrays hold masked neurons"
+    assert_alike(compacted(run, masked), compacted(run, small), tolerance)
+    return shrinkings
+
+
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_masked_and_shrinking_runs_agree_in_float64(run: Run) -> None:
     """To 1e-9 in every param, moment, score and metric, over 55 updates across two shrinkings or more."""
     with jax.enable_x64(True):
-        update = quick_jit(run.module.update, static_argnames="config")
-        masked = doubled(run.module.init(jax.random.key(0), run.config, run.spec))
-        small, shrinkings = masked, 0
-        for t in range(UPDATES):
-            rollout = doubled(random_rollout(t, run.config, run.spec))
-            masked, expected = update(masked, rollout, run.config)
-            small, metrics = update(small, rollout, run.config)
-            assert_alike(expected, metrics, 1e-9)
-            arrays = {name: len(mask) for name, mask in small.masks.items()}
-            widths = {name: -(-width // 4) * 4 for name, width in kept_widths(small).items()}
-            if shrinkings < 2 and sum(widths.values()) <= 0.7 * sum(arrays.values()):
-                small, shrinkings = run.module.shrink(small, widths, run.config), shrinkings + 1
-                assert {name: len(mask) for name, mask in small.masks.items()} == widths
-        assert shrinkings == 2
-        assert any(len(mask) > mask.sum() for mask in small.masks.values()), "some arrays hold masked neurons"
-        assert_alike(compacted(run, masked), compacted(run, small), 1e-9)
+        start = doubled(run.module.init(jax.random.key(0), run.config, run.spec))
+        assert side_by_side(run, UPDATES, 1e-9, start) == 2
+
+
+@pytest.mark.parametrize("name", ["ppo, Box, surgeon and refit", "sac, Box, random and refit"])
+def test_masked_and_shrinking_runs_agree_in_float32_over_a_short_horizon(name: str) -> None:
+    """Rounding grows with training, so only past the first shrinking."""
+    run = RUNS[name]
+    start = run.module.init(jax.random.key(0), run.config, run.spec)
+    assert side_by_side(run, 15, 1e-3, start) >= 1

@@ -18,7 +18,8 @@ from prune_rl.dependency.find_groups import find_groups
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.pruning.mask_schedule import MaskSchedule, target_width
-from prune_rl.pruning.mask_update import PruningRules, Target, init_pruning, mask_update
+from prune_rl.pruning.mask_update import PruningRules, init_pruning, mask_update
+from prune_rl.pruning.targets import Target
 from prune_rl.pruning.transforms.dynamic_pruning import dynamic_pruning
 from tests.compilation import quick_jit
 from tests.learners.random_rollouts import DISCRETE, SMALL, SMALL_SAC, random_rollout

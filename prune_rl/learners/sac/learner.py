@@ -29,11 +29,16 @@ from prune_rl.learners.running_statistics import update_statistics
 from prune_rl.learners.sac.actor import update_actor
 from prune_rl.learners.sac.config import Config
 from prune_rl.learners.sac.critic import update_critic
-from prune_rl.learners.sac.networks import Networks, OptState, network_functions, prunable_groups
+from prune_rl.learners.sac.networks import (
+    Networks,
+    OptState,
+    critic_ensemble,
+    member_functions,
+    prunable_groups,
+)
 from prune_rl.learners.sac.state import State, architecture
 from prune_rl.learners.sac.temperature import update_temperature
 from prune_rl.learners.sac.values import Architecture, critic_input
-from prune_rl.pruning.masks import apply_masks
 
 # Transitions on which the score and the refit of a mask update look at the networks.
 PRUNING_BATCH = 2048
@@ -104,22 +109,22 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
 
 
 def _prune(state: State, batch_key: jax.Array, key: jax.Array, config: Config) -> tuple[State, Metrics]:
-    """The mask update of the actor and, when asked, of the critics, target critics included.
-
-    The critics are never refitted: members that share their neurons would need one least-squares problem each.
-    """
+    """The mask update of the actor and, when asked, of the critics, target critics included."""
+    arch, networks = architecture(state, config), state.networks
 
     def draw_inputs() -> dict[str, tuple[jax.Array]]:
-        size, stats, arch = PRUNING_BATCH, state.obs_stats, architecture(state, config)
+        size, stats = PRUNING_BATCH, state.obs_stats
         batch = replay_buffer.sample_normalized(state.replay, batch_key, size, stats, config)
         return {"actor": (batch.obs,), "critic": (critic_input(batch.obs, batch.action, arch),)}
 
     groups = prunable_groups(state.params, config)
-    rules = mask_rules(config, groups, network_functions(config), refit_critic=False)
-    pruned, report = prune(state, rules, draw_inputs, key)
-    target = {"critic": state.networks.target_critic}
-    target = apply_masks(groups.within("critic"), target, pruned.state.masks)
+    rules = mask_rules(config, groups, member_functions(config), critic_ensemble(state.params, config))
+    copies = {"critic": state.params | {"critic": networks.target_critic}}
+    pruned, report = prune(state, rules, draw_inputs, key, copies)
     networks = dataclasses.replace(
-        state.networks, params=pruned.params, target_critic=target["critic"], opt_state=pruned.opt_state
+        networks,
+        params=pruned.params,
+        target_critic=pruned.copies["critic"]["critic"],
+        opt_state=pruned.opt_state,
     )
     return dataclasses.replace(state, networks=networks, pruning=pruned.state), report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,12 +10,13 @@ import optax
 from flax import struct
 
 from prune_rl.dependency.groups import NeuronGroups
-from prune_rl.dependency.tree_paths import Masks, Params
+from prune_rl.dependency.tree_paths import Masks, Params, make_struct
 from prune_rl.learners.mask_rules import prunable
-from prune_rl.learners.network_groups import network_groups
+from prune_rl.learners.network_groups import Outputs, network_groups
 from prune_rl.learners.networks import apply_ensemble, apply_mlp, init_ensemble, init_mlp
 from prune_rl.learners.optimizer import learning_rate, pruned_adam
 from prune_rl.learners.sac.config import Config
+from prune_rl.pruning.targets import Ensemble
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState
 from prune_rl.spaces import Discrete, Spec
 
@@ -64,22 +64,41 @@ def init_networks(actor_key: jax.Array, critic_key: jax.Array, config: Config, s
     return Networks(params, jax.tree.map(jnp.copy, params["critic"]), log_alpha, opt_state)
 
 
-def network_functions(config: Config) -> dict[str, Any]:
-    """{"actor", "critic"}: the function ``(params, input)`` of each, for params = {"actor", "critic"}."""
+def member_functions(config: Config) -> dict[str, Outputs]:
+    """{"actor", "critic"}: the function ``(params, input)`` of the actor, and of one critic, for params = {"actor",
+    "critic"} with one critic in them.
+    """
     return {
         "actor": lambda p, x: apply_mlp(p["actor"], x, config.activation),
-        "critic": lambda p, x: apply_ensemble(p["critic"], x, config.activation),
+        "critic": lambda p, x: apply_mlp(p["critic"], x, config.activation),
     }
 
 
 def all_groups(params: Params, config: Config) -> NeuronGroups:
     """The neuron groups of the actor and of the critics, which share theirs: neuron j goes in both critics."""
-    sizes = (params[name]["layer_0"]["kernel"].shape[-2] for name in ("actor", "critic"))
-    return network_groups(_outputs, params, config, tuple(sizes))
+    return network_groups(_outputs, params, config, _input_sizes(params))
 
 
-def _outputs(config: Config) -> Callable[[Params, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    actor, critic = network_functions(config).values()
+def critic_ensemble(params: Params, config: Config) -> Ensemble:
+    """The critics as what they are to a mask update: each a network of its own that loses the same neurons."""
+    member = params | {
+        "critic": jax.tree.map(lambda leaf: make_struct(leaf.shape[1:], leaf.dtype), params["critic"])
+    }
+    groups = network_groups(_member_outputs, member, config, _input_sizes(params)).within("critic")
+    return Ensemble(groups, {"actor": None, "critic": 0})
+
+
+def _input_sizes(params: Params) -> tuple[int, ...]:
+    return tuple(params[name]["layer_0"]["kernel"].shape[-2] for name in ("actor", "critic"))
+
+
+def _outputs(config: Config) -> Outputs:
+    actor = member_functions(config)["actor"]
+    return lambda p, x, y: (actor(p, x), apply_ensemble(p["critic"], y, config.activation))
+
+
+def _member_outputs(config: Config) -> Outputs:
+    actor, critic = member_functions(config).values()
     return lambda p, x, y: (actor(p, x), critic(p, y))
 
 

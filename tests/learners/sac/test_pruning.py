@@ -97,7 +97,7 @@ OUTPUT = in_one_update(Pruning(score="output", refit=True, gate=0.1))
     ],
     ids=["fisher", "magnitude", "output", "random", "surgeon"],
 )
-def test_every_score_and_option_prunes_and_only_the_actor_is_refitted(
+def test_every_score_and_option_prunes_and_every_network_is_refitted_when_asked(
     spec: Spec, config: sac.Config, widths: list[int] | None
 ) -> None:
     assert config.prune is not None
@@ -114,11 +114,32 @@ def test_every_score_and_option_prunes_and_only_the_actor_is_refitted(
             assert not np.any(part[~np.asarray(mask)])
     groups = sac.prunable_groups(start.params, config)
     masked = apply_masks(groups, start.params, state.masks)
-    jax.tree.map(np.testing.assert_array_equal, state.params["critic"], masked["critic"])
-    kernels = [params["actor"]["head"]["kernel"] for params in (state.params, masked)]
-    assert np.array_equal(*kernels) != config.prune.refit
+    for network in ("actor", "critic"):
+        kernels = [params[network]["head"]["kernel"] for params in (state.params, masked)]
+        assert np.array_equal(*kernels) != config.prune.refit
     floats = (state.networks, metrics["prune"])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(floats))
+
+
+@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "box"])
+def test_each_critic_and_target_critic_has_a_refit_of_its_own(spec: Spec) -> None:
+    config = in_one_update(Pruning(score="surgeon", refit=True))
+    start, rollout = random_sac_state(config, spec), random_rollout(0, config, spec)
+    state, _ = update(start, rollout, config)
+    seen = jnp.reshape(rollout.obs, (-1, 3))
+    if spec is CONTINUOUS:
+        seen = jnp.concatenate([seen, jnp.reshape(rollout.action, (-1, 2))], axis=1)
+    groups = sac.prunable_groups(start.params, config).within("critic")
+    for before, after in (
+        (start.params["critic"], state.params["critic"]),
+        (start.networks.target_critic, state.networks.target_critic),
+    ):
+        whole = apply_ensemble(before, seen, config.activation)
+        refitted = apply_ensemble(after, seen, config.activation)
+        masked = apply_masks(groups, {"critic": before}, state.masks)["critic"]
+        without = apply_ensemble(masked, seen, config.activation)
+        error, error_without = (np.square(q - whole).mean(axis=(1, 2)) for q in (refitted, without))
+        assert np.all(error < 0.5 * error_without), (error, error_without)
 
 
 def test_the_output_score_looks_at_what_actor_and_critics_read() -> None:
@@ -136,8 +157,10 @@ def test_the_output_score_looks_at_what_actor_and_critics_read() -> None:
                 np.tanh(x @ member[layer]["kernel"] + member[layer]["bias"])
                 for x, member in zip(inputs, members, strict=True)
             ]
-            outgoing = np.concatenate([member[following]["kernel"] for member in members], axis=1)
-            score = np.abs(inputs).mean(axis=(0, 1)) * np.linalg.norm(outgoing, axis=1)
+            score = sum(
+                np.abs(x).mean(axis=0) * np.linalg.norm(member[following]["kernel"], axis=1)
+                for x, member in zip(inputs, members, strict=True)
+            )
             kept = np.asarray(state.masks[f"{network}/{layer}"])
             # The learner's mean is over a sample of these transitions.
             assert score[kept].min() > 0.95 * score[~kept].max()
