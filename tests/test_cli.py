@@ -295,7 +295,7 @@ def test_a_command_line_that_does_not_parse(
         (["CartPole-v1", "--algo=td3"], "there is no learner 'td3'"),
         (["CartPole-v1", "--algo", "sac", "--steps", "99"], "environment steps to learn in; lower it or train longer"),
         (["CartPole-v1", "--algo", "sac", "--tau", "0"], "tau must lie in (0, 1], got 0.0"),
-        (["Pendulum-v1", "--backend", "jax"], "Pendulum-v1 has no backend 'jax'"),
+        (["Acrobot-v1", "--backend", "jax"], "Acrobot-v1 has no backend 'jax'"),
         (["CartPole-v1", "--steps", "0"], "total_timesteps (--steps) must be >= 1, got 0"),
         (["CartPole-v1", "--steps", "-100"], "total_timesteps (--steps) must be >= 1, got -100"),
         (["Pendulum-v1", "--host-resets", "0"], "host_resets must be >= 1, got 0"),

@@ -82,7 +82,7 @@ def measure(options: Options) -> list[Section]:
     sections = []
     for algo, settings in theirs.items():
         config = ours[algo]
-        own = WholeTraining("Pendulum-v1", "gymnasium", config)
+        own = WholeTraining("Pendulum-v1", "jax", config)
         other = RltoolsTraining(options.rltools_python, algo, settings)
         name = f"RLtools {other.peer.versions['RLtools']}"
         sides: dict[str, Contender] = {name: other, "prune_rl": own}
@@ -97,7 +97,7 @@ def measure(options: Options) -> list[Section]:
                 title=f"{algo.upper()} on Pendulum-v1 beside RLtools",
                 text=f"Whole trainings of {config.total_timesteps:,} steps, 64·64, RLtools' configuration, after "
                 f"compilation. RLtools ({other.peer.versions['BLAS']}) steps its own Pendulum in C++, prune_rl "
-                f"Gymnasium's in Python, {config.num_envs} environments × {config.num_steps} steps between updates. "
+                f"its own in JAX, {config.num_envs} environments × {config.num_steps} steps between updates. "
                 "Ratio: time against RLtools.",
                 unit="trainings/s",
                 rows=tuple(rows),

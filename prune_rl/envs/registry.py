@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from prune_rl.envs.autoreset import JaxEnv
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.errors import UnsupportedEnvironment
+from prune_rl.envs.pendulum import Pendulum
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -75,7 +76,10 @@ _TABLE: dict[str, _Entry] = {
 }
 
 # Environments in pure JAX, with their reward thresholds. Looking one up does not import Gymnasium.
-_JAX: dict[str, tuple[CartPole, float | None]] = {"CartPole-v1": (CartPole(), 475.0)}
+_JAX: dict[str, tuple[JaxEnv[Any], float | None]] = {
+    "CartPole-v1": (CartPole(), 475.0),
+    "Pendulum-v1": (Pendulum(), None),
+}
 
 # Those whose backend "jax" is `prune_rl.envs.mjx`.
 MJX_IDS = ("Hopper-v3", "Walker2d-v3", "Walker2D-v3")
@@ -83,6 +87,7 @@ MJX_IDS = ("Hopper-v3", "Walker2d-v3", "Walker2D-v3")
 # What can run an id that not only Gymnasium can run. Whether a backend's package is installed shows when it is used.
 _BACKENDS: dict[str, tuple[str, ...]] = {
     "CartPole-v1": ("jax", "gymnasium", "envpool"),
+    "Pendulum-v1": ("jax", "gymnasium"),
     "LunarLander-v2": ("envpool", "gymnasium"),
     **dict.fromkeys(MJX_IDS, ("envpool", "gymnasium", "jax")),
 }

@@ -372,8 +372,8 @@ def test_bad_arguments_and_order_of_calls() -> None:
         EnvPoolEnv(resolve_task("CartPole-v1"), 0)
     with pytest.raises(ValueError, match="number of threads must be at least 1, got 0"):
         EnvPoolEnv(resolve_task("CartPole-v1"), 1, num_threads=0)
-    with pytest.raises(UnsupportedEnvironment, match=r"EnvPool cannot run 'Pendulum-v1'; .*: gymnasium"):
-        EnvPoolEnv(resolve_task("Pendulum-v1"), 1)
+    with pytest.raises(UnsupportedEnvironment, match=r"EnvPool cannot run 'Acrobot-v1'; .*: gymnasium"):
+        EnvPoolEnv(resolve_task("Acrobot-v1"), 1)
     env = EnvPoolEnv(resolve_task("CartPole-v1"), 1)
     with pytest.raises(ValueError, match="0 or more, got -1"):
         env.reset(-1)

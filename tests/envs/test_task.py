@@ -49,8 +49,8 @@ def test_envpool_is_stepped_by_envpool_env(env_id: str) -> None:
     [
         ("CartPole-v1", "mjx", "jax, gymnasium, envpool"),
         ("Hopper-v3", "Auto", "envpool, gymnasium, jax"),
-        ("Pendulum-v1", "envpool", "gymnasium"),
-        ("Pendulum-v1", "", "gymnasium"),
+        ("Pendulum-v1", "envpool", "jax, gymnasium"),
+        ("Acrobot-v1", "", "gymnasium"),
     ],
 )
 def test_other_backends_are_refused(env_id: str, backend: str, offered: str) -> None:
@@ -137,7 +137,7 @@ def test_note_where_envpool_is_not_installed() -> None:
         "import sys\n"
         "sys.modules['envpool'] = None\n"
         "from prune_rl.envs.task import resolve_task\n"
-        "for env_id in ['LunarLander-v2', 'Hopper-v3', 'Pendulum-v1', 'CartPole-v1']:\n"
+        "for env_id in ['LunarLander-v2', 'Hopper-v3', 'Acrobot-v1', 'CartPole-v1']:\n"
         "    for backend in ['auto', 'gymnasium']:\n"
         "        task = resolve_task(env_id, backend)\n"
         "        print(env_id, backend, task.backend, task.backend_note('cpu'))\n"
@@ -152,8 +152,8 @@ def test_note_where_envpool_is_not_installed() -> None:
         "LunarLander-v2 gymnasium gymnasium",
         f"Hopper-v3 auto gymnasium {note}",
         "Hopper-v3 gymnasium gymnasium",
-        "Pendulum-v1 auto gymnasium",
-        "Pendulum-v1 gymnasium gymnasium",
+        "Acrobot-v1 auto gymnasium",
+        "Acrobot-v1 gymnasium gymnasium",
         "CartPole-v1 auto jax",
         "CartPole-v1 gymnasium gymnasium",
     ]

@@ -25,8 +25,8 @@ TINY = shlex.split(
 )
 # The same number of updates, of 2 · 16 steps, the first two without learning; arrays of 24, then 16, then 8 neurons.
 TINY_SAC = shlex.split(
-    "train Pendulum-v1 --algo sac --hidden 24 24 --num-envs 2 --num-steps 16 --utd-ratio 0.25 --batch-size 16"
-    " --learning-starts 64 --steps 1024 --checkpoints 16 --host-resets 16 --episodes 2"
+    "train Pendulum-v1 --backend gymnasium --algo sac --hidden 24 24 --num-envs 2 --num-steps 16 --utd-ratio 0.25"
+    " --batch-size 16 --learning-starts 64 --steps 1024 --checkpoints 16 --host-resets 16 --episodes 2"
     " --prune.critic --prune.critic-sparsity 0.7 --prune.sparsity 0.75 --prune.shrink always --no-control"
 )
 

@@ -33,9 +33,9 @@ def test_resolving_fills_in_what_follows() -> None:
     config = Config(learner=ppo.Config(num_envs=8, num_steps=64, total_timesteps=1000)).resolved()
     assert (config.steps, config.learner.total_timesteps, config.learner.num_updates) == (1024, 1024, 2)
     assert (config.backend, config.host_resets) == ("jax", None)
-    pendulum = Config(env="Pendulum-v1").resolved()
-    assert (pendulum.backend, pendulum.host_resets) == ("gymnasium", 20)
-    assert Config(env="Pendulum-v1").resolved(resolve_task("Pendulum-v1")) == pendulum
+    acrobot = Config(env="Acrobot-v1").resolved()
+    assert (acrobot.backend, acrobot.host_resets) == ("gymnasium", 20)
+    assert Config(env="Acrobot-v1").resolved(resolve_task("Acrobot-v1")) == acrobot
     assert Config(seed=3, seeds=2).all_seeds == [3, 4]
 
 
@@ -135,9 +135,9 @@ def test_equal_configurations_share_a_folder_and_others_do_not() -> None:
             with_prune(sparsity=0.9),
             Config(method="dense"),
             with_prune(Config(method="dense"), sparsity=0.9),  # of no matter there
-            Config(env="Pendulum-v1"),
-            Config(env="Pendulum-v1", checkpoints=7, host_resets=20),  # the default
-            Config(env="Pendulum-v1", host_resets=19),
+            Config(env="Acrobot-v1"),
+            Config(env="Acrobot-v1", checkpoints=7, host_resets=20),  # the default
+            Config(env="Acrobot-v1", host_resets=19),
             Config(algo="sac"),
             Config(algo="sac", learner=sac.Config(tau=0.01)),
             Config(algo="sac", method="dense"),
@@ -191,7 +191,7 @@ BAD = [
         "host_resets = 5 is for environments on the host, and CartPole-v1 runs on backend 'jax'",
     ),
     (Config(episodes=0), "episodes must be >= 1"),
-    (Config(env="Pendulum-v1", backend="jax"), "Pendulum-v1 has no backend 'jax'; choose one of gymnasium"),
+    (Config(env="Acrobot-v1", backend="jax"), "Acrobot-v1 has no backend 'jax'; choose one of gymnasium"),
     (with_learner(num_envs=0), "num_envs must be >= 1"),
     (with_learner(num_steps=-3), "num_steps must be >= 1"),
     (with_learner(update_epochs=0), "update_epochs must be >= 1"),
@@ -304,11 +304,12 @@ def test_data_of_the_wrong_shape_is_refused(data: Any, part: str) -> None:
 
 def pendulum(updates: Any, **fields: Any) -> Any:
     learner = ppo.Config(num_envs=4, num_steps=64, total_timesteps=updates * 4 * 64)
-    return Config(**{"env": "Pendulum-v1", "learner": learner, **fields}).resolved()
+    fields = {"env": "Pendulum-v1", "backend": "gymnasium", **fields}
+    return Config(**{"learner": learner, **fields}).resolved()
 
 
 def test_resets_leave_host_environments_time_for_whole_episodes() -> None:
-    task = resolve_task("Pendulum-v1")
+    task = resolve_task("Pendulum-v1", "gymnasium")
     long = pendulum(200)
     assert (long.host_resets, long.reset_every, long.checkpoint_every) == (20, 10, 10)
     short = pendulum(20)
@@ -322,7 +323,7 @@ def test_resets_leave_host_environments_time_for_whole_episodes() -> None:
     often = pendulum(20, host_resets=10)
     assert (often.host_resets, often.reset_every) == (10, 2)
     assert often.truncates_every_episode(task)
-    device = pendulum(20, env="CartPole-v1")
+    device = pendulum(20, env="CartPole-v1", backend="auto")
     assert (device.host_resets, device.reset_every, device.checkpoint_every) == (None, None, 1)
     assert not device.truncates_every_episode(resolve_task("CartPole-v1"))
     assert device.resolved() == device
@@ -333,7 +334,7 @@ def test_host_environments_are_checkpointed_where_they_are_reset(
     updates: Any, checkpoints: Any, host_resets: Any
 ) -> None:
     learner = ppo.Config(total_timesteps=updates * 8 * 128)
-    config = Config(env="Pendulum-v1", checkpoints=checkpoints, host_resets=host_resets, learner=learner)
+    config = Config(env="Acrobot-v1", checkpoints=checkpoints, host_resets=host_resets, learner=learner)
     assert config.reset_every is not None
     assert config.checkpoint_every % config.reset_every == 0
     assert math.ceil(updates / config.checkpoint_every) <= min(checkpoints, host_resets)
