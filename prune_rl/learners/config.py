@@ -63,6 +63,11 @@ class LearnerConfig:
         return self.steps_per_update
 
     @property
+    def acts_ahead(self) -> bool:
+        """Whether host environments step with the parameters of before an update while it runs."""
+        return False
+
+    @property
     def first_mask_update(self) -> int:
         """No neuron is removed before this update."""
         return 0

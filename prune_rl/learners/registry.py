@@ -39,7 +39,8 @@ class Learner(Protocol):
     """A learner's module: pure functions, written for one seed, over its own ``State`` and ``Config``.
 
     It may also have ``shrink(state, widths, config)``, which gathers the state into arrays of {group name: neurons};
-    its ``State`` then holds a ``PruningState`` as ``pruning``. Without it, arrays keep their size.
+    its ``State`` then holds a ``PruningState`` as ``pruning``. Without it, arrays keep their size. One whose ``Config``
+    can be ``acts_ahead`` has ``acting(state)``, the part of a state that ``act`` reads.
     """
 
     @property

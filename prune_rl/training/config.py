@@ -125,6 +125,11 @@ class Config:
         learner.check()
         host_resets = self.host_resets
         if task.backend == "jax":
+            if learner.acts_ahead:
+                raise ValueError(
+                    f"overlap is for environments on the host, and {self.env} runs on backend 'jax', where rollout and "
+                    "update are one program: leave it out, or choose another backend"
+                )
             if host_resets is not None:
                 raise ValueError(
                     f"host_resets = {host_resets} is for environments on the host, and {self.env} runs on backend "

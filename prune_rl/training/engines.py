@@ -136,6 +136,9 @@ class HostEngine(Engine[HostPrograms]):
     The state of a host environment cannot be saved. So every ``reset_every`` updates all environments are reset with a
     seed derived from the run's seed and the update, and the episodes under way are truncated. A checkpoint taken at
     such an update therefore continues exactly as the uninterrupted run.
+
+    If the configuration ``acts_ahead``, the rollout after an update is made while the update runs, with the state of
+    before it, unless the environments are reset in between.
     """
 
     def __init__(
@@ -148,6 +151,7 @@ class HostEngine(Engine[HostPrograms]):
         self._seeds, self._reset_every = list(seeds), reset_every
         self._envs = [make_envs() for _ in seeds]
         self._obs: np.ndarray | None = None
+        self._ahead: tuple[jax.Array, Rollout] | None = None
         spec, learner = self._envs[0].spec, learner_of(config)
 
         def init(key: jax.Array) -> Learners:
@@ -168,6 +172,8 @@ class HostEngine(Engine[HostPrograms]):
         axes: Any = Learners(learner.VMAP_AXES, 0)  # type: ignore[arg-type]
         num_seeds = len(self._seeds)
         self._draw = jax.jit(jax.vmap(draw))
+        # A copy, since an update is given the state's memory.
+        self._acting = jax.jit(lambda state: jax.tree.map(jnp.copy, cast(Any, learner).acting(state)))
         self._act = jax.jit(over_seeds(act, num_seeds, in_axes=(learner.VMAP_AXES, 0, 0, None)))
         self._update = jax.jit(
             over_seeds(update, num_seeds, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0
@@ -180,9 +186,21 @@ class HostEngine(Engine[HostPrograms]):
         programs = self._compiled()
         for _ in range(n):
             with self.timing.measured("stepping"):
-                key, transitions = self._rollout(programs.act)
+                done = int(self.tree.state.step)
+                if self._ahead is None:
+                    state, drawn = self.tree.state, self._draw(self.tree.key)
+                    self._ahead = self._rollout(programs.act, self._acting_part(state), drawn, done)
+                (key, transitions), self._ahead = self._ahead, None
+                acts_ahead = self._acts_ahead(done + 1)
+                if acts_ahead:
+                    # Before the update, which is given the memory of both.
+                    acting, drawn = self._acting(self.tree.state), self._draw(key)
             with self.timing.measured("learning"):
                 self.tree, metrics = programs.update(Learners(self.tree.state, key), transitions)
+            if acts_ahead:
+                with self.timing.measured("stepping"):
+                    self._ahead = self._rollout(programs.act, acting, drawn, done + 1)
+            with self.timing.measured("learning"):
                 parts.append(jax.tree.map(np.asarray, metrics))
         stacked: Metrics = jax.tree.map(lambda *rows: np.stack(rows), *parts)
         return stacked
@@ -193,9 +211,19 @@ class HostEngine(Engine[HostPrograms]):
         for env in self._envs:
             env.close()
 
-    def _rollout(self, act: Any) -> tuple[jax.Array, Rollout]:
-        """The keys to go on with, and the rollout of one update; the environments are reset where it is time."""
-        done = int(self.tree.state.step)
+    def _acts_ahead(self, done: int) -> bool:
+        """Whether the rollout after ``done`` updates is made while the last of them runs."""
+        config = self._config
+        return config.acts_ahead and done % self._reset_every != 0 and done < config.num_updates
+
+    def _acting_part(self, state: Any) -> Any:
+        return self._acting(state) if self._config.acts_ahead else state
+
+    def _rollout(
+        self, act: Any, state: Any, drawn: tuple[jax.Array, jax.Array], done: int
+    ) -> tuple[jax.Array, Rollout]:
+        """The keys to go on with, and the rollout after ``done`` updates; environments are reset where it is time."""
+        key, noise = drawn
         if done % self._reset_every == 0 or self._obs is None:
             self._obs = np.stack(
                 [
@@ -203,10 +231,9 @@ class HostEngine(Engine[HostPrograms]):
                     for env, seed in zip(self._envs, self._seeds, strict=True)
                 ]
             )
-        key, noise = self._draw(self.tree.key)
 
         def choose(obs: np.ndarray, t: int) -> jax.Array:
-            action: jax.Array = act(self.tree.state, obs, noise, np.int32(t))
+            action: jax.Array = act(state, obs, noise, np.int32(t))
             return action
 
         cut = (done + 1) % self._reset_every == 0
@@ -219,7 +246,10 @@ class HostEngine(Engine[HostPrograms]):
         observed = (seeds, config.num_envs, spec.observation_size)
         _, noise = jax.eval_shape(self._draw, learners.key)
         obs, t = make_struct(observed, jnp.float32), make_struct((), jnp.int32)
-        act = self._act.lower(learners.state, obs, noise, t)
+        state = learners.state
+        if config.acts_ahead:
+            state = jax.eval_shape(self._acting, state)
+        act = self._act.lower(state, obs, noise, t)
         action = act.out_info
 
         def rows(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:

@@ -37,7 +37,7 @@ def test_every_step_equals_gymnasium_from_the_same_state() -> None:
         np.testing.assert_allclose(obs[i], expected, rtol=0, atol=1e-5)
         # At θ = ±π the cost jumps from one side to the other, and so may the rounding.
         if abs(math.remainder(float(physics[i, 0]), 2 * math.pi)) < math.pi - 1e-5:
-            np.testing.assert_allclose(reward[i], expected_reward, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(reward[i], float(expected_reward), rtol=0, atol=1e-4)
         assert not ended
     assert not np.any(terminated)
     assert not np.any(truncated)
@@ -58,7 +58,7 @@ def test_whole_episodes_follow_gymnasium() -> None:
         expected, reward, *flags, _ = reference.step(action)
         state, obs, got, terminated, truncated = step(state, jnp.asarray(action))
         np.testing.assert_allclose(obs, expected, rtol=0, atol=1e-3)
-        np.testing.assert_allclose(got, reward, rtol=0, atol=1e-2)
+        np.testing.assert_allclose(got, float(reward), rtol=0, atol=1e-2)
         assert [bool(terminated), bool(truncated)] == flags == [False, t == 199]
     reference.close()
 

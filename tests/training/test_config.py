@@ -191,6 +191,7 @@ BAD = [
         "host_resets = 5 is for environments on the host, and CartPole-v1 runs on backend 'jax'",
     ),
     (Config(episodes=0), "episodes must be >= 1"),
+    (Config(algo="sac", learner=sac.Config(overlap=True)), "overlap is for environments on the host"),
     (Config(env="Acrobot-v1", backend="jax"), "Acrobot-v1 has no backend 'jax'; choose one of gymnasium"),
     (with_learner(num_envs=0), "num_envs must be >= 1"),
     (with_learner(num_steps=-3), "num_steps must be >= 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -277,6 +278,57 @@ class RecordedPendulum(HostEnv):
         self.seen.append((self.obs, np.asarray(action), rest[0], next_obs))
         self.obs = obs
         return obs, *rest, next_obs
+
+
+@pytest.mark.parametrize("seeds", [[0, 1], [1]], ids=["two seeds", "one seed"])
+def test_with_overlap_the_state_of_before_an_update_acts_after_it(seeds: list[int], tmp_path: Path) -> None:
+    config = dataclasses.replace(SAC, overlap=True, learning_starts=0)
+
+    def new() -> tuple[engines.HostEngine, list[RecordedPendulum]]:
+        envs: list[RecordedPendulum] = []
+
+        def make() -> RecordedPendulum:
+            envs.append(RecordedPendulum())
+            return envs[-1]
+
+        return engines.HostEngine(make, seeds, config, reset_every=3), envs
+
+    engine, envs = new()
+    act = jax.jit(jax.vmap(functools.partial(sac.act, config=config), in_axes=(sac.VMAP_AXES, 0, 0)))
+    states, key, noises = [plain_state(engine.state)], engine.tree.key, []
+    checkpoints = Checkpoints(tmp_path)
+    for update in range(6):
+        key, noise = engine._draw(key)
+        noises.append(noise)
+        engine.advance(1)
+        states.append(plain_state(engine.state))
+        if update == 2:
+            checkpoints.save(3, engine.tree)
+    # Updates 0 and 3 follow a reset; the others act with the state of one update before.
+    for update, acting in enumerate([0, 0, 1, 3, 3, 4]):
+        for t in range(config.num_steps):
+            obs, action = (
+                np.stack([env.seen[update * config.num_steps + t][i] for env in envs]) for i in range(2)
+            )
+            expected = act(states[acting], obs, noises[update][:, t])
+            np.testing.assert_allclose(action, expected, rtol=1e-5, atol=1e-6)
+            if acting != update:
+                newer = act(states[update], obs, noises[update][:, t])
+                assert np.max(np.abs(newer - action)) > 1e-4
+    again, _ = new()
+    found = checkpoints.restore(again.tree)
+    checkpoints.close()
+    assert found is not None
+    again.tree = found.tree
+    again.advance(3)
+    assert_identical(again.tree, engine.tree)
+    again.close()
+    engine.close()
+
+
+def plain_state(state: Any) -> Any:
+    """A copy that outlives the state, which an update is given."""
+    return jax.tree.map(jnp.copy, state)
 
 
 @pytest.mark.parametrize("seeds", [[0, 1], [1]], ids=["two seeds", "one seed"])

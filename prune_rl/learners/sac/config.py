@@ -47,6 +47,9 @@ class Config(LearnerConfig):
     seeks entropy, and an episode is not drawn out for its sake (SACLite: Yu et al. 2022, arXiv 2201.12434)."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this before learning."""
+    overlap: bool = False
+    """Step host environments while an update runs, with the parameters of before it: the policy that acts is one update
+    older, which is another algorithm. Not for backend jax."""
 
     @property
     def gradient_steps(self) -> int:
@@ -67,6 +70,11 @@ class Config(LearnerConfig):
     def gradient_samples(self) -> int:
         """Samples that the gradient steps of one update look at, all together."""
         return self.gradient_steps * self.batch_size
+
+    @property
+    def acts_ahead(self) -> bool:
+        """Whether host environments step with the parameters of before an update while it runs."""
+        return self.overlap
 
     @property
     def first_mask_update(self) -> int:

@@ -112,6 +112,13 @@ def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.A
     return from_unit(action, state.bounds)
 
 
+def acting(state: State) -> State:
+    """The part of a state that ``act`` reads; everything else is None. Pure."""
+    nothing: Any = None
+    networks = Networks({"actor": state.params["actor"]}, nothing, nothing, nothing)
+    return State(networks, nothing, nothing, state.obs_stats, nothing, state.bounds, nothing, state.step)
+
+
 def shrink(state: State, widths: Mapping[str, int], config: Config) -> State:
     """The state in smaller arrays: hidden layers of ``widths``, {group name: neurons}, at least as many as are kept.
 
