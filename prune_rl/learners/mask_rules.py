@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 
@@ -18,6 +18,8 @@ from prune_rl.pruning.mask_schedule import MaskSchedule, cubic_sparsity, target_
 from prune_rl.pruning.mask_update import Pruned, PruningRules, PruningState, mask_update
 from prune_rl.pruning.scores import SCORES
 from prune_rl.pruning.targets import Ensemble, Target
+
+Network = Literal["actor", "critic"]
 
 
 def prunable(groups: NeuronGroups, prune: Pruning | None) -> NeuronGroups:
@@ -43,25 +45,24 @@ def mask_rules(
     """
     prune = config.prune
     assert prune is not None
-    targets = []
-    for name, sparsity in (("actor", prune.sparsity), ("critic", prune.critic_sparsity)):
-        mine = groups.within(name)
-        if not mine:
-            continue
-        tracked = "grads" in SCORES[prune.score].needs
-        targets.append(
-            Target(
-                name=name,
-                groups=mine,
-                sparsity=sparsity,
-                score=None if tracked else prune.score,
-                refit=prune.refit,
-                network=networks[name],
-                ensemble=critic_ensemble if name == "critic" else None,
-            )
+    schedules = mask_schedules(config)
+    covering = MaskSchedule.covering(list(schedules.values()))
+    tracked = "grads" in SCORES[prune.score].needs
+    targets = [
+        Target(
+            name=name,
+            groups=groups.within(name),
+            sparsity=prune.sparsity if name == "actor" else prune.critic_sparsity,
+            score=None if tracked else prune.score,
+            refit=prune.refit,
+            network=networks[name],
+            schedule=None if schedule == covering else schedule,
+            ensemble=critic_ensemble if name == "critic" else None,
         )
+        for name, schedule in schedules.items()
+    ]
     return PruningRules(
-        schedule=mask_schedule(config),
+        schedule=covering,
         targets=tuple(targets),
         gate=prune.gate,
         energy=prune.energy,
@@ -70,12 +71,17 @@ def mask_rules(
     )
 
 
-def mask_schedule(config: LearnerConfig) -> MaskSchedule:
-    """When mask updates are due in a pruned run."""
+def mask_schedules(config: LearnerConfig) -> dict[Network, MaskSchedule]:
+    """When the neurons of each network that is pruned go."""
     prune, num_updates = config.prune, config.num_updates
     assert prune is not None
-    begin = max(prune.begin, config.first_mask_update / num_updates)
-    return MaskSchedule.create(num_updates, begin, max(prune.end, begin), prune.every)
+    networks: list[Network] = ["actor", "critic"] if prune.critic else ["actor"]
+    schedules = {}
+    for network in networks:
+        begin, end = prune.window(network)
+        begin = max(begin, config.first_mask_update / num_updates)
+        schedules[network] = MaskSchedule.create(num_updates, begin, max(end, begin), prune.every)
+    return schedules
 
 
 def planned_widths(
@@ -85,11 +91,12 @@ def planned_widths(
 
     Other rules may leave more of them. ``sizes``: {group name: neurons before any pruning}.
     """
-    prune, schedule = config.prune, mask_schedule(config)
+    prune = config.prune
     assert prune is not None
-    made = min(max(0, (update - schedule.first) // schedule.every + 1), schedule.number)
     widths = {}
-    for network, final in (("actor", prune.sparsity), ("critic", prune.critic_sparsity)):
+    for network, schedule in mask_schedules(config).items():
+        made = min(max(0, (update - schedule.first) // schedule.every + 1), schedule.number)
+        final = prune.sparsity if network == "actor" else prune.critic_sparsity
         for name in groups.within(network):
             widths[name] = _width(sizes[name], made / schedule.number, final, prune.min_width)
     return widths
@@ -131,7 +138,7 @@ def prune(
 ) -> tuple[Pruned, dict[str, Any]]:
     """``mask_update`` after ``state.step`` updates, gated by the running training return.
 
-    Returns its result, and for the log "prune_progress", float32[], the share of the mask schedule that is done, and
+    Returns its result, and for the log "prune_progress", float32[], the share of the actor's schedule that is done, and
     "prune", the report by group.
     """
     pruned = mask_update(
@@ -147,7 +154,9 @@ def prune(
         key=key,
         copies=copies,
     )
-    progress = rules.schedule.progress(pruned.state.updates)
+    made, schedule = pruned.state.updates, rules.schedule
+    actor = rules.targets[0].schedule
+    progress = schedule.progress(made) if actor is None else actor.progress(actor.made_within(schedule, made))
     return pruned, {"prune_progress": progress, "prune": pruned.report}
 
 

@@ -21,6 +21,10 @@ class Pruning:
     """Share of training after which pruning begins."""
     end: float = 0.6
     """Share of training at which the threshold is at its highest (if the gate never rested)."""
+    critic_begin: float | None = None
+    """The same for the critic, by default as for the actor."""
+    critic_end: float | None = None
+    """The same for the critic, by default as for the actor."""
     every: int = 1
     """Learner updates between two mask updates; if no multiple of it lies between begin and end, one is made at end."""
     score: Literal["taylor", "fisher", "magnitude", "output", "random", "surgeon"] = "taylor"
@@ -48,16 +52,26 @@ class Pruning:
     importance_decay: float = 0.99
     """Decay of the running mean of importance over gradient steps."""
 
+    def window(self, network: Literal["actor", "critic"]) -> tuple[float, float]:
+        """Shares of training between which the neurons of a network go."""
+        if network == "actor":
+            return self.begin, self.end
+        begin, end = self.critic_begin, self.critic_end
+        return self.begin if begin is None else begin, self.end if end is None else end
+
     def check(self, hidden: tuple[int, ...]) -> None:
         """Raise ``ValueError`` for options that cannot work with these hidden widths."""
         for name in ("sparsity", "critic_sparsity"):
             _in_range(f"prune.{name}", getattr(self, name), 0.0, 1.0, open_end=True)
         if self.energy is not None:
             _in_range("prune.energy", self.energy, 0.0, 1.0, open_end=True)
-        _in_range("prune.begin", self.begin, 0.0, 1.0)
-        _in_range("prune.end", self.end, 0.0, 1.0)
-        if self.begin > self.end:
-            raise ValueError(f"prune.begin must not exceed prune.end, got {self.begin} > {self.end}")
+        for prefix, (begin, end) in (("", self.window("actor")), ("critic_", self.window("critic"))):
+            _in_range(f"prune.{prefix}begin", begin, 0.0, 1.0)
+            _in_range(f"prune.{prefix}end", end, 0.0, 1.0)
+            if begin > end:
+                raise ValueError(
+                    f"prune.{prefix}begin must not exceed prune.{prefix}end, got {begin} > {end}"
+                )
         if self.gate is not None and not (self.gate >= 0 and math.isfinite(self.gate)):
             raise ValueError(f"prune.gate must be >= 0, got {self.gate}")
         if not (self.strength >= 0 and math.isfinite(self.strength)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,6 +98,27 @@ class MaskSchedule:
         since = count - self.first
         on = (since >= 0) & (since % self.every == 0)
         return on if gated else on & (count <= self.last)
+
+    @classmethod
+    def covering(cls, schedules: Sequence[MaskSchedule]) -> MaskSchedule:
+        """The schedule with a mask update wherever one of the given ones has its own, as sparse as possible."""
+        first, last = (
+            min(schedule.first for schedule in schedules),
+            max(schedule.last for schedule in schedules),
+        )
+        starts = (schedule.first - first for schedule in schedules)
+        spacings = (schedule.every for schedule in schedules if schedule.number > 1)
+        every = math.gcd(*starts, *spacings) or schedules[0].every
+        return cls(first, every, (last - first) // every + 1)
+
+    def made_within(self, covering: MaskSchedule, made: int | jax.Array) -> Any:
+        """How many of its mask updates this schedule has had after ``made`` of one that covers it."""
+        now = covering.first + (made - 1) * covering.every
+        return jnp.clip((now - self.first) // self.every + 1, 0, self.number)
+
+    def made_before(self, count: jax.Array) -> jax.Array:
+        """Mask updates before that of training update ``count`` (int32[]), if the gate was never closed."""
+        return (count - self.first) // self.every
 
     def progress(self, made: jax.Array) -> jax.Array:
         """Share of the schedule that is done after ``made`` (int32[]) mask updates: float32[] in [0, 1]."""

@@ -7,6 +7,7 @@ mean the same in each.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -141,49 +142,54 @@ def mask_update(
     reference = raise_reference(state.reference, performance)
     state = state._replace(reference=reference)
 
+    def remove_from(target: Target, position: int, inputs: Any, before: _Networks) -> _Networks:
+        """``before`` without the neurons of one target that go now."""
+        groups, params, copy = target.groups, before.params, before.copies.get(target.name)
+        old = {name: state.masks[name] for name in groups}
+        scores = {name: before.scores[name] for name in groups}
+        hidden = target.activations(params, inputs) if target.needs_activations else None
+        if target.score is not None:
+            mine = None if key is None else jax.random.fold_in(key, position)
+            scores = target.scores(params, hidden, old, mine, state.neurons)
+        new = update_masks(
+            old,
+            scores,
+            _sparsity(target, rules.schedule, state.updates + 1),
+            energy=rules.energy,
+            min_width=rules.min_width,
+            scope=rules.scope,
+            sizes=state.sizes,
+        )
+        if target.refit:
+            assert hidden is not None
+            params = target.refitted(params, hidden, old, new, bias_of)
+            if copy is not None:
+                copy = target.refitted(copy, target.activations(copy, inputs), old, new, bias_of)
+        copies = {} if copy is None else {target.name: apply_masks(groups, copy, new)}
+        return _Networks(
+            apply_masks(groups, params, new),
+            before.copies | copies,
+            before.masks | new,
+            before.scores | scores,
+        )
+
     def remove(_: None) -> Pruned:
-        updates = state.updates + 1
-        progress = rules.schedule.progress(updates)
         inputs = draw_inputs() if draw_inputs is not None else {}
-        masks, new_params, scores = dict(state.masks), params, dict(importance)
-        new_copies = dict(copies or {})
+        found = _Networks(params, dict(copies or {}), dict(state.masks), dict(importance))
         for position, target in enumerate(rules.targets):
-            groups = target.groups
-            old = {name: state.masks[name] for name in groups}
-            hidden = target.activations(params, inputs[target.name]) if target.needs_activations else None
-            if target.score is not None:
-                mine = None if key is None else jax.random.fold_in(key, position)
-                scores |= target.scores(params, hidden, old, mine, state.neurons)
-            final = target.sparsity
-            sparsity: Any = (
-                {name: cubic_sparsity(progress, share) for name, share in final.items()}
-                if isinstance(final, Mapping)
-                else cubic_sparsity(progress, final)
-            )
-            new = update_masks(
-                old,
-                {name: scores[name] for name in groups},
-                sparsity,
-                energy=rules.energy,
-                min_width=rules.min_width,
-                scope=rules.scope,
-                sizes=state.sizes,
-            )
-            if target.refit:
-                assert hidden is not None
-                new_params = target.refitted(new_params, hidden, old, new, bias_of)
-            new_params = apply_masks(groups, new_params, new)
-            if target.name in new_copies:
-                copy = new_copies[target.name]
-                if target.refit:
-                    hidden = target.activations(copy, inputs[target.name])
-                    copy = target.refitted(copy, hidden, old, new, bias_of)
-                new_copies[target.name] = apply_masks(groups, copy, new)
-            masks |= new
+            step = functools.partial(remove_from, target, position, inputs.get(target.name, ()))
+            if target.schedule is None:
+                found = step(found)
+            else:
+                # Not batched where no gate makes the seeds differ, so that only one branch runs.
+                updates = state.updates if rules.gate is not None else rules.schedule.made_before(count)
+                made, before = (target.schedule.made_within(rules.schedule, updates + i) for i in (1, 0))
+                found = jax.lax.cond(made > before, step, lambda networks: networks, found)
         groups = NeuronGroups(group for target in rules.targets for group in target.groups.values())
-        new_state = state._replace(masks=masks, updates=updates)
-        moments = mask_state(groups, opt_state, new_params, masks)
-        return Pruned(new_state, new_params, moments, new_copies, _report(state.masks, masks, scores))
+        new_state = state._replace(masks=found.masks, updates=state.updates + 1)
+        moments = mask_state(groups, opt_state, found.params, found.masks)
+        report = _report(state.masks, found.masks, found.scores)
+        return Pruned(new_state, found.params, moments, found.copies, report)
 
     def keep(_: None) -> Pruned:
         report = _report(state.masks, state.masks, importance)
@@ -198,6 +204,25 @@ def mask_update(
     due = rules.schedule.due(count, gated=rules.gate is not None)
     pruned: Pruned = jax.lax.cond(due, when_due, keep, None)
     return pruned
+
+
+class _Networks(NamedTuple):
+    """What a mask update changes target by target."""
+
+    params: Params
+    copies: dict[str, Params]
+    masks: dict[str, jax.Array]
+    scores: Scores
+
+
+def _sparsity(target: Target, schedule: MaskSchedule, made: jax.Array) -> Any:
+    """The share of a layer that may be gone after ``made`` mask updates, a scalar or one per group name."""
+    progress = schedule.progress(made)
+    if target.schedule is not None:
+        progress = target.schedule.progress(target.schedule.made_within(schedule, made))
+    if isinstance(target.sparsity, Mapping):
+        return {name: cubic_sparsity(progress, share) for name, share in target.sparsity.items()}
+    return cubic_sparsity(progress, target.sparsity)
 
 
 def _report(old: Mapping[str, jax.Array], new: Mapping[str, jax.Array], scores: Scores) -> Report:

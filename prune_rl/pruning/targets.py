@@ -14,7 +14,7 @@ from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import KeyPath, Masks, Params
 from prune_rl.pruning.brain_surgeon import Activations, refit
 from prune_rl.pruning.importance import Scores
-from prune_rl.pruning.mask_schedule import Share
+from prune_rl.pruning.mask_schedule import MaskSchedule, Share
 from prune_rl.pruning.scores import score_named
 
 
@@ -43,6 +43,7 @@ class Target:
         refit: move what removed neurons contributed to the outgoing weights of the others, by least squares.
         network: the function ``(params, *inputs)`` whose neurons these are; only scores from activations, and the
             refit, need it. Of an ensemble: that of one member.
+        schedule: when these neurons go, within that of the rules; None: like it.
         ensemble: set where the network is one. Scores from activations are summed over the members, and each member
             has a least-squares problem of its own.
     """
@@ -53,6 +54,7 @@ class Target:
     score: str | None = None
     refit: bool = False
     network: Callable[..., Any] | None = None
+    schedule: MaskSchedule | None = None
     ensemble: Ensemble | None = None
 
     @property

@@ -84,3 +84,27 @@ def test_progress_counts_mask_updates() -> None:
 def test_what_cannot_be_a_schedule_is_refused(arguments: tuple[int, float, float, int], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         MaskSchedule.create(*arguments)
+
+
+@given(
+    total=st.integers(1, 200),
+    every=st.integers(1, 30),
+    windows=st.lists(st.tuples(st.integers(0, 100), st.integers(0, 100)).map(sorted), min_size=1, max_size=3),
+)
+def test_a_schedule_that_covers_others_has_a_mask_update_at_each_of_theirs(
+    total: int, every: int, windows: list[list[int]]
+) -> None:
+    schedules = [MaskSchedule.create(total, begin / 100, end / 100, every) for begin, end in windows]
+    covering = MaskSchedule.covering(schedules)
+    counts = np.arange(1, total + 1)
+    due = np.asarray(covering.due(jnp.asarray(counts), gated=False))
+    made = np.cumsum(due)
+    np.testing.assert_array_equal(covering.made_before(jnp.asarray(counts[due])), made[due] - 1)
+    for schedule in schedules:
+        mine = np.asarray(schedule.due(jnp.asarray(counts), gated=False))
+        assert np.all(due[mine])
+        np.testing.assert_array_equal(
+            np.where(made > 0, schedule.made_within(covering, jnp.asarray(made)), 0), np.cumsum(mine)
+        )
+    if len({(schedule.first, schedule.every, schedule.number) for schedule in schedules}) == 1:
+        assert (covering.first, covering.number) == (schedules[0].first, schedules[0].number)

@@ -153,6 +153,22 @@ def test_a_closed_gate_holds_mask_updates_back_and_they_are_made_up_for(user: st
         assert widths[-1] == target_width(size, 0.75, 1)
 
 
+@pytest.mark.parametrize("gate", [None, 10.0])
+@pytest.mark.parametrize("learner", [ppo, sac], ids=["ppo", "sac"])
+def test_the_critic_can_go_at_a_time_of_its_own(learner: Any, gate: float | None) -> None:
+    options = dataclasses.replace(
+        WINDOW, critic=True, critic_sparsity=0.5, begin=0.4, end=0.7, critic_begin=0.1, critic_end=0.5,
+        score="surgeon", refit=True, gate=gate,
+    )  # fmt: skip
+    seen = run("ppo" if learner is ppo else "sac", options, [100.0] * UPDATES)
+    for network, first, number, sparsity in (("actor", 8, 4, 0.75), ("critic", 2, 5, 0.5)):
+        made = [min(max(0, (count - first) // 2 + 1), number) for count in range(1, UPDATES + 1)]
+        for layer, size in enumerate(HIDDEN):
+            shares = [sparsity * (1 - (1 - m / number) ** 3) for m in made]
+            expected = [size - int(np.floor(share * size + 1e-4)) for share in shares]
+            assert seen.widths[f"{network}/layer_{layer}"] == expected
+
+
 # --- what is computed, and when
 
 
