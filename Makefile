@@ -25,7 +25,7 @@ WORKERS ?= 2
 # A variable reaches the command only if it was given.
 flag = $(if $($(2)),--$(1) '$($(2))')
 TRAIN_FLAGS = $(call flag,algo,ALGO) $(call flag,seed,SEED) $(call flag,seeds,SEEDS) \
-              $(call flag,steps,STEPS) $(call flag,method,METHOD)
+              $(call flag,steps,STEPS) $(call flag,method,METHOD) $(call flag,like,LIKE)
 
 # The environment is made again where its Python is gone, or the folder was moved: its scripts hold absolute paths.
 ifneq ($(shell test -x $(BIN)/python && cat $(STAMP) 2>/dev/null),$(CURDIR))
@@ -45,7 +45,8 @@ help: ## list targets and variables
 	  SEED 'first seed' \
 	  SEEDS 'how many seeds to train at once' \
 	  STEPS 'environment steps per seed' \
-	  METHOD 'pruning method: dynamic, or dense for none' \
+	  METHOD 'dynamic: prune; dense: do not; small: few neurons from scratch (needs LIKE); linear: no hidden neuron' \
+	  LIKE 'a run of whose final widths METHOD=small makes its actor' \
 	  RUN 'run directory, for evaluate; one or several for report' \
 	  ARGS 'any further flags of the command, e.g. ARGS="--any.flag value"' \
 	  SBX '1: make bench installs SBX too (.venv-sbx) and measures its SAC and PPO beside ours' \
@@ -56,7 +57,7 @@ help: ## list targets and variables
 
 venv: $(STAMP) ## make or update .venv from the lock file
 
-experiment: $(STAMP) ## train, prune, compact and evaluate: ENV ALGO SEED SEEDS STEPS METHOD ARGS
+experiment: $(STAMP) ## train, prune, compact and evaluate: ENV ALGO SEED SEEDS STEPS METHOD LIKE ARGS
 	$(BIN)/prune-rl train '$(ENV)' $(TRAIN_FLAGS) $(ARGS)
 
 evaluate: $(STAMP) ## measure a run's compact policy again: RUN=runs/... ARGS

@@ -21,6 +21,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from prune_rl import compilation_cache
 from prune_rl.learners.registry import LEARNERS
+from prune_rl.methods.registry import METHODS
 from prune_rl.training.config import Config
 from prune_rl.training.presets import find_preset, load_preset
 
@@ -47,7 +48,10 @@ class Train(Config):
     run_dir: Path | None = None
     """Folder of the run; by default runs/ENV-ALGO-METHOD-SEED-HASH."""
     control: bool = True
-    """Also train the dense control (same seeds and steps, method 'dense'), unless its run is already there."""
+    """Also train the dense control (same seeds and steps, method dense), unless its run is already there."""
+    like: Path | None = None
+    """For method small: a run whose compact policy the actor shall be as wide as, beside a critic as wide as that
+    run's."""
     preset: Path | None = None
     """TOML file with defaults, instead of the one in experiments/presets."""
 
@@ -158,7 +162,12 @@ def parse_train(arguments: list[str]) -> tuple[Config, Train]:
             f"preset {preset} is one for --algo {base.algo}, not for {known.algo}: give that flag"
         )
     parsed = _parse(arguments, base)
-    return Config(**_fields(parsed)), parsed
+    config = Config(**_fields(parsed))
+    if parsed.like is not None:
+        from prune_rl.training.small_network import as_wide_as
+
+        config = as_wide_as(config, parsed.like)
+    return config, parsed
 
 
 def _environment_of(arguments: list[str], base: Config) -> str | None:
@@ -181,7 +190,11 @@ def _parse(arguments: list[str], base: Config) -> Train:
         config=(tyro.conf.AvoidSubcommands,),
         registry=_with_types(
             {
-                Train: {"algo": Literal[tuple(LEARNERS)], "learner": Annotated[learner, arg(name="")]},
+                Train: {
+                    "algo": Literal[tuple(LEARNERS)],
+                    "method": Literal[tuple(METHODS)],
+                    "learner": Annotated[learner, arg(name="")],
+                },
                 learner: {"total_timesteps": Annotated[int, arg(name="steps")]},
             }
         ),

@@ -11,6 +11,7 @@ from prune_rl.learners.validation import (
     check_not_negative,
     check_positive,
     check_shares,
+    refuse_if,
 )
 
 
@@ -19,7 +20,9 @@ class LearnerConfig:
     """Hyperparameters that every learner has; frozen and hashable, so static under ``jit``."""
 
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers, of actor and critic alike."""
+    """Widths of the hidden layers of the actor; none for a linear policy."""
+    critic_hidden: tuple[int, ...] | None = None
+    """Widths of the hidden layers of the critic; by default those of the actor."""
     activation: str = "tanh"
     """Activation of the hidden layers: tanh, relu, silu, gelu or elu."""
     num_envs: int = 8
@@ -41,6 +44,11 @@ class LearnerConfig:
     """Normalised observations are clipped to this range, normalised rewards too."""
     prune: Pruning | None = Pruning()
     """How neurons are removed; None: train the wide network and remove nothing."""
+
+    @property
+    def critic_widths(self) -> tuple[int, ...]:
+        """Widths of the hidden layers of the critic."""
+        return self.hidden if self.critic_hidden is None else self.critic_hidden
 
     @property
     def steps_per_update(self) -> int:
@@ -75,9 +83,19 @@ class LearnerConfig:
     def check(self) -> None:
         """Raise ``ValueError`` for any value that cannot work."""
         check_at_least_one(self, "num_envs", "num_steps", "total_timesteps")
-        check_network(self.hidden, self.activation)
+        check_network(self.activation, hidden=self.hidden, critic_hidden=self.critic_widths)
         check_positive(self, "learning_rate", "clip_obs")
         check_not_negative(self, "learning_rate_end")
         check_shares(self, "gamma")
         if self.prune is not None:
+            refuse_if(
+                not self.hidden,
+                "hidden is (), which leaves nothing to prune: give the actor hidden layers, or choose method 'linear'",
+            )
             self.prune.check(self.hidden)
+            if self.prune.critic:
+                refuse_if(
+                    not self.critic_widths,
+                    "critic_hidden is (), so there is nothing to prune in the critic",
+                )
+                self.prune.check(self.critic_widths)

@@ -50,6 +50,13 @@ def num_hidden(params: Params) -> int:
     return sum(name.startswith("layer_") for name in params)
 
 
+def input_size(params: Params) -> int:
+    """Inputs of an MLP, or of each member of an ensemble."""
+    first = params["layer_0"] if "layer_0" in params else params["head"]
+    size: int = first["kernel"].shape[-2]
+    return size
+
+
 def apply_mlp(params: Params, x: jax.Array, activation: str) -> jax.Array:
     """Outputs of the last layer for ``x`` […, in]: float32[…, out]."""
     act = ACTIVATIONS[activation]
@@ -104,8 +111,10 @@ def _narrow_product_jvp(
     return x @ kernel, x_dot @ kernel + along_kernel.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def init_actor_critic(key: jax.Array, spec: Spec, hidden: Sequence[int]) -> Params:
-    """Params of a separate actor and critic.
+def init_actor_critic(
+    key: jax.Array, spec: Spec, hidden: Sequence[int], critic_hidden: Sequence[int]
+) -> Params:
+    """Params of a separate actor and critic with hidden layers of these widths.
 
     The actor's head starts near zero (an almost uniform policy, Andrychowicz et al. 2021, section 3.2). With a ``Box``
     the actor also has a state-independent ``log_std`` [size], which starts at 0.
@@ -114,4 +123,4 @@ def init_actor_critic(key: jax.Array, spec: Spec, hidden: Sequence[int]) -> Para
     actor = init_mlp(actor_key, [spec.observation_size, *hidden, spec.action.num_outputs], 0.01)
     if not isinstance(spec.action, Discrete):
         actor["log_std"] = jnp.zeros(spec.action.size, jnp.float32)
-    return {"actor": actor, "critic": init_mlp(critic_key, [spec.observation_size, *hidden, 1], 1.0)}
+    return {"actor": actor, "critic": init_mlp(critic_key, [spec.observation_size, *critic_hidden, 1], 1.0)}

@@ -50,9 +50,10 @@ def check_shares(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must lie in [0, 1], got {getattr(config, name)}")
 
 
-def check_network(hidden: tuple[int, ...], activation: str) -> None:
-    """Raise ``ValueError`` for hidden widths below 1, none at all, or an unknown activation."""
-    if not hidden or min(hidden) < 1:
-        raise ValueError(f"hidden needs at least one width, each >= 1, got {hidden}")
+def check_network(activation: str, **widths: tuple[int, ...]) -> None:
+    """Raise ``ValueError`` for hidden widths below 1, or an unknown activation."""
+    for name, hidden in widths.items():
+        if min(hidden, default=1) < 1:
+            raise ValueError(f"{name} needs widths >= 1, got {hidden}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {activation!r}; choose one of {', '.join(ACTIVATIONS)}")

@@ -6,7 +6,14 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from prune_rl.reporting.pruning_schedule import Config, Records, Window, target_neurons, target_widths
+from prune_rl.reporting.pruning_schedule import (
+    Config,
+    Records,
+    Window,
+    is_pruned,
+    target_neurons,
+    target_widths,
+)
 from prune_rl.reporting.statistics import difference_to_dense
 from prune_rl.reporting.tables import widths_text
 from prune_rl.runs.evaluation_file import Entries
@@ -32,9 +39,11 @@ def remarks_on(
         remarks.append("The policies are not evaluated yet: run `prune-rl evaluate RUN --write`.")
     if not records:
         remarks.append("There is no metrics.jsonl, so there is no picture.")
-    pruned = config.get("method") != "dense"
+    pruned = is_pruned(config)
+    if config.get("method") != "dense":
+        remarks += _missing_control(config, seeds)
     if pruned:
-        remarks += _missing_control(config, seeds) + _schedule(config, records, window)
+        remarks += _schedule(config, records, window)
     if 0 < len(seeds) < ENOUGH_SEEDS:
         say = "One training seed only" if len(seeds) == 1 else f"Only {len(seeds)} training seeds"
         episodes_only = len(seeds) == 1 and difference_to_dense(seeds, "compact") is not None
@@ -66,9 +75,8 @@ def _missing_control(config: Config, seeds: Entries) -> list[str]:
     which = "No dense control was found" + (f" for seeds {missing}" if len(missing) < len(seeds) else "")
     words = [word for word in shlex.split(config.get("command") or "") if word != "--no-control"]
     command = shlex.join(words) if words else f"prune-rl train {config.get('env', 'ENV')}"
-    return [
-        f"{which}, so nothing here says what pruning costs: `{command}` trains it, and nothing else again."
-    ]
+    what = "pruning costs" if is_pruned(config) else "so few neurons cost"
+    return [f"{which}, so nothing here says what {what}: `{command}` trains it, and nothing else again."]
 
 
 def _same_function(seeds: Entries) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from prune_rl.methods.registry import METHODS
 from prune_rl.reporting.statistics import Difference, mean, paired_difference, t_interval
 from prune_rl.reporting.tables import removed, return_text, signed, table, widths_text
 from prune_rl.runs.config_file import read_config
@@ -47,9 +48,17 @@ class _Method:
 
     @property
     def task(self) -> dict[str, Any]:
-        """All options but those of pruning; runs with equal tasks can be compared."""
+        """All options but those of the method; runs with equal tasks can be compared.
+
+        Of the networks that is the width of the critic, and that of the actor where the method leaves it to the user.
+        """
         config = _without(self.config, (*NOT_PART_OF_A_METHOD, "method"))
-        config["learner"] = _without(config.get("learner") or {}, ("prune",))
+        learner = config.get("learner") or {}
+        critic = learner.get("critic_hidden") or learner.get("hidden")
+        method = METHODS.get(str(self.config.get("method")))
+        actor = critic if method is not None and method.SETS_ACTOR_WIDTHS else learner.get("hidden")
+        config["learner"] = _without(learner, ("prune", "hidden", "critic_hidden"))
+        config["networks"] = [actor, critic]
         return config
 
 

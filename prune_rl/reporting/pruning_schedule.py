@@ -17,6 +17,11 @@ Config = Mapping[str, Any]
 Records = Sequence[Mapping[str, Any]]
 
 
+def is_pruned(config: Config) -> bool:
+    """Whether neurons were removed in such a run."""
+    return bool(_prune(config))
+
+
 def target_widths(config: Config) -> list[int]:
     """Width of each hidden layer of the actor at the end of the schedule.
 

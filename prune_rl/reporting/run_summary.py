@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from prune_rl.atomic_files import write_bytes
+from prune_rl.methods.registry import METHODS
 from prune_rl.reporting.caveats import remarks_on
 from prune_rl.reporting.plots import Marks, draw
-from prune_rl.reporting.pruning_schedule import Config, Records, Window, pruning_window, target_widths
+from prune_rl.reporting.pruning_schedule import (
+    Config,
+    Records,
+    Window,
+    is_pruned,
+    pruning_window,
+    target_widths,
+)
 from prune_rl.reporting.statistics import difference_to_dense, mean
 from prune_rl.reporting.tables import difference_text, number, removed, return_text, table, widths_text
 from prune_rl.runs.config_file import read_config, read_json
@@ -43,13 +51,13 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
     title = _title(config)
     parts = [f"# {title}"]
     if seeds:
-        parts.append(_verdict(seeds))
+        parts.append(_verdict(config, seeds))
     if records:
         write_bytes(path / "summary.png", draw(records, title, _marks(config, records, seeds, window)))
         caption = _caption(config, records, window)
         parts += ["![return and kept neurons over environment steps](summary.png)", caption]
     if seeds:
-        parts += ["## The policy", _policy_table(seeds)]
+        parts += ["## The policy", _policy_table(config, seeds)]
         if len(seeds) > 1:
             parts += ["## Each seed", _seed_table(seeds)]
     parts += ["## How it was made", _origin(config, versions, seeds)]
@@ -62,13 +70,13 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
 
 def _title(config: Config) -> str:
     method = config.get("method", "?")
-    how = "dense, nothing pruned" if method == "dense" else f"{method} pruning"
+    how = METHODS[method].TITLE if method in METHODS else f"method {method}"
     seeds = config.get("seeds", 1)
     which = f"seed {config.get('seed', 0)}" if seeds == 1 else f"{seeds} seeds"
     return f"{config.get('env', '?')}, {str(config.get('algo', '?')).upper()}, {how}, {which}"
 
 
-def _verdict(seeds: Entries) -> str:
+def _verdict(config: Config, seeds: Entries) -> str:
     """The result in two sentences."""
     own = [policy for policy in map(own_policy, seeds) if policy is not None]
     if not own:
@@ -77,11 +85,15 @@ def _verdict(seeds: Entries) -> str:
     returns = f"{mean([mean(policy['returns']) for policy in own]):.1f}"
     if all("compact" not in entry["policies"] for entry in seeds):
         return f"The dense policy{over} returns **{returns}**. Nothing was pruned."
-    sizes = [
-        f"**{number(mean([p[key]['kept'] for p in own]))} of {number(own[0][key]['total'])} {what}**"
-        for key, what in (("neurons", "hidden neurons"), ("weights", "weights"))
-    ]
-    kept = f"The compact policy{over} keeps {sizes[0]} and {sizes[1]} of the actor."
+    what = {"neurons": "hidden neurons", "weights": "weights"}
+    sizes = {key: number(mean([policy[key]["kept"] for policy in own])) for key in what}
+    if is_pruned(config):
+        kept = f"The compact policy{over} keeps " + " and ".join(
+            f"**{sizes[key]} of {number(own[0][key]['total'])} {words}**" for key, words in what.items()
+        ) + " of the actor."  # fmt: skip
+    else:
+        has = " and ".join(f"**{sizes[key]} {words}**" for key, words in what.items())
+        kept = f"The actor, trained from scratch at its size, has{over} {has}."
     difference = difference_to_dense(seeds, "compact")
     if difference is None:
         return f"{kept} It returns **{returns}**; there is no dense control to compare it with."
@@ -102,12 +114,13 @@ def _caption(config: Config, records: Records, window: Window | None) -> str:
     return text
 
 
-def _policy_table(seeds: Entries) -> str:
+def _policy_table(config: Config, seeds: Entries) -> str:
     names = [name for name in COLUMNS if any(name in entry["policies"] for entry in seeds)]
     columns = {
         name: [entry["policies"][name] for entry in seeds if name in entry["policies"]] for name in names
     }
     pruned, several = names != ["dense"], len(seeds) > 1
+    labels = COLUMNS if is_pruned(config) else {**COLUMNS, "compact": str(config.get("method"))}
     episodes = len(columns[names[0]][0]["returns"])
 
     def row(title: str, cell: Callable[[list[Policy]], str]) -> list[str]:
@@ -142,7 +155,7 @@ def _policy_table(seeds: Entries) -> str:
             "same function with them taken out, is the file in policy/. Latency at small sizes is mostly the cost of "
             "NumPy's calls, whatever the widths."
         )
-    heads = ["", *(COLUMNS[name] if pruned else name for name in names)]
+    heads = ["", *(labels[name] if pruned else name for name in names)]
     return table(heads, rows) + "\n\n" + " ".join(notes)
 
 
@@ -198,7 +211,7 @@ def _origin(config: Config, versions: Mapping[str, Any], seeds: Entries) -> str:
 
 
 def _schedule(config: Config) -> str:
-    """The pruning options in words; empty for a dense run."""
+    """The pruning options in words; empty for a run that is not pruned."""
     prune = (config.get("learner") or {}).get("prune") or {}
     if "sparsity" not in prune:
         return ""
@@ -230,14 +243,14 @@ def _marks(config: Config, records: Records, seeds: Entries, window: Window | No
     layers = [name for name in records[-1].get("widths") or {} if name.startswith("actor")]
     own = [policy for policy in map(own_policy, seeds) if policy is not None]
     control = [entry["policies"]["dense"] for entry in seeds if "dense" in entry["policies"]]
-    pruned = config.get("method") != "dense"
+    compared = config.get("method") != "dense"
     return Marks(
         window=(window.begin, window.end) if window else None,
         window_name=window.name if window else "",
         target_widths=dict(zip(layers, target_widths(config), strict=False)),
         evaluated=tuple(mean(policy["returns"]) for policy in own),
-        evaluated_name="compact policy" if pruned else "dense policy",
-        control=mean([mean(policy["returns"]) for policy in control]) if control and pruned else None,
+        evaluated_name="compact policy" if is_pruned(config) else f"{config.get('method')} policy",
+        control=mean([mean(policy["returns"]) for policy in control]) if control and compared else None,
     )
 
 

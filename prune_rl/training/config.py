@@ -11,8 +11,7 @@ from typing import Any, Literal, cast
 from prune_rl.envs.task import Task, resolve_task
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.learners.registry import Config as LearnerConfig
-
-Method = Literal["dynamic", "dense"]
+from prune_rl.methods.registry import METHODS
 
 HOST_RESETS = 20
 LOG_LINES = 2000
@@ -29,8 +28,9 @@ class Config:
     """Environment id."""
     algo: str = "ppo"
     """Learner."""
-    method: Method = "dynamic"
-    """'dynamic' prunes while it trains; 'dense' trains the wide network and removes nothing."""
+    method: str = "dynamic"
+    """dynamic: prune while training goes on; dense: train the wide network and remove nothing; small: train an actor of
+    few neurons from scratch, beside the wide critic; linear: an actor without hidden neurons, likewise."""
     seed: int = 0
     """First seed."""
     seeds: int = 1
@@ -54,6 +54,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.algo not in tuple(LEARNERS):
             raise ValueError(f"there is no learner {self.algo!r}; choose one of {', '.join(LEARNERS)}")
+        if self.method not in METHODS:
+            raise ValueError(f"there is no method {self.method!r}; choose one of {', '.join(METHODS)}")
         kind = LEARNERS[self.algo].Config
         given: Any = self.learner
         if given is None:
@@ -95,7 +97,7 @@ class Config:
         """This configuration as it is run and stored. Resolving twice changes nothing.
 
         Backend and ``host_resets`` get their values, ``learner.total_timesteps`` is rounded up to whole rollouts, and
-        method "dense" sets ``learner.prune`` to None, whatever was set for pruning.
+        the method sets what it is about: "dense", for one, ``learner.prune`` to None, whatever was set for pruning.
 
         Args:
             task: the environment, if it is resolved already; else it is looked up.
@@ -116,12 +118,7 @@ class Config:
             raise ValueError(f"total_timesteps (--steps) must be >= 1, got {self.learner.total_timesteps}")
         task = task or resolve_task(self.env, self.backend)
         learner: LearnerConfig = dataclasses.replace(self.learner, total_timesteps=self.steps)
-        if self.method == "dense":
-            learner = dataclasses.replace(learner, prune=None)
-        elif learner.prune is None:
-            raise ValueError(
-                f"learner.prune is null, but method {self.method!r} prunes: set its options, or choose method 'dense'"
-            )
+        learner = METHODS[self.method].learner_config(learner)
         learner.check()
         host_resets = self.host_resets
         if task.backend == "jax":
@@ -154,9 +151,9 @@ class Config:
     def defaults(self, task: Task) -> Config:
         """The configuration of this environment, learner and method with all other options at their defaults."""
         default = Config(env=self.env, algo=self.algo, method=self.method, backend=self.backend)
-        learner = (
-            default.learner if self.method != "dense" else dataclasses.replace(default.learner, prune=None)
-        )
+        learner = default.learner
+        if self.learner.prune is None:
+            learner = dataclasses.replace(learner, prune=None)
         host_resets = None if task.backend == "jax" else self._default_host_resets(task)
         return dataclasses.replace(default, learner=learner, host_resets=host_resets)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from prune_rl.envs.task import Task, resolve_task
 from prune_rl.evaluation.evaluate import evaluate_policy
 from prune_rl.evaluation.video import check_video, video_paths, write_video
 from prune_rl.export.policy import Policy, load_policy, measure_latency
+from prune_rl.methods.registry import METHODS
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.directory import RunDirectoryError
 from prune_rl.runs.evaluation_file import read_evaluation
 from prune_rl.training.config import Config
 from prune_rl.training.loop import TIMING, check_engine, policy_paths, train
-from prune_rl.training.structuring import from_json
+from prune_rl.training.run_config import read_config
 from prune_rl.training.timing import Timing
 
 # Environments stepped together in an evaluation; the number does not change the result.
@@ -31,7 +31,7 @@ EVALUATION_ENVS = 25
 def experiment(config: Config, run_dir: Path | None, control: bool, command: str, console: Console) -> Path:
     """Train, compact, evaluate and summarise; returns the run directory.
 
-    With ``control`` a pruned run is compared with a dense one of the same seeds and steps beside it, which is trained
+    With ``control`` the run is compared with a dense one of the same seeds and steps beside it, which is trained
     too if it is not there yet. The environment is resolved once, here. Everything that can be refused is refused
     before training starts.
     """
@@ -48,7 +48,7 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
     dense = control_of(config)
     dense_path = path.parent / dense.default_run_dir().name
     if control and config.method != "dense":
-        train(dense, task, dense_path, control_command(command), console)
+        train(dense, task, dense_path, control_command(config, command), console)
         if not (dense_path / "evaluation.json").exists():
             evaluate_timed(dense, task, dense_path, None, console)
             write_summary(dense_path)
@@ -66,23 +66,26 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
 
 
 def control_of(config: Config) -> Config:
-    """The dense run that a pruned one is compared with: the same but for the method. ``config`` must be resolved."""
-    return dataclasses.replace(
-        config, method="dense", learner=dataclasses.replace(config.learner, prune=None)
-    )
+    """The dense run that a run is compared with: the same but for the method. ``config`` must be resolved."""
+    return dataclasses.replace(config, method="dense", learner=METHODS[config.method].control(config.learner))
 
 
-def control_command(command: str) -> str:
+def control_command(config: Config, command: str) -> str:
     """The command that trains the dense control of the run that ``command`` trains, in a folder of its own."""
-    words, kept = iter(shlex.split(command)), []
-    for word in words:
+    control, words, kept = control_of(config), shlex.split(command), list[str]()
+    widths = [] if control.learner.hidden == config.learner.hidden else list(control.learner.hidden)
+    while words:
+        word = words.pop(0)
         name, _, value = word.partition("=")
-        if name in ("--run-dir", "--method"):
+        if name in ("--run-dir", "--method", "--like"):
             if not value:
-                next(words, None)
+                words.pop(0)
+        elif widths and name in ("--hidden", "--critic-hidden"):
+            while words and (words[0].isdecimal() or words[0] == "None"):
+                words.pop(0)
         elif name not in ("--control", "--no-control"):
             kept.append(word)
-    return shlex.join([*kept, "--method", "dense"])
+    return shlex.join([*kept, *(["--hidden", *map(str, widths)] if widths else []), "--method", "dense"])
 
 
 def evaluate_timed(config: Config, task: Task, path: Path, control: Path | None, console: Console) -> None:
@@ -111,17 +114,15 @@ def evaluate(
         "seeds": [],
     }
     for seed in config.all_seeds:
-        folders = {
-            "masked": policy_paths(path, config, "wide")[seed],
-            "compact": policy_paths(path, config)[seed],
-        }
+        folders = {"compact": policy_paths(path, config)[seed]}
+        if config.learner.prune is not None:
+            folders = {"masked": policy_paths(path, config, "wide")[seed], **folders}
         if config.method == "dense":
             folders = {"dense": folders["compact"]}
         elif control is not None and policy_paths(control, config)[seed].exists():
             folders["dense"] = policy_paths(control, config)[seed]
         policies = {name: load_policy(folder) for name, folder in folders.items()}
-        wide = policies.get("masked", policies.get("dense"))
-        assert wide is not None
+        wide = next(policies[name] for name in ("masked", "dense", "compact") if name in policies)
         measured = {name: measure(policy, wide, config, task) for name, policy in policies.items()}
         result["seeds"].append({"seed": seed, "policies": measured})
         means = ", ".join(f"{name} {_mean(measured[name]['returns']):.1f}" for name in measured)
@@ -205,16 +206,6 @@ def film(config: Config, task: Task, run: Path, video: Path, console: Console) -
         clip = write_video(load_policy(folder), task, paths[seed], seed=config.evaluation_seed)
         text = f"seed {seed}: return {clip.returns[0]:.1f} in the first episode, filmed in {clip.path}"
         console.print(text, markup=False, soft_wrap=True)
-
-
-def read_config(run: Path) -> Config:
-    """The configuration of a run directory."""
-    try:
-        data = json.loads((run / "config.json").read_text(encoding="utf-8"))
-        data.pop("command", None)
-        return from_json(data)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RunDirectoryError(f"{run} is not a run directory of prune-rl: {error}") from error
 
 
 def _mean(values: list[float]) -> float:

@@ -15,6 +15,7 @@ from cattrs.errors import (
 from cattrs.gen import make_dict_structure_fn, override
 
 from prune_rl.learners.registry import LEARNERS
+from prune_rl.methods.registry import METHODS
 from prune_rl.training.config import Config
 
 Hook = Callable[[Any, Any], Any]
@@ -74,6 +75,7 @@ def _converter(learner: type) -> Converter:
     def table(kind: Any) -> Hook:
         fixed: Any = {
             "algo": override(struct_hook=lambda value, _: _choice(value, Literal[tuple(LEARNERS)])),
+            "method": override(struct_hook=lambda value, _: _choice(value, Literal[tuple(METHODS)])),
             "learner": override(struct_hook=lambda value, _: converter.structure(value, learner)),
         }
         structure = make_dict_structure_fn(kind, converter, **(fixed if kind is Config else {}))

@@ -123,7 +123,7 @@ def test_without_hidden_layers_it_is_one_dense_layer() -> None:
 
 def test_actor_and_critic_share_nothing() -> None:
     spec = Spec(observation_size=3, action=Discrete(1))
-    params = init_actor_critic(jax.random.key(4), spec, (6,))
+    params = init_actor_critic(jax.random.key(4), spec, (6,), (6,))
     assert set(params) == {"actor", "critic"}
     assert shapes(params["actor"]) == shapes(params["critic"])
     assert not np.allclose(params["actor"]["layer_0"]["kernel"], params["critic"]["layer_0"]["kernel"])
@@ -131,7 +131,7 @@ def test_actor_and_critic_share_nothing() -> None:
 
 def test_box_actions_have_a_log_std_of_their_own_and_the_policy_starts_near_zero() -> None:
     spec = Spec(observation_size=3, action=Box((-1.0,) * 4, (1.0,) * 4, (2, 2)))
-    params = init_actor_critic(jax.random.key(5), spec, (6, 7))
+    params = init_actor_critic(jax.random.key(5), spec, (6, 7), (6, 7))
     np.testing.assert_array_equal(params["actor"]["log_std"], np.zeros(4, np.float32))
     means = apply_mlp(params["actor"], jnp.ones((2, 3)), "tanh")
     assert means.shape == (2, 4)

@@ -15,7 +15,7 @@ from prune_rl.envs.task import resolve_task
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import LEARNERS
-from prune_rl.training.config import Config, Method
+from prune_rl.training.config import Config
 from prune_rl.training.structuring import from_json, merged
 
 
@@ -40,9 +40,11 @@ def test_resolving_fills_in_what_follows() -> None:
 
 
 @pytest.mark.parametrize("algo", ["ppo", "sac"])
-@pytest.mark.parametrize("method", ["dynamic", "dense"])
-def test_resolving_twice_changes_nothing(method: Method, algo: str) -> None:
-    config = with_learner(Config(algo=algo, method=method), total_timesteps=12345).resolved()
+@pytest.mark.parametrize("method", ["dynamic", "dense", "small", "linear"])
+def test_resolving_twice_changes_nothing(method: str, algo: str) -> None:
+    config = with_learner(
+        Config(algo=algo, method=method), total_timesteps=12345, critic_hidden=(64, 64)
+    ).resolved()
     assert config.resolved() == config
     assert config.algo == algo
 
@@ -198,8 +200,8 @@ BAD = [
     (with_learner(update_epochs=0), "update_epochs must be >= 1"),
     (with_learner(num_minibatches=0), "num_minibatches must be >= 1"),
     (with_learner(num_minibatches=3), "num_minibatches = 3 does not divide"),
-    (with_learner(hidden=()), "hidden needs at least one width"),
-    (with_learner(hidden=(16, 0)), "hidden needs at least one width, each >= 1"),
+    (with_learner(hidden=()), "hidden is (), which leaves nothing to prune"),
+    (with_learner(hidden=(16, 0)), "hidden needs widths >= 1"),
     (with_learner(activation="sine"), "unknown activation 'sine'; choose one of tanh"),
     (with_learner(learning_rate=NAN), "learning_rate must be a finite number > 0, got nan"),
     (with_learner(learning_rate=INFINITY), "learning_rate must be a finite number"),
@@ -291,7 +293,7 @@ def test_a_stored_configuration_of_another_learner_is_refused(algo: Any) -> None
         ({"learner": {"gamma": "1"}}, "learner.gamma must be a number, got '1'"),
         ({"learner": {"normalize_obs": 1}}, "learner.normalize_obs must be true or false, got 1"),
         ({"learner": {"prune": {"score": "best"}}}, "learner.prune.score must be one of taylor, "),
-        ({"method": "sparse"}, "method must be one of dynamic, dense, got 'sparse'"),
+        ({"method": "sparse"}, "method must be one of dynamic, dense, small, linear, got 'sparse'"),
         ({"env": 1}, "env must be a text, got 1"),
     ],
 )

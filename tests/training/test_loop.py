@@ -28,8 +28,8 @@ from prune_rl.training import config as config_module
 from prune_rl.training.config import Config
 from prune_rl.training.engine import shrink_tree
 from prune_rl.training.engines import Learners, init_runner, seed_keys
-from prune_rl.training.experiment import read_config
 from prune_rl.training.loop import run_updates
+from prune_rl.training.run_config import read_config
 from prune_rl.training.timing import Timing
 
 TIMEOUT = 240.0

@@ -27,7 +27,7 @@ from prune_rl.learners.actions import action_bounds, is_discrete
 from prune_rl.learners.advantages import generalized_advantages
 from prune_rl.learners.mask_rules import mask_rules, prunable, prune
 from prune_rl.learners.network_groups import network_groups
-from prune_rl.learners.networks import apply_mlp, init_actor_critic
+from prune_rl.learners.networks import apply_mlp, init_actor_critic, input_size
 from prune_rl.learners.ppo.config import Config
 from prune_rl.learners.ppo.surrogate import Batch, actor_distribution, minibatch_epochs, optimizer, values
 from prune_rl.learners.rollout import EpisodeReturns, Metrics, Rollout, track_returns
@@ -76,7 +76,7 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
     """A fresh state for one seed; ``key`` from ``jax.random.key``. Raises ``ValueError`` for a bad config."""
     config.check()
     params_key, key = jax.random.split(key)
-    params = init_actor_critic(params_key, spec, config.hidden)
+    params = init_actor_critic(params_key, spec, config.hidden, config.critic_widths)
     groups = prunable_groups(params, config)
     return State(
         params=params,
@@ -115,7 +115,7 @@ def squashes(spec: Spec) -> bool:
 
 def all_groups(params: Params, config: Config) -> NeuronGroups:
     """The neuron groups of actor and critic."""
-    return network_groups(_outputs, params, config, (params["actor"]["layer_0"]["kernel"].shape[0],))
+    return network_groups(_outputs, params, config, (input_size(params["actor"]),))
 
 
 def _outputs(config: Config) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:

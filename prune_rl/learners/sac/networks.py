@@ -13,7 +13,7 @@ from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import Masks, Params, make_struct
 from prune_rl.learners.mask_rules import prunable
 from prune_rl.learners.network_groups import Outputs, network_groups
-from prune_rl.learners.networks import apply_ensemble, apply_mlp, init_ensemble, init_mlp
+from prune_rl.learners.networks import apply_ensemble, apply_mlp, init_ensemble, init_mlp, input_size
 from prune_rl.learners.optimizer import learning_rate, pruned_adam
 from prune_rl.learners.sac.config import Config
 from prune_rl.pruning.targets import Ensemble
@@ -48,7 +48,7 @@ def init_networks(actor_key: jax.Array, critic_key: jax.Array, config: Config, s
     actor_outputs, critic_inputs, critic_outputs = outputs, inputs, outputs
     if not isinstance(spec.action, Discrete):
         actor_outputs, critic_inputs, critic_outputs = 2 * outputs, inputs + outputs, 1
-    critic_sizes = [critic_inputs, *config.hidden, critic_outputs]
+    critic_sizes = [critic_inputs, *config.critic_widths, critic_outputs]
     params = {
         "actor": init_mlp(actor_key, [inputs, *config.hidden, actor_outputs], 0.01),
         "critic": init_ensemble(critic_key, NUM_CRITICS, critic_sizes, 1.0),
@@ -89,7 +89,7 @@ def critic_ensemble(params: Params, config: Config) -> Ensemble:
 
 
 def _input_sizes(params: Params) -> tuple[int, ...]:
-    return tuple(params[name]["layer_0"]["kernel"].shape[-2] for name in ("actor", "critic"))
+    return tuple(input_size(params[name]) for name in ("actor", "critic"))
 
 
 def _outputs(config: Config) -> Outputs:

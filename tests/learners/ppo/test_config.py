@@ -32,7 +32,7 @@ def test_good_values_pass(config: ppo.Config) -> None:
             for name in ("num_envs", "num_steps", "update_epochs", "num_minibatches", "total_timesteps")
             for n in (0, -3)
         ),
-        ("hidden", ()),
+        ("critic_hidden", (0,)),
         ("hidden", (8, 0)),
         ("activation", "tanhh"),
         ("num_minibatches", 5),

@@ -42,7 +42,7 @@ def test_good_values_pass(config: sac.Config) -> None:
             for name in ("num_envs", "num_steps", "batch_size", "buffer_size", "total_timesteps")
             for n in (0, -3)
         ),
-        ("hidden", ()),
+        ("critic_hidden", (0,)),
         ("hidden", (8, 0)),
         ("activation", "tanhh"),
         ("learning_starts", -1),
@@ -78,7 +78,7 @@ def test_bad_pruning_options(name: str, value: Any) -> None:
     ("changes", "message"),
     [
         ({"num_steps": 0}, "num_steps must be >= 1, got 0"),
-        ({"hidden": (8, 0)}, "hidden needs at least one width, each >= 1, got (8, 0)"),
+        ({"hidden": (8, 0)}, "hidden needs widths >= 1, got (8, 0)"),
         ({"activation": "tanhh"}, "unknown activation 'tanhh'; choose one of tanh, relu, silu, gelu, elu"),
         ({"learning_starts": -1}, "learning_starts must be >= 0, got -1"),
         (

@@ -1,0 +1,1 @@
+"""How neurons go in a run: the method of this project, and the controls that it has to beat."""
