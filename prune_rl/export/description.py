@@ -25,6 +25,7 @@ class Description:
         action: the action space.
         squash: whether actions are squashed with tanh.
         metadata: any JSON object.
+        skip: whether `skip/kernel` is among the tensors. In JSON, absent if not.
     """
 
     observation_size: int
@@ -35,6 +36,7 @@ class Description:
     action: Discrete | Box
     squash: bool
     metadata: dict[str, Any]
+    skip: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The JSON object that `from_json` takes."""
@@ -44,7 +46,8 @@ class Description:
         else:
             low, high = ([x if math.isfinite(x) else None for x in b] for b in (action.low, action.high))
             space = {"type": "box", "shape": list(action.shape), "low": low, "high": high}
-        return {
+        skip = {"skip": True} if self.skip else {}
+        return skip | {
             "observation_size": self.observation_size,
             "widths": list(self.widths),
             "activation": self.activation,
@@ -71,6 +74,7 @@ class Description:
             action=_action(_typed(document, "action", dict)),
             squash=_typed(document, "squash", bool),
             metadata=_typed(document, "metadata", dict),
+            skip="skip" in document and _typed(document, "skip", bool),
         )
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -79,6 +83,8 @@ class Description:
         sizes = (self.observation_size, *self.widths, self.action.num_outputs)
         for name, fan_in, fan_out in zip(layer_names(len(self.widths)), sizes[:-1], sizes[1:], strict=True):
             shapes |= {f"{name}/kernel": (fan_in, fan_out), f"{name}/bias": (fan_out,)}
+        if self.skip:
+            shapes["skip/kernel"] = (self.observation_size, self.action.num_outputs)
         if self.normalised:
             shapes |= {"obs_mean": (self.observation_size,), "obs_std": (self.observation_size,)}
         return shapes

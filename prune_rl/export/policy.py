@@ -37,6 +37,7 @@ class Policy:
         squash: Box only. True: the action is tanh of the head's output, rescaled from [-1, 1] to the (finite) bounds.
             False: it is the head's output, clipped to the bounds.
         metadata: JSON data; tuples become lists in the file.
+        skip: float32[D, num_outputs] or None: a linear path from what the network sees to the head's outputs.
 
     Raises:
         ValueError: shapes that do not chain, NaN or infinity, std <= 0, low > high, an unknown activation.
@@ -50,6 +51,7 @@ class Policy:
     obs_clip: float = 10.0
     squash: bool = False
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    skip: Array | None = None
     _obs_shape: tuple[int] = dataclasses.field(init=False, repr=False)
     _clip: tuple[Array, Array] = dataclasses.field(init=False, repr=False)
     _to_action: Callable[[Array], Any] = dataclasses.field(init=False, repr=False)
@@ -68,6 +70,11 @@ class Policy:
                 if array.shape != (size,):
                     raise ValueError(f"{name} has shape {array.shape}, the observation {(size,)}")
                 set_field(name, array)
+        if self.skip is not None:
+            kernel = _tensor(self.skip, "skip")
+            if kernel.shape != (size, self.action.num_outputs):
+                raise ValueError(f"skip has shape {kernel.shape}, not {(size, self.action.num_outputs)}")
+            set_field("skip", kernel)
         if self.obs_std is not None and not (self.obs_std > 0.0).all():
             raise ValueError(f"obs_std must be positive, its least value is {self.obs_std.min()}")
         with np.errstate(over="ignore"):
@@ -111,6 +118,7 @@ class Policy:
             np.minimum(x, high, out=x)
         activation = ACTIVATIONS[self.activation]
         head_kernel, head_bias = self.layers[-1]
+        inputs = x
         if x.ndim == 1:
             for kernel, bias in self.layers[:-1]:
                 x = x.dot(kernel)  # takes a third of the time of `@`
@@ -118,14 +126,18 @@ class Policy:
                 x = activation(x)
             outputs: Array = x.dot(head_kernel)
             outputs += head_bias
+            if self.skip is not None:
+                outputs += inputs.dot(self.skip)
             return outputs
         # As [..., 1, D] every row is multiplied like a single observation. One matrix product for the whole batch would
         # be faster, but differ in the last bit, which can change an episode.
-        x = x[..., None, :]
+        x = inputs = x[..., None, :]
         for kernel, bias in self.layers[:-1]:
             x = activation(x @ kernel + bias)
-        outputs = (x @ head_kernel + head_bias)[..., 0, :]
-        return outputs
+        outputs = x @ head_kernel + head_bias
+        if self.skip is not None:
+            outputs += inputs @ self.skip
+        return outputs[..., 0, :]
 
     @property
     def observation_size(self) -> int:
@@ -145,12 +157,13 @@ class Policy:
     @property
     def num_weights(self) -> int:
         """Elements of all kernels and biases."""
-        return sum(kernel.size + bias.size for kernel, bias in self.layers)
+        return self.macs + sum(bias.size for _, bias in self.layers)
 
     @property
     def macs(self) -> int:
         """Multiply-accumulates per decision: the elements of all kernels."""
-        return sum(kernel.size for kernel, _ in self.layers)
+        skip = 0 if self.skip is None else self.skip.size
+        return skip + sum(kernel.size for kernel, _ in self.layers)
 
     @property
     def nbytes(self) -> int:
@@ -158,10 +171,12 @@ class Policy:
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def tensors(self) -> dict[str, Array]:
-        """Every array under its name in the file: `layer_0/kernel`, ..., `head/bias`, `obs_mean`, `obs_std`."""
+        """Every array under its name in the file: `layer_0/kernel`, ..., `head/bias`, `skip/kernel`, `obs_mean`, …"""
         named: dict[str, Array] = {}
         for prefix, (kernel, bias) in zip(layer_names(len(self.widths)), self.layers, strict=True):
             named |= {f"{prefix}/kernel": kernel, f"{prefix}/bias": bias}
+        if self.skip is not None:
+            named["skip/kernel"] = self.skip
         if self.obs_mean is not None and self.obs_std is not None:
             named |= {"obs_mean": self.obs_mean, "obs_std": self.obs_std}
         return named
@@ -194,6 +209,7 @@ def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
         action=policy.action,
         squash=policy.squash,
         metadata=policy.metadata,
+        skip=policy.skip is not None,
     )
     write_pair(Path(path), description.to_json(), policy.tensors())
 
@@ -221,6 +237,7 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
             obs_clip=description.obs_clip,
             squash=description.squash,
             metadata=description.metadata,
+            skip=tensors.get("skip/kernel"),
         )
     except ValueError as error:
         raise PolicyFileError(f"cannot load the policy file {description_path}: {error}") from None

@@ -23,6 +23,9 @@ class LearnerConfig:
     """Widths of the hidden layers of the actor; none for a linear policy."""
     critic_hidden: tuple[int, ...] | None = None
     """Widths of the hidden layers of the critic; by default those of the actor."""
+    skip: bool = False
+    """Add a linear path from the observation to the outputs of the actor, beside its hidden layers: these may then lose
+    their last neuron (--prune.min-width 0), and the policy end linear."""
     activation: str = "tanh"
     """Activation of the hidden layers: tanh, relu, silu, gelu or elu."""
     num_envs: int = 8
@@ -92,10 +95,11 @@ class LearnerConfig:
                 not self.hidden,
                 "hidden is (), which leaves nothing to prune: give the actor hidden layers, or choose method 'linear'",
             )
-            self.prune.check(self.hidden)
+            least_width = 0 if self.skip else 1
+            self.prune.check(self.hidden, least_width=least_width)
             if self.prune.critic:
                 refuse_if(
                     not self.critic_widths,
                     "critic_hidden is (), so there is nothing to prune in the critic",
                 )
-                self.prune.check(self.critic_widths)
+                self.prune.check(self.critic_widths, least_width=least_width)

@@ -66,7 +66,7 @@ def mask_rules(
         targets=tuple(targets),
         gate=prune.gate,
         energy=prune.energy,
-        min_width=prune.min_width,
+        min_width={name: _floor(prune, name, groups) for name in groups},
         scope=prune.scope,
     )
 
@@ -98,8 +98,14 @@ def planned_widths(
         made = min(max(0, (update - schedule.first) // schedule.every + 1), schedule.number)
         final = prune.sparsity if network == "actor" else prune.critic_sparsity
         for name in groups.within(network):
-            widths[name] = _width(sizes[name], made / schedule.number, final, prune.min_width)
+            floor = _floor(prune, name, groups)
+            widths[name] = _width(sizes[name], made / schedule.number, final, floor)
     return widths
+
+
+def _floor(prune: Pruning, name: str, groups: NeuronGroups) -> int:
+    """Neurons that a group keeps at least: no linear path bypasses the layers of a critic."""
+    return max(1, prune.min_width) if name in groups.within("critic") else prune.min_width
 
 
 @functools.lru_cache(maxsize=4096)

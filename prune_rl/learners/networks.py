@@ -26,10 +26,11 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def init_mlp(key: jax.Array, sizes: Sequence[int], head_scale: float) -> Params:
+def init_mlp(key: jax.Array, sizes: Sequence[int], head_scale: float, *, skip: bool = False) -> Params:
     """Orthogonal kernels (√2 in hidden layers, ``head_scale`` in the last) and zero biases, float32.
 
-    ``sizes``: inputs, hidden widths, outputs. Returns {"layer_0": {"kernel": [in, out], "bias": [out]}, …, "head": …}.
+    ``sizes``: inputs, hidden widths, outputs. Returns {"layer_0": {"kernel": [in, out], "bias": [out]}, …, "head": …},
+    with ``skip`` and a hidden layer also {"skip": {"kernel": [in, out]}}, a linear path beside the layers, 0 at first.
     """
     params: Params = {}
     last = len(sizes) - 2
@@ -42,6 +43,8 @@ def init_mlp(key: jax.Array, sizes: Sequence[int], head_scale: float) -> Params:
             "kernel": kernel,
             "bias": jnp.zeros(fan_out, jnp.float32),
         }
+    if skip and last > 0:
+        params["skip"] = {"kernel": jnp.zeros((sizes[0], sizes[-1]), jnp.float32)}
     return params
 
 
@@ -58,12 +61,13 @@ def input_size(params: Params) -> int:
 
 
 def apply_mlp(params: Params, x: jax.Array, activation: str) -> jax.Array:
-    """Outputs of the last layer for ``x`` […, in]: float32[…, out]."""
-    act = ACTIVATIONS[activation]
+    """Outputs of the last layer for ``x`` […, in], and of the linear path if there is one: float32[…, out]."""
+    act, inputs = ACTIVATIONS[activation], x
     for i in range(num_hidden(params)):
         layer = params[f"layer_{i}"]
         x = act(_dense(layer, x))
-    return _dense(params["head"], x)
+    outputs = _dense(params["head"], x)
+    return outputs + _matmul(inputs, params["skip"]["kernel"]) if "skip" in params else outputs
 
 
 def init_ensemble(key: jax.Array, size: int, sizes: Sequence[int], head_scale: float) -> Params:
@@ -83,12 +87,15 @@ def apply_ensemble(params: Params, x: jax.Array, activation: str) -> jax.Array:
 
 
 def _dense(layer: Params, x: jax.Array) -> jax.Array:
-    kernel = layer["kernel"]
-    # XLA's CPU backend alone is slow at the plain gradient, see below.
-    narrow = 1 < kernel.shape[-1] <= NARROW and jax.default_backend() == "cpu"
-    y = _narrow_product(x, kernel) if narrow else x @ kernel
+    y = _matmul(x, layer["kernel"])
     biased: jax.Array = y + jnp.broadcast_to(layer["bias"], y.shape)
     return biased
+
+
+def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    # XLA's CPU backend alone is slow at the plain gradient, see below.
+    narrow = 1 < kernel.shape[-1] <= NARROW and jax.default_backend() == "cpu"
+    return _narrow_product(x, kernel) if narrow else x @ kernel
 
 
 @jax.custom_jvp
@@ -112,15 +119,16 @@ def _narrow_product_jvp(
 
 
 def init_actor_critic(
-    key: jax.Array, spec: Spec, hidden: Sequence[int], critic_hidden: Sequence[int]
+    key: jax.Array, spec: Spec, hidden: Sequence[int], critic_hidden: Sequence[int], *, skip: bool = False
 ) -> Params:
-    """Params of a separate actor and critic with hidden layers of these widths.
+    """Params of a separate actor and critic of these hidden widths; ``skip`` of ``init_mlp`` is for the actor.
 
     The actor's head starts near zero (an almost uniform policy, Andrychowicz et al. 2021, section 3.2). With a ``Box``
     the actor also has a state-independent ``log_std`` [size], which starts at 0.
     """
     actor_key, critic_key = jax.random.split(key)
-    actor = init_mlp(actor_key, [spec.observation_size, *hidden, spec.action.num_outputs], 0.01)
+    sizes = [spec.observation_size, *hidden, spec.action.num_outputs]
+    actor = init_mlp(actor_key, sizes, 0.01, skip=skip)
     if not isinstance(spec.action, Discrete):
         actor["log_std"] = jnp.zeros(spec.action.size, jnp.float32)
     return {"actor": actor, "critic": init_mlp(critic_key, [spec.observation_size, *critic_hidden, 1], 1.0)}

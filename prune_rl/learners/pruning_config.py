@@ -12,11 +12,11 @@ class Pruning:
     """How neurons are removed while training goes on."""
 
     sparsity: float = 0.975
-    """Share of each hidden layer of the actor that may be gone in the end, in [0, 1)."""
+    """Share of each hidden layer of the actor that may be gone in the end, in [0, 1]."""
     critic: bool = False
     """Prune the critic too."""
     critic_sparsity: float = 0.5
-    """Share of each hidden layer of the critic that may be gone in the end, if the critic is pruned."""
+    """Share of each hidden layer of the critic that may be gone in the end, in [0, 1], if the critic is pruned."""
     begin: float = 0.1
     """Share of training after which pruning begins."""
     end: float = 0.6
@@ -38,7 +38,7 @@ class Pruning:
     gate: float | None = None
     """The threshold rests while the running training return is below reference - gate * |reference|."""
     min_width: int = 2
-    """No layer gets narrower than this."""
+    """No layer gets narrower than this. 0 needs the linear path of --skip, and stands for 1 in the critic."""
     strength: float = 0.0
     """Strength of the group-sparse proximal step on the actor; 0 leaves it out."""
     metric: Literal["euclidean", "adam"] = "euclidean"
@@ -59,10 +59,10 @@ class Pruning:
         begin, end = self.critic_begin, self.critic_end
         return self.begin if begin is None else begin, self.end if end is None else end
 
-    def check(self, hidden: tuple[int, ...]) -> None:
-        """Raise ``ValueError`` for options that cannot work with these hidden widths."""
+    def check(self, hidden: tuple[int, ...], *, least_width: int = 1) -> None:
+        """Raise ``ValueError`` for options that cannot work with these hidden widths, or a floor below the least."""
         for name in ("sparsity", "critic_sparsity"):
-            _in_range(f"prune.{name}", getattr(self, name), 0.0, 1.0, open_end=True)
+            _in_range(f"prune.{name}", getattr(self, name), 0.0, 1.0)
         if self.energy is not None:
             _in_range("prune.energy", self.energy, 0.0, 1.0, open_end=True)
         for prefix, (begin, end) in (("", self.window("actor")), ("critic_", self.window("critic"))):
@@ -80,8 +80,9 @@ class Pruning:
             raise ValueError(f"prune.width_exponent must be a finite number >= 0, got {self.width_exponent}")
         if self.every < 1:
             raise ValueError(f"prune.every must be >= 1, got {self.every}")
-        if self.min_width < 1:
-            raise ValueError(f"prune.min_width must be >= 1, got {self.min_width}")
+        if self.min_width < least_width:
+            linear = " without --skip" if self.min_width == 0 else ""
+            raise ValueError(f"prune.min_width must be >= {least_width}{linear}, got {self.min_width}")
         if hidden and self.min_width > min(hidden):
             raise ValueError(
                 f"prune.min_width = {self.min_width} is wider than the narrowest hidden layer ({min(hidden)}); "

@@ -61,7 +61,7 @@ class PruningRules:
     targets: tuple[Target, ...]
     gate: Share | None = None
     energy: Share | None = None
-    min_width: int = 1
+    min_width: int | Mapping[str, int] = 1
     scope: Scope = "layer"
 
     def check(self) -> None:

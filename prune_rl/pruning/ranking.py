@@ -35,12 +35,13 @@ def update_masks(
         masks: {group name: bool[size]}, True = kept.
         scores: {group name: float[size]}, non-negative. NaN keeps its neuron (count them with ``nan_scores``).
         sparsity: at most this share of the neurons of a layer is gone afterwards (``scope="global"``: of all layers
-            together); a share in [0, 1), or one per group name (``scope="layer"`` only).
+            together); a share in [0, 1], or one per group name (``scope="layer"`` only).
         energy: the removed neurons together hold at most this share of the layer's total score (of all layers'
             scores with ``scope="global"``). Neurons removed before count as holding nothing, so the bound is one per
             call. An infinite score does not count to the total, and this rule never removes its neuron. None: no such
             bound.
         min_width: each layer keeps at least so many neurons (or all it has, if fewer); one number or one per group.
+            With 0 a layer may end without neurons: what follows it then sees no input any more.
         scope: rank within each layer, or over all layers after dividing each layer's scores by their mean over the
             neurons still there.
         gate: a boolean scalar; False leaves the masks as they are.
@@ -165,17 +166,18 @@ def check_options(
         raise ValueError(f"unknown scope {scope!r}; choose 'layer' or 'global'")
     if scope == "global" and isinstance(sparsity, Mapping):
         raise ValueError("scope 'global' takes one sparsity for all layers, got one per group")
-    for what, shares in (("sparsity", sparsity), ("energy", energy)):
-        for share in shares.values() if isinstance(shares, Mapping) else [shares]:
-            if isinstance(share, int | float) and not 0.0 <= share < 1.0:
-                raise ValueError(f"{what} must lie in [0, 1), got {share}")
+    for share in sparsity.values() if isinstance(sparsity, Mapping) else [sparsity]:
+        if isinstance(share, int | float) and not 0.0 <= share <= 1.0:
+            raise ValueError(f"sparsity must lie in [0, 1], got {share}")
+    if isinstance(energy, int | float) and not 0.0 <= energy < 1.0:
+        raise ValueError(f"energy must lie in [0, 1), got {energy}")
     if isinstance(sparsity, Mapping) and not set(masks) <= set(sparsity):
         raise ValueError(f"sparsity lacks groups {sorted(set(masks) - set(sparsity))}")
     if isinstance(min_width, Mapping) and not set(masks) <= set(min_width):
         raise ValueError(f"min_width lacks groups {sorted(set(masks) - set(min_width))}")
     for width in min_width.values() if isinstance(min_width, Mapping) else [min_width]:
-        if width < 1:
-            raise ValueError(f"min_width must be >= 1, got {width}")
+        if width < 0:
+            raise ValueError(f"min_width must be >= 0, got {width}")
 
 
 def _of(value: Any, name: str) -> Any:

@@ -37,7 +37,7 @@ class Target:
     Attributes:
         name: such as "actor".
         groups: the neuron groups.
-        sparsity: share of the neurons of a layer that is gone when the schedule is complete, in [0, 1); a number, a
+        sparsity: share of the neurons of a layer that is gone when the schedule is complete, in [0, 1]; a number, a
             traced scalar, or one per group name.
         score: a name in ``SCORES``, computed when it is needed; None: the tracked importance.
         refit: move what removed neurons contributed to the outgoing weights of the others, by least squares.

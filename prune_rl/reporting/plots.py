@@ -119,10 +119,9 @@ def _draw_returns(panel: Axes, steps: Curve, returns: Curve | None, marks: Marks
 
 
 def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Marks) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
     panel.set_ylabel("kept neurons per layer")
-    panel.set_yscale("log", base=2)
     ends = []
     for number, (name, kept) in enumerate(widths.items()):
         colour = LAYER_COLOURS[number % len(LAYER_COLOURS)]
@@ -147,8 +146,14 @@ def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Mar
                        xytext=(5, -12), textcoords="offset points", fontsize=8.5, color=GREY)  # fmt: skip
     smallest = min([*ends, *targets])
     largest = max(float(np.nanmax(kept)) for kept in widths.values())
-    panel.set_ylim(max(0.7, smallest / 1.7), largest * 1.7)
-    panel.yaxis.set_major_locator(LogLocator(base=2, numticks=12))
+    if smallest >= 1:
+        panel.set_yscale("log", base=2)
+        panel.set_ylim(max(0.7, smallest / 1.7), largest * 1.7)
+        panel.yaxis.set_major_locator(LogLocator(base=2, numticks=12))
+    else:  # a logarithm that reaches 0, by a straight piece below 1
+        panel.set_yscale("symlog", base=2, linthresh=1)
+        panel.set_ylim(-0.5, largest * 1.7)
+        panel.yaxis.set_major_locator(FixedLocator([0, *2.0 ** np.arange(np.log2(largest) + 1)]))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())
     _legend_above(panel, 3)

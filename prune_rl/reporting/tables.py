@@ -34,9 +34,14 @@ def removed(size: Mapping[str, Any]) -> float:
 
 
 def widths_text(policies: Sequence[Policy]) -> str:
-    """Hidden widths, "7·8"; where policies differ, the range, "7·7–11"."""
-    layers = list(zip(*(policy["widths"] for policy in policies), strict=False))
-    return "·".join(span(min(layer), max(layer)) for layer in layers)
+    """Hidden widths, "7·8"; where policies differ, the range, "7·7–11"; "linear" where there is no hidden layer."""
+    texts = []
+    for depth in sorted({len(policy["widths"]) for policy in policies}):
+        layers = zip(
+            *(policy["widths"] for policy in policies if len(policy["widths"]) == depth), strict=True
+        )
+        texts.append("·".join(span(min(layer), max(layer)) for layer in layers) or "linear")
+    return " or ".join(texts)
 
 
 def return_text(policies: Sequence[Policy]) -> str:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from prune_rl.dependency.compaction import compact, expand
+from prune_rl.export.empty_layers import fold_empty_layers
 from prune_rl.export.policy import Policy
 from prune_rl.learners.networks import num_hidden
 from prune_rl.learners.registry import State, learner_of, masks_at_start
@@ -63,9 +64,11 @@ def _policy(actor: dict[str, Any], state: State | Trained, config: Config, spec:
     # The mean comes first, or alone; what a head puts out beyond it is the spread, which acting greedily ignores.
     kernel, bias = tensors[-1]
     tensors[-1] = (kernel[:, : spec.action.num_outputs], bias[: spec.action.num_outputs])
+    skip = np.asarray(actor["skip"]["kernel"])[:, : spec.action.num_outputs] if "skip" in actor else None
+    layers_left, skip = fold_empty_layers(tensors, skip, learner.activation)
     stats = state.obs_stats if learner.normalize_obs else None
     return Policy(
-        layers=tuple(tensors),
+        layers=layers_left,
         activation=learner.activation,
         action=spec.action,
         obs_mean=None if stats is None else np.asarray(stats.mean),
@@ -79,4 +82,5 @@ def _policy(actor: dict[str, Any], state: State | Trained, config: Config, spec:
             "seed": seed,
             "steps": config.steps,
         },
+        skip=skip,
     )

@@ -14,8 +14,8 @@ from prune_rl.training.run_config import read_config
 def as_wide_as(config: Config, run: Path) -> Config:
     """``config`` with the widths of the compact policies of ``run``, and a critic as wide as that run's at its start.
 
-    Where the seeds of the run ended with different widths, each layer gets the widest of them. A layer that ended
-    without neurons is left out.
+    Where the seeds of the run ended with different widths, each layer gets the widest of them. A linear policy has no
+    layers; if all of them are linear, so is the small actor.
 
     Raises:
         RunDirectoryError: ``run`` is no run directory of this package.
@@ -37,8 +37,7 @@ def as_wide_as(config: Config, run: Path) -> Config:
             f"{run} removed nothing (its method is {other.method!r}): give a run that was pruned"
         )
     each = [load_policy(folder).widths for folder in policy_paths(run, other).values()]
-    widths = (max(layer) for layer in zip(*each, strict=True))
-    hidden = tuple(width for width in widths if width > 0)
+    hidden = tuple(max(layer) for layer in zip(*(widths for widths in each if widths), strict=True))
     critic = other.learner.critic_widths
     return dataclasses.replace(
         config, learner=dataclasses.replace(config.learner, hidden=hidden, critic_hidden=critic)

@@ -116,10 +116,15 @@ def test_normalisation_clips_after_standardising() -> None:
         ((11, 256, 33, 4), "gelu", BOX),
         ((5, 0, 3), "tanh", None),
         ((5, 3), "silu", None),
+        ((11, 6, 4), "tanh", BOX),
     ],
 )
-def test_a_batch_gives_the_bits_of_its_rows(sizes: Any, activation: str, action: Any) -> None:
-    policy = make(sizes, activation, action)
+@pytest.mark.parametrize("with_skip", [False, True])
+def test_a_batch_gives_the_bits_of_its_rows(
+    sizes: Any, activation: str, action: Any, with_skip: bool
+) -> None:
+    skip = np.random.default_rng(2).normal(size=(sizes[0], sizes[-1])) if with_skip else None
+    policy = make(sizes, activation, action, skip=skip)
     obs = observations(3, 7, sizes[0])
     rows = [[policy(row) for row in block] for block in obs]
     np.testing.assert_array_equal(policy(obs), rows, strict=False)
@@ -232,6 +237,8 @@ K, B = np.ones((2, 3), np.float32), np.zeros(3, np.float32)
         ({"action": Box((0.0,) * 3, (-1.0,) * 3, (3,))}, "lower action bound"),
         ({"action": Box((np.nan,) * 3, (1.0,) * 3, (3,))}, "lower action bound"),
         ({"squash": True}, "Box"),
+        ({"skip": K[:1]}, "skip has shape"),
+        ({"skip": K * np.inf}, "skip holds NaN or infinity"),
     ],
 )
 def test_inconsistent_policies_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -266,6 +273,7 @@ def test_latency_is_measured_on_single_observations() -> None:
         make((11, 5, 3), action=Box((-1.0,) * 3, (1.0,) * 3, (3,)), squash=True, normalise=False),
         make((3, 1), action=Box((-0.5,), (0.5,), ()), normalise=False),
         make((5, 0, 3)),
+        make((5, 4, 3), skip=np.random.default_rng(2).normal(size=(5, 3))),
     ],
 )
 def test_round_trip(tmp_path: Path, policy: Policy) -> None:
@@ -425,6 +433,9 @@ def hostile_fields() -> list[Any]:
         case("no", "squash"),
         case(True, "squash", match="squash is for Box"),
         case([], "metadata"),
+        case(True, "skip", match="missing or unexpected"),
+        case("yes", "skip"),
+        case(None, "skip"),
         *(case(v, "action") for v in actions),
         *(case(v, "action", "n") for v in (0, -4, 4.0, True, "4", 1 << 40)),
         case(5, "action", "n", match="shape"),

@@ -30,7 +30,9 @@ RANDOM = dataclasses.replace(WINDOW, score="random", refit=True)
 PPO_WIDE, SAC_WIDE = (dataclasses.replace(config, hidden=(24, 16)) for config in (PPO, SAC))
 
 RUNS = {
-    "ppo, Box, surgeon and refit": Run(prune_rl.ppo, lasting(PPO_WIDE, UPDATES, PRESET_LIKE), CONTINUOUS),
+    "ppo, Box, surgeon and refit": Run(
+        prune_rl.ppo, dataclasses.replace(lasting(PPO_WIDE, UPDATES, PRESET_LIKE), skip=True), CONTINUOUS
+    ),
     "ppo, Discrete, proximal step of Adam": Run(prune_rl.ppo, lasting(PPO_WIDE, UPDATES, ADAM), DISCRETE),
     "sac, Box, random and refit": Run(prune_rl.sac, lasting(SAC_WIDE, UPDATES, RANDOM), CONTINUOUS),
     "sac, Discrete, energy, gate and global": Run(

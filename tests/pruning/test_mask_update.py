@@ -252,7 +252,7 @@ def test_what_cannot_work_is_refused_before_training() -> None:
         ({"gate": -0.1}, "gate must be a finite number >= 0, got -0.1"),
         ({"gate": float("inf")}, "gate must be a finite number"),
         ({"energy": 1.0}, r"energy must lie in \[0, 1\)"),
-        ({"min_width": 0}, "min_width must be >= 1"),
+        ({"min_width": -1}, "min_width must be >= 0"),
     ):
         with pytest.raises(ValueError, match=words):
             PruningRules(schedule, (Target("all", groups, 0.5),), **options).check()

@@ -367,7 +367,7 @@ def test_wrong_static_values_raise() -> None:
         (({}, {}), {}, "empty"),
         ((masks, {"b": RISING}), {}, "'a'.*'b'"),
         ((masks, {"a": RISING[:9]}), {}, r"'a'.*\(9,\).*\(10,\)"),
-        ((masks, scores, 1.0), {}, r"sparsity.*\[0, 1\).*1.0"),
+        ((masks, scores, 1.1), {}, r"sparsity.*\[0, 1\].*1.1"),
         ((masks, scores, -0.1), {}, "sparsity.*-0.1"),
         ((masks, scores, math.nan), {}, "sparsity.*nan"),
         ((masks, scores, {"a": 2.0}), {}, "sparsity.*2.0"),
@@ -375,7 +375,7 @@ def test_wrong_static_values_raise() -> None:
         ((masks, scores, {"a": 0.5}), {"scope": "global"}, "global"),
         ((masks, scores, 0.5), {"energy": 1.5}, "energy.*1.5"),
         ((masks, scores, 0.5), {"scope": "everywhere"}, "everywhere.*layer.*global"),
-        ((masks, scores, 0.5), {"min_width": 0}, "min_width.*0"),
+        ((masks, scores, 0.5), {"min_width": -1}, "min_width.*-1"),
         ((masks, scores, 0.5), {"min_width": {"a": -3}}, "min_width.*-3"),
         ((masks, scores, 0.5), {"min_width": {"b": 3}}, r"min_width.*\['a'\]"),
     ):

@@ -76,7 +76,7 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
     """A fresh state for one seed; ``key`` from ``jax.random.key``. Raises ``ValueError`` for a bad config."""
     config.check()
     params_key, key = jax.random.split(key)
-    params = init_actor_critic(params_key, spec, config.hidden, config.critic_widths)
+    params = init_actor_critic(params_key, spec, config.hidden, config.critic_widths, skip=config.skip)
     groups = prunable_groups(params, config)
     return State(
         params=params,

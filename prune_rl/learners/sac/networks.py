@@ -50,7 +50,7 @@ def init_networks(actor_key: jax.Array, critic_key: jax.Array, config: Config, s
         actor_outputs, critic_inputs, critic_outputs = 2 * outputs, inputs + outputs, 1
     critic_sizes = [critic_inputs, *config.critic_widths, critic_outputs]
     params = {
-        "actor": init_mlp(actor_key, [inputs, *config.hidden, actor_outputs], 0.01),
+        "actor": init_mlp(actor_key, [inputs, *config.hidden, actor_outputs], 0.01, skip=config.skip),
         "critic": init_ensemble(critic_key, NUM_CRITICS, critic_sizes, 1.0),
     }
     groups = prunable_groups(params, config)
