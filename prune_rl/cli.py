@@ -1,4 +1,4 @@
-"""The command `prune-rl`: train, evaluate, report."""
+"""The command `prune-rl`: train, evaluate, choose, report."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from prune_rl.training.presets import find_preset, load_preset
 COMMANDS = """commands:
   train ENV       train, prune, compact and evaluate; given again, it continues an interrupted run
   evaluate RUN    measure the policies of a run again
+  choose RUN      take another of the policies that a run kept while it narrowed
   report RUN...   one table over several runs
 
 Each command explains its options: prune-rl train --help"""
@@ -75,6 +76,26 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Choose:
+    """Make another of the policies that a run kept while it narrowed the one in its folder policy/, and evaluate it.
+
+    Give one of the four conditions. frontier.png in the run's folder shows what there is to choose from.
+    """
+
+    run: Annotated[Positional[Path], arg(metavar="RUN")]
+    """The run directory."""
+    neurons: int | None = None
+    """The best policy with at most so many hidden neurons."""
+    bytes: int | None = None
+    """The best policy of at most so many bytes."""
+    least_return: Annotated[float | None, arg(name="return")] = None
+    """The smallest policy that returns at least so much."""
+    tolerance: float | None = None
+    """The smallest policy that loses at most this share of the dense control's return, or of the run's best return
+    where there is no control."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """One table over several runs: returns, what was removed, and paired differences between methods."""
 
@@ -90,12 +111,12 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False)
     parser = argparse.ArgumentParser(
         prog="prune-rl",
-        usage="prune-rl [-h] {train,evaluate,report} ...",
+        usage="prune-rl [-h] {train,evaluate,choose,report} ...",
         description="Train reinforcement-learning policies that shrink while they learn.",
         epilog=COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = {"train": _train, "evaluate": _evaluate, "report": _report}
+    commands = {"train": _train, "evaluate": _evaluate, "choose": _choose, "report": _report}
     parser.add_argument("COMMAND", choices=commands, help=argparse.SUPPRESS)
     command = parser.parse_args(arguments[:1]).COMMAND
     try:
@@ -128,6 +149,16 @@ def _evaluate(arguments: list[str], console: Console) -> int:
 
     video = options.video_path or (options.run / "video.mp4" if options.video else None)
     evaluate_run(options.run, options.episodes, options.seed, options.write, video, console)
+    return 0
+
+
+def _choose(arguments: list[str], console: Console) -> int:
+    options = tyro.cli(Choose, prog="prune-rl choose", args=arguments)
+    from prune_rl.training.experiment import choose_run
+    from prune_rl.training.frontier import Wish
+
+    wish = Wish(options.tolerance, options.neurons, options.bytes, options.least_return)
+    choose_run(options.run, wish, console)
     return 0
 
 

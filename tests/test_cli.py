@@ -24,7 +24,7 @@ from prune_rl.learners import ppo, sac
 from prune_rl.runs.directory import RunDirectory
 from prune_rl.training.config import Config
 from prune_rl.training.experiment import control_of
-from prune_rl.training.loop import policy_paths
+from prune_rl.training.policy_export import policy_paths
 from tests.evaluation.clips import frames_of
 
 IMAGES, UNBOUNDED = "PruneRlImages-v0", "PruneRlUnbounded-v0"
@@ -242,7 +242,7 @@ def test_a_preset_of_another_learner_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "{train,evaluate,report}"),
+        ([], "{train,evaluate,choose,report}"),
         (["fly"], "invalid choice: 'fly'"),
         (["train"], "ENV"),
         (["train", "--steps", "5"], "ENV"),

@@ -39,6 +39,10 @@ class Pruning:
     """The threshold rests while the running training return is below reference - gate * |reference|."""
     min_width: int = 2
     """No layer gets narrower than this. 0 needs the linear path of --skip, and stands for 1 in the critic."""
+    tolerance: float | None = None
+    """How much return may go, as a share: at the end, the policy is the smallest of those kept while the network
+    narrowed that returns at least so much of the dense control's return, or of the run's best where there is no
+    control. By default it is the last one."""
     strength: float = 0.0
     """Strength of the group-sparse proximal step on the actor; 0 leaves it out."""
     metric: Literal["euclidean", "adam"] = "euclidean"
@@ -74,6 +78,8 @@ class Pruning:
                 )
         if self.gate is not None and not (self.gate >= 0 and math.isfinite(self.gate)):
             raise ValueError(f"prune.gate must be >= 0, got {self.gate}")
+        if self.tolerance is not None and not (self.tolerance >= 0 and math.isfinite(self.tolerance)):
+            raise ValueError(f"prune.tolerance must be a finite number >= 0, got {self.tolerance}")
         if not (self.strength >= 0 and math.isfinite(self.strength)):
             raise ValueError(f"prune.strength must be a finite number >= 0, got {self.strength}")
         if not (self.width_exponent >= 0 and math.isfinite(self.width_exponent)):

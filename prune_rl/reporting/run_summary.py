@@ -23,9 +23,18 @@ from prune_rl.reporting.pruning_schedule import (
     target_widths,
 )
 from prune_rl.reporting.statistics import difference_to_dense, mean
-from prune_rl.reporting.tables import difference_text, number, removed, return_text, table, widths_text
+from prune_rl.reporting.tables import (
+    difference_text,
+    number,
+    removed,
+    return_text,
+    span,
+    table,
+    widths_text,
+)
 from prune_rl.runs.config_file import read_config, read_json
 from prune_rl.runs.evaluation_file import Entries, Policy, as_evaluated, own_policy, read_evaluation
+from prune_rl.runs.frontier import FRONTIER_FILE, read_frontier
 from prune_rl.runs.logging import read_metrics
 
 COLUMNS = {"dense": "dense control", "masked": "masked", "compact": "compact"}
@@ -60,6 +69,8 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
         parts += ["## The policy", _policy_table(config, seeds)]
         if len(seeds) > 1:
             parts += ["## Each seed", _seed_table(seeds)]
+    if (path / FRONTIER_FILE).exists():
+        parts += ["## The frontier", _frontier(read_frontier(path))]
     parts += ["## How it was made", _origin(config, versions, seeds)]
     remarks = remarks_on(config, versions, records, seeds, window)
     if remarks:
@@ -157,6 +168,26 @@ def _policy_table(config: Config, seeds: Entries) -> str:
         )
     heads = ["", *(labels[name] if pruned else name for name in names)]
     return table(heads, rows) + "\n\n" + " ".join(notes)
+
+
+def _frontier(data: Mapping[str, Any]) -> str:
+    """The policies that the run kept while it narrowed, of all seeds together by their number of neurons."""
+    rows = []
+    for neurons in sorted({point["neurons"] for point in data["points"]}):
+        points = [point for point in data["points"] if point["neurons"] == neurons]
+        means = [mean(point["returns"]) for point in points]
+        weights = [point["weights"] for point in points]
+        chosen = sum(data["chosen"].get(str(point["seed"])) == point["step"] for point in points)
+        rows.append(
+            [number(neurons), widths_text(points), span(min(weights), max(weights)), f"{mean(means):.1f}",
+             f"{min(means):.1f}", str(len({point["seed"] for point in points})), str(chosen) if chosen else ""]
+        )  # fmt: skip
+    heads = ["hidden neurons", "widths", "weights", "mean return", "worst policy's mean", "seeds", "chosen"]
+    note = (
+        f"Policies kept while the network narrowed, each over {data['episodes']} episodes that serve the choice alone: "
+        "the evaluation above has others. `prune-rl choose` takes another one."
+    )
+    return "\n\n".join(["![return against hidden neurons](frontier.png)", note, table(heads, rows, 2)])
 
 
 def _seed_table(seeds: Entries) -> str:

@@ -46,6 +46,10 @@ class Config:
     needs no such resets."""
     episodes: int = 100
     """Fresh episodes that each policy is evaluated on."""
+    frontier: int = 20
+    """About how many policies to keep while a pruned network narrows, and one for each of the last neurons; 0: none."""
+    selection_episodes: int = 30
+    """Episodes that each of these is measured on, apart from those of the evaluation."""
     evaluation_seed: int = 1_000_000
     """Seed of the evaluation episodes, the same for every policy, so that returns can be compared in pairs."""
     learner: LearnerConfig = cast(LearnerConfig, None)
@@ -105,7 +109,9 @@ class Config:
         Raises:
             ValueError: a value that cannot work.
         """
-        for name in ("seeds", "checkpoints", "host_resets", "episodes"):
+        if self.frontier < 0:
+            raise ValueError(f"frontier must be >= 0, got {self.frontier}")
+        for name in ("seeds", "checkpoints", "host_resets", "episodes", "selection_episodes"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         for name in ("seed", "evaluation_seed"):

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import leaves_by_path, make_struct, replace_leaves, shape_structs
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, State, learner_of, masks_at_start, shrinks
+from prune_rl.spaces import Spec
 from prune_rl.training.array_widths import Shrinking, Widths, next_shrinking
 from prune_rl.training.programs import Programs
 from prune_rl.training.timing import Timing
@@ -25,13 +27,15 @@ class Engine(Generic[Compiled]):
 
     Attributes:
         tree: everything that training changes, all arrays: save it, or assign one that was saved.
+        spec: what the learner knows of the environment.
         timing: where the time went.
     """
 
     tree: Any
 
-    def __init__(self, tree: Any, config: LearnerConfig) -> None:
+    def __init__(self, tree: Any, config: LearnerConfig, spec: Spec) -> None:
         self.tree = tree
+        self.spec = spec
         self.timing = Timing()
         self._config = config
         self._full = shape_structs(tree, "the state")
@@ -83,6 +87,12 @@ class Engine(Generic[Compiled]):
             self._programs.ahead(upcoming.widths)
         return now
 
+    @property
+    def groups(self) -> NeuronGroups:
+        """The groups that may be pruned, as large as the arrays are now."""
+        params = jax.tree.map(lambda x: make_struct(x.shape[1:], x.dtype), self.state.params)
+        return learner_of(self._config).prunable_groups(params, self._config)
+
     def _next_shrinking(self) -> Shrinking | None:
         if not self.shrinkable:
             return None
@@ -90,9 +100,8 @@ class Engine(Generic[Compiled]):
         sizes = {name: int(np.max(size)) for name, size in state.pruning.sizes.items()}
         kept = {name: int(np.asarray(mask).sum(-1).max()) for name, mask in state.masks.items()}
         params = jax.tree.map(lambda x: make_struct(x.shape[1:], x.dtype), state.params)
-        groups = learner_of(self._config).prunable_groups(params, self._config)
         num_seeds = len(next(iter(state.masks.values())))
-        return next_shrinking(self._config, groups, params, kept, sizes, int(state.step), num_seeds)
+        return next_shrinking(self._config, self.groups, params, kept, sizes, int(state.step), num_seeds)
 
     @property
     def shrinkable(self) -> bool:

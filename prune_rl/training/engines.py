@@ -96,7 +96,7 @@ class DeviceEngine(Engine[Any]):
     def __init__(self, env: JaxEnv[Any], seeds: Sequence[int], config: LearnerConfig, length: int) -> None:
         self._chunk = make_chunk(env, config, length)
         self._length = length
-        super().__init__(init_runner(env, seed_keys(seeds), config), config)
+        super().__init__(init_runner(env, seed_keys(seeds), config), config, env.spec)
 
     def advance(self, n: int) -> Metrics:
         """``n`` updates; n may exceed the chunk's length."""
@@ -178,7 +178,7 @@ class HostEngine(Engine[HostPrograms]):
         self._update = jax.jit(
             over_seeds(update, num_seeds, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0
         )
-        super().__init__(init_seeds(init, seed_keys(seeds), axes), config)
+        super().__init__(init_seeds(init, seed_keys(seeds), axes), config, spec)
 
     def advance(self, n: int) -> Metrics:
         """``n`` updates, each on a fresh rollout."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,11 @@ from prune_rl.methods.registry import METHODS
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.directory import RunDirectoryError
 from prune_rl.runs.evaluation_file import read_evaluation
+from prune_rl.runs.frontier import FrontierFolder
 from prune_rl.training.config import Config
-from prune_rl.training.loop import TIMING, check_engine, policy_paths, train
+from prune_rl.training.frontier import Wish, choose_policies, measure_frontier
+from prune_rl.training.loop import TIMING, check_engine, train
+from prune_rl.training.policy_export import policy_paths
 from prune_rl.training.run_config import read_config
 from prune_rl.training.timing import Timing
 
@@ -52,6 +57,12 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
         if not (dense_path / "evaluation.json").exists():
             evaluate_timed(dense, task, dense_path, None, console)
             write_summary(dense_path)
+    if config.learner.prune is not None and FrontierFolder(path).steps():
+        with measured_evaluation(path):
+            measure_frontier(config, task, path, dense_path if control else None, console)
+            tolerance = config.learner.prune.tolerance
+            if tolerance is not None:
+                choose_policies(config, path, Wish(tolerance=tolerance), console)
     evaluate_timed(config, task, path, dense_path if control else None, console)
     summary = write_summary(path)
     console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
@@ -90,13 +101,20 @@ def control_command(config: Config, command: str) -> str:
 
 def evaluate_timed(config: Config, task: Task, path: Path, control: Path | None, console: Console) -> None:
     """``evaluate``, written, with its seconds in the run's timing.json."""
-    timing = Timing.read(path / TIMING)
-    timing.total -= timing.evaluation
-    timing.evaluation = 0.0
-    with timing.measured("evaluation"):
+    with measured_evaluation(path):
         evaluate(config, task, path, control, console, write=True)
-    timing.total += timing.evaluation
-    write_json(path / TIMING, timing.to_json())
+
+
+@contextlib.contextmanager
+def measured_evaluation(path: Path) -> Iterator[None]:
+    """Adds the seconds inside to those of evaluation in the run's timing.json."""
+    timing = Timing()
+    with timing.measured("evaluation"):
+        yield
+    timing.total = timing.evaluation
+    total = Timing.read(path / TIMING)
+    total.add(timing.to_json())
+    write_json(path / TIMING, total.to_json())
 
 
 def evaluate(
@@ -115,14 +133,20 @@ def evaluate(
     }
     for seed in config.all_seeds:
         folders = {"compact": policy_paths(path, config)[seed]}
-        if config.learner.prune is not None:
+        wide = load_policy(policy_paths(path, config, "wide")[seed])
+        # The masked network is that of the end of training: the same function only as the policy of that time.
+        if (
+            config.learner.prune is not None
+            and load_policy(folders["compact"]).metadata.get("steps", config.steps) == config.steps
+        ):
             folders = {"masked": policy_paths(path, config, "wide")[seed], **folders}
         if config.method == "dense":
             folders = {"dense": folders["compact"]}
         elif control is not None and policy_paths(control, config)[seed].exists():
             folders["dense"] = policy_paths(control, config)[seed]
         policies = {name: load_policy(folder) for name, folder in folders.items()}
-        wide = next(policies[name] for name in ("masked", "dense", "compact") if name in policies)
+        if config.learner.prune is None and "dense" in policies:
+            wide = policies["dense"]
         measured = {name: measure(policy, wide, config, task) for name, policy in policies.items()}
         result["seeds"].append({"seed": seed, "policies": measured})
         means = ", ".join(f"{name} {_mean(measured[name]['returns']):.1f}" for name in measured)
@@ -195,6 +219,15 @@ def evaluate_run(
     if write:
         write_summary(run)
     return result
+
+
+def choose_run(run: Path, wish: Wish, console: Console) -> None:
+    """Make other policies of a run's frontier those in ``policy/``, evaluate them and write the summary anew.
+
+    Raises ``RunDirectoryError`` if ``run`` is no run directory, ``ValueError`` if the wish cannot be met.
+    """
+    choose_policies(read_config(run), run, wish, console)
+    evaluate_run(run, None, None, True, None, console)
 
 
 def film(config: Config, task: Task, run: Path, video: Path, console: Console) -> None:

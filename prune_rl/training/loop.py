@@ -18,6 +18,7 @@ from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners.registry import Metrics, State, learner_of
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.runs.directory import RunDirectory
+from prune_rl.runs.frontier import FrontierFolder
 from prune_rl.runs.log_rows import joined, record, without_placeholders
 from prune_rl.runs.logging import MetricsLog
 from prune_rl.runs.mask_history import MaskHistory
@@ -26,7 +27,9 @@ from prune_rl.spaces import Spec
 from prune_rl.training.array_widths import check_every
 from prune_rl.training.config import NOT_PART_OF_THE_RESULT, Config
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
-from prune_rl.training.policy_export import compact_policy, masked_policy, state_of_seed
+from prune_rl.training.frontier import keep_policies
+from prune_rl.training.frontier_points import frontier_updates
+from prune_rl.training.policy_export import compact_policy, masked_policy, policy_paths, state_of_seed
 
 TIMING = "timing.json"
 # Updates in one compiled call: enough that a call's overhead vanishes, few enough that progress shows.
@@ -74,15 +77,6 @@ def is_trained(path: Path, config: Config) -> bool:
     return True
 
 
-def policy_paths(path: Path, config: Config, kind: str = "policy") -> dict[int, Path]:
-    """Where the policy of each seed is: ``policy/``, or ``policy/seed_K/`` if there are several seeds.
-
-    ``kind`` is "policy" for the compact one, "wide" for the same function at the width it started with.
-    """
-    root = path / kind
-    return {seed: root if config.seeds == 1 else root / f"seed_{seed}" for seed in config.all_seeds}
-
-
 def check_engine(config: Config, task: Task) -> None:
     """Raise ``ValueError`` for what ``make_engine`` would refuse: a missing package, actions unfit for the learner."""
     task.check()
@@ -118,10 +112,12 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
         console.print(f"continuing from the checkpoint at {done * config.learner.steps_per_update:,} steps")
     log.rewind(done * config.learner.steps_per_update)
     history.rewind(done * config.learner.steps_per_update)
+    FrontierFolder(path).rewind(done * config.learner.steps_per_update)
     total, every = config.learner.num_updates, config.checkpoint_every
     rows: list[Metrics] = []
     widths = {name: mask.shape[-1] for name, mask in engine.masks.items()}
     check = check_every(total)
+    kept_after = frontier_updates(config.learner, engine.groups, widths, config.frontier)
     engine.shrink()
     title = f"{config.env} {config.algo} {config.method}, " + (
         f"seed {config.seed}" if config.seeds == 1 else f"{config.seeds} seeds"
@@ -139,7 +135,8 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
     ):
         while done < total:
             step = CHUNK if isinstance(engine, DeviceEngine) else 1
-            n = min(step, every - done % every, check - done % check, total - done)
+            to_point = min((update - done for update in kept_after if update > done), default=total)
+            n = min(step, every - done % every, check - done % check, total - done, to_point)
             metrics = without_placeholders(engine.advance(n))
             for i in range(n):
                 rows.append(jax.tree.map(lambda x, i=i: x[i], metrics))
@@ -153,6 +150,8 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
             if done % check == 0 and done < total:
                 engine.shrink()
             history.write(steps, engine.masks)
+            if done in kept_after or (done == total and kept_after):
+                keep_policies(engine.state, config, engine.spec, path, steps)
             kept = {name: report["width"].tolist() for name, report in last.get("prune", {}).items()}
             progress.update(
                 steps,

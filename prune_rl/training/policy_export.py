@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +32,15 @@ class Trained:
     obs_stats: RunningStatistics
 
 
+def policy_paths(path: Path, config: Config, kind: str = "policy") -> dict[int, Path]:
+    """Where the policy of each seed is: ``policy/``, or ``policy/seed_K/`` if there are several seeds.
+
+    ``kind`` is "policy" for the compact one, "wide" for the same function at the width it started with.
+    """
+    root = path / kind
+    return {seed: root if config.seeds == 1 else root / f"seed_{seed}" for seed in config.all_seeds}
+
+
 def state_of_seed(state: State, index: int) -> Trained:
     """One of the S seeds of a state. The rest of the state, such as a replay buffer, is not copied."""
     parts = (state.params, state.masks, masks_at_start(state), state.obs_stats)
@@ -45,9 +55,11 @@ def masked_policy(state: Trained, config: Config, spec: Spec, seed: int) -> Poli
     return _policy(wide["actor"], state, config, spec, seed)
 
 
-def compact_policy(state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
-    """The same function in smaller arrays, gathered from the kept slices of the actor."""
-    return _policy(compact_params(state, config)["actor"], state, config, spec, seed)
+def compact_policy(
+    state: State | Trained, config: Config, spec: Spec, seed: int, step: int | None = None
+) -> Policy:
+    """The same function in smaller arrays, gathered from the kept slices of the actor; ``step``: if not the last."""
+    return _policy(compact_params(state, config)["actor"], state, config, spec, seed, step)
 
 
 def compact_params(state: State | Trained, config: Config) -> dict[str, Any]:
@@ -57,7 +69,14 @@ def compact_params(state: State | Trained, config: Config) -> dict[str, Any]:
     return small
 
 
-def _policy(actor: dict[str, Any], state: State | Trained, config: Config, spec: Spec, seed: int) -> Policy:
+def _policy(
+    actor: dict[str, Any],
+    state: State | Trained,
+    config: Config,
+    spec: Spec,
+    seed: int,
+    step: int | None = None,
+) -> Policy:
     learner = config.learner
     layers = [actor[f"layer_{i}"] for i in range(num_hidden(actor))] + [actor["head"]]
     tensors = [(np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in layers]
@@ -80,7 +99,7 @@ def _policy(actor: dict[str, Any], state: State | Trained, config: Config, spec:
             "algo": config.algo,
             "method": config.method,
             "seed": seed,
-            "steps": config.steps,
+            "steps": config.steps if step is None else step,
         },
         skip=skip,
     )

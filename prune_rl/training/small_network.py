@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prune_rl.export.policy import load_policy
 from prune_rl.training.config import Config
-from prune_rl.training.loop import policy_paths
+from prune_rl.training.policy_export import policy_paths
 from prune_rl.training.run_config import read_config
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.task import resolve_task
 from prune_rl.export.policy import load_policy
@@ -262,6 +263,10 @@ class Metronome:
     @property
     def masks(self) -> Any:
         return {"actor/layer_0": np.asarray(self.tree["mask"])}
+
+    @property
+    def groups(self) -> Any:
+        return NeuronGroups(())
 
     @property
     def widths(self) -> Any:

@@ -17,7 +17,7 @@ from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import LEARNERS, learner_of
 from prune_rl.training.config import Config
 from prune_rl.training.experiment import control_of
-from prune_rl.training.loop import policy_paths
+from prune_rl.training.policy_export import policy_paths
 from prune_rl.training.run_config import read_config
 
 from . import reinforce

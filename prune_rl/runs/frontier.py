@@ -1,0 +1,79 @@
+"""The policies that a run kept while its network narrowed, and frontier.json: what they return and weigh.
+
+    frontier/step_000000008192/seed_3/policy.{json,safetensors}
+
+frontier.json is an object {"env_id", "episodes", "seed", "points": [point, …], "dense": {seed: [return per episode]},
+"chosen": {seed: step}}, written after the training:
+
+    point: {"seed": int, "step": int, "widths": [int per hidden layer], "neurons": int, "weights": int, "bytes": int,
+            "returns": [float per episode]}
+
+The episodes are those that policies are *selected* by. They start from other seeds than those of evaluation.json, so
+that what is reported of the chosen policy was not part of the choice.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prune_rl.runs.config_file import read_json
+
+FRONTIER_FILE = "frontier.json"
+Point = Mapping[str, Any]
+
+
+class FrontierFolder:
+    """The folders of the policies that were kept, by step and seed."""
+
+    def __init__(self, run: str | os.PathLike[str]) -> None:
+        self.path = Path(run) / "frontier"
+
+    def policy(self, step: int, seed: int) -> Path:
+        """Where the policy of a seed after ``step`` environment steps is."""
+        return self._folder(step) / f"seed_{seed}"
+
+    def steps(self) -> list[int]:
+        """Steps at which policies were kept, in order."""
+        names = (folder.name.removeprefix("step_") for folder in self.path.glob("step_*"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def rewind(self, step: int) -> None:
+        """Removes what was kept after ``step``."""
+        for later in self.steps():
+            if later > step:
+                shutil.rmtree(self._folder(later))
+
+    def _folder(self, step: int) -> Path:
+        return self.path / f"step_{step:012d}"
+
+
+def read_frontier(run: Path) -> dict[str, Any]:
+    """frontier.json of a run, checked as far as it is used.
+
+    Raises:
+        ValueError: the file is missing or damaged; the message says what to do.
+    """
+    path = run / FRONTIER_FILE
+    remedy = "give the command that trained the run again, which measures what it kept"
+    if not path.exists():
+        raise ValueError(f"{path} is missing: {remedy}")
+    data = read_json(path, f"delete it and {remedy}")
+    try:
+        for point in data["points"]:
+            for key in ("seed", "step", "neurons", "weights", "bytes"):
+                int(point[key])
+            returns = [float(value) for value in point["returns"]]
+            if not returns or not all(map(math.isfinite, returns)):
+                raise ValueError("returns must be finite numbers, at least one")
+            list(point["widths"])
+        dict(data["dense"]), dict(data["chosen"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): delete it and {remedy}"
+        ) from None
+    return data

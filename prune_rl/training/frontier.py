@@ -1,0 +1,185 @@
+"""A frontier from one run: the policies kept while it narrowed are measured, and the smallest good enough is chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prune_rl.atomic_files import write_bytes, write_json
+from prune_rl.envs.task import Task
+from prune_rl.evaluation.evaluate import evaluate_policy
+from prune_rl.export.policy import Policy, load_policy, save_policy
+from prune_rl.learners.registry import State
+from prune_rl.reporting.frontier_plot import draw_frontier
+from prune_rl.reporting.statistics import mean
+from prune_rl.runs.frontier import FRONTIER_FILE, FrontierFolder, Point, read_frontier
+from prune_rl.spaces import Spec
+from prune_rl.training.config import Config
+from prune_rl.training.policy_export import compact_policy, policy_paths, state_of_seed
+
+# Apart from every evaluation seed that is likely to be given.
+SELECTION = 2**31
+PARALLEL = 25
+
+
+def keep_policies(state: State, config: Config, spec: Spec, path: Path, step: int) -> None:
+    """Save the compact policy of every seed as a point of the frontier, after ``step`` environment steps."""
+    folder = FrontierFolder(path)
+    for index, seed in enumerate(config.all_seeds):
+        where = folder.policy(step, seed)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        save_policy(where, compact_policy(state_of_seed(state, index), config, spec, seed, step))
+
+
+def measure_frontier(
+    config: Config, task: Task, path: Path, control: Path | None, console: Console
+) -> dict[str, Any]:
+    """Play the selection episodes with every policy that was kept, and with the dense control's; writes frontier.json.
+
+    Policies that were measured before, on the same episodes, are not played again.
+    """
+    folder, episodes = FrontierFolder(path), config.selection_episodes
+    seed = SELECTION + config.evaluation_seed
+    result: dict[str, Any] = {"env_id": config.env, "episodes": episodes, "seed": seed}
+    result |= {"points": [], "dense": {}, "chosen": {}}
+    known, dense = _measured_before(path, result)
+
+    def play(policy: Policy) -> list[float]:
+        played = evaluate_policy(policy, task, episodes=episodes, seed=seed, num_envs=min(PARALLEL, episodes))
+        return [float(value) for value in played.returns]
+
+    for training_seed in config.all_seeds:
+        for step in folder.steps():
+            point = known.get((training_seed, step))
+            if point is None:
+                policy = load_policy(folder.policy(step, training_seed))
+                sizes = {"neurons": policy.num_neurons, "weights": policy.num_weights, "bytes": policy.nbytes}
+                point = {"seed": training_seed, "step": step, "widths": list(policy.widths), **sizes}
+                point["returns"] = play(policy)
+            result["points"].append(point)
+        wide = None if control is None else policy_paths(control, config)[training_seed]
+        if str(training_seed) in dense:
+            result["dense"][str(training_seed)] = dense[str(training_seed)]
+        elif wide is not None and wide.exists():
+            result["dense"][str(training_seed)] = play(load_policy(wide))
+    count = len(result["points"])
+    console.print(
+        f"the frontier: {count} policies, each over {episodes} episodes that only select", markup=False
+    )
+    _write(path, result)
+    return result
+
+
+def _measured_before(
+    path: Path, wanted: Mapping[str, Any]
+) -> tuple[dict[tuple[int, int], Point], dict[str, list[float]]]:
+    try:
+        before = read_frontier(path)
+    except ValueError:  # none yet, or a damaged one, which is written anew
+        return {}, {}
+    if any(before.get(key) != wanted[key] for key in ("env_id", "episodes", "seed")):
+        return {}, {}
+    return {(point["seed"], point["step"]): point for point in before["points"]}, before["dense"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """What a policy is chosen by; exactly one field is set.
+
+    Attributes:
+        tolerance: the smallest whose mean return is at least ``reference − tolerance · |reference|``; the reference is
+            the dense control's mean return, or the best of the frontier where there is no control.
+        neurons: of those with at most so many hidden neurons, the one with the highest mean return.
+        bytes: likewise, of at most so many bytes.
+        least_return: the smallest whose mean return is at least this.
+    """
+
+    tolerance: float | None = None
+    neurons: int | None = None
+    bytes: int | None = None
+    least_return: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name, value in vars(self).items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give one condition to choose by, --tolerance, --neurons, --bytes or --return; got {len(given)}"
+            )
+
+
+def choose(points: Sequence[Point], dense: Sequence[float] | None, wish: Wish) -> Point:
+    """The point of one seed's frontier that a wish asks for.
+
+    "Smallest" is by neurons, then weights; of equal ones the better, then the later.
+
+    Raises:
+        ValueError: no point fits; the message says how near the nearest one comes.
+    """
+    if not points:
+        raise ValueError(
+            "this run kept no policies while it narrowed (--frontier 0), so there is none to choose"
+        )
+    returns = {id(point): mean(point["returns"]) for point in points}
+    if wish.tolerance is not None or wish.least_return is not None:
+        least = wish.least_return
+        if least is None:
+            assert wish.tolerance is not None
+            reference = max(returns.values()) if dense is None else mean(dense)
+            least = reference - wish.tolerance * abs(reference)
+        good = [point for point in points if returns[id(point)] >= least]
+        if not good:
+            raise ValueError(
+                f"no policy of the frontier returns {least:.1f} or more, the best {max(returns.values()):.1f}"
+            )
+        return min(good, key=lambda p: (p["neurons"], p["weights"], -returns[id(p)], -p["step"]))
+    name = "neurons" if wish.neurons is not None else "bytes"
+    most = wish.neurons if wish.neurons is not None else wish.bytes
+    small = [point for point in points if point[name] <= (most or 0)]
+    if not small:
+        raise ValueError(
+            f"no policy of the frontier has {most} {name} or less, the smallest has "
+            f"{min(point[name] for point in points)}"
+        )
+    return max(small, key=lambda p: (returns[id(p)], -p["neurons"], p["step"]))
+
+
+def choose_policies(config: Config, path: Path, wish: Wish, console: Console) -> None:
+    """Make the policy of every seed in ``policy/`` the one that a wish asks for; needs frontier.json.
+
+    A seed none of whose policies is within the tolerance gets its best one, and a note says so. Any other wish that
+    cannot be met raises ``ValueError`` before a file is touched.
+    """
+    data = read_frontier(path)
+    chosen: dict[int, Point] = {}
+    for seed in config.all_seeds:
+        points = [point for point in data["points"] if point["seed"] == seed]
+        try:
+            chosen[seed] = choose(points, data["dense"].get(str(seed)), wish)
+        except ValueError as error:
+            if wish.tolerance is None or not points:
+                raise ValueError(f"seed {seed}: {error}") from None
+            chosen[seed] = max(points, key=lambda point: mean(point["returns"]))
+            console.print(f"[yellow]note:[/] seed {seed} does not keep the tolerance: {error}")
+    folder = FrontierFolder(path)
+    policies = {seed: load_policy(folder.policy(point["step"], seed)) for seed, point in chosen.items()}
+    for seed, policy in policies.items():
+        save_policy(policy_paths(path, config)[seed], policy)
+        point = chosen[seed]
+        widths = "·".join(map(str, point["widths"])) or "no hidden layer"
+        console.print(
+            f"seed {seed}: chosen {point['neurons']} neurons ({widths}) after {point['step']:,} steps, return "
+            f"{mean(point['returns']):.1f} in the episodes that select",
+            markup=False,
+        )
+    data["chosen"] = {str(seed): point["step"] for seed, point in chosen.items()}
+    _write(path, data)
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    write_json(path / FRONTIER_FILE, data)
+    if data["points"]:
+        write_bytes(path / "frontier.png", draw_frontier(data))

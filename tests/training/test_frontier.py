@@ -1,0 +1,196 @@
+"""The policies that a run keeps while it narrows, and the choice among them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prune_rl.cli import main
+from prune_rl.evaluation.evaluate import evaluate_policy
+from prune_rl.export.policy import load_policy
+from prune_rl.learners import ppo
+from prune_rl.learners.mask_rules import mask_schedules
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.reporting.frontier_plot import draw_frontier
+from prune_rl.runs.frontier import FrontierFolder, read_frontier
+from prune_rl.training.frontier import SELECTION, Wish, choose
+from prune_rl.training.frontier_points import frontier_updates
+from tests.training.test_array_widths import HOPPER, shapes_of
+
+WORDS = (
+    "train CartPole-v1 --hidden 16 16 --num-envs 4 --num-steps 16 --steps 6400 --episodes 4 --selection-episodes 3 "
+    "--skip --prune.min-width 0 --prune.sparsity 1 --prune.begin 0 --prune.end 0.8 --no-control --run-dir run"
+)
+
+
+def run_main(folder: Path, *words: Any, status: int = 0) -> str:
+    output = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+        assert main([str(word) for word in words]) == status, output.getvalue()
+    return output.getvalue()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("frontier")
+    run_main(folder, *shlex.split(WORDS), "--seeds", 2, "--seed", 5, "--prune.tolerance", "0.5")
+    return folder / "run"
+
+
+def point(neurons: int, *returns: float, step: int = 0, weights: int = 0) -> dict[str, Any]:
+    weights = weights or 10 * neurons
+    return {
+        "seed": 0, "step": step, "widths": [neurons], "neurons": neurons, "weights": weights, "bytes": 4 * weights,
+        "returns": list(returns),
+    }  # fmt: skip
+
+
+POINTS = [
+    point(64, 100.0, 104.0),
+    point(16, 99.0, 101.0),
+    point(8, 90.0, 92.0),
+    point(4, 96.0, 96.0),
+    point(0, 20.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("wish", "dense", "neurons"),
+    [
+        (Wish(tolerance=0.02), None, 16),  # the best returns 102
+        (Wish(tolerance=0.02), [98.0, 97.0], 4),
+        (Wish(tolerance=0.0), None, 64),
+        (Wish(tolerance=1.0), None, 0),
+        (Wish(neurons=20), None, 16),
+        (Wish(neurons=8), None, 4),  # the better one, not the larger
+        (Wish(neurons=0), None, 0),
+        (Wish(bytes=4 * 160), None, 16),
+        (Wish(least_return=90.0), None, 4),
+        (Wish(least_return=99.5), None, 16),
+    ],
+    ids=str,
+)
+def test_what_a_wish_chooses(wish: Wish, dense: list[float] | None, neurons: int) -> None:
+    assert choose(POINTS, dense, wish)["neurons"] == neurons
+
+
+def test_of_equal_sizes_the_better_is_chosen_and_returns_may_be_negative() -> None:
+    points = [point(8, -10.0, step=1), point(8, -5.0, step=2), point(8, -5.0, step=3), point(2, -5.9, step=4)]
+    assert choose(points, None, Wish(tolerance=0.1))["step"] == 3
+    assert choose(points, None, Wish(tolerance=0.2))["step"] == 4
+    assert choose(points[:3], None, Wish(neurons=8))["step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        (Wish(least_return=200.0), "no policy of the frontier returns 200.0 or more, the best 102.0"),
+        (Wish(bytes=-1), "no policy of the frontier has -1 bytes or less, the smallest has 0"),
+        (Wish(neurons=3), "no policy of the frontier has 3 neurons or less, the smallest has 4"),
+    ],
+    ids=str,
+)
+def test_a_wish_that_cannot_be_met_says_how_near_it_comes(wish: Wish, words: str) -> None:
+    points = POINTS[:4] if wish.neurons is not None else POINTS
+    with pytest.raises(ValueError, match=words):
+        choose(points, None, wish)
+    with pytest.raises(ValueError, match="kept no policies"):
+        choose([], None, wish)
+
+
+def test_policies_are_kept_before_mask_updates_in_steps_of_equal_ratio() -> None:
+    prune = Pruning(sparsity=1.0, min_width=0, begin=0.15, end=0.55, every=4)
+    config = ppo.Config(total_timesteps=1_000_000, num_envs=16, num_steps=128, skip=True, prune=prune)
+    groups, _ = shapes_of(config, HOPPER)
+    sizes = {name: group.size for name, group in groups.items()}
+    updates = frontier_updates(config, groups, sizes, 20)
+    schedule = mask_schedules(config)["actor"]
+    assert 15 <= len(updates) <= 25
+    assert all((update + 1 - schedule.first) % schedule.every == 0 for update in updates)
+    assert schedule.first < updates[0]
+    assert updates[-1] < schedule.last
+    assert len(frontier_updates(config, groups, sizes, 5)) < len(updates)
+    assert frontier_updates(config, groups, sizes, 0) == []
+
+
+def test_a_run_keeps_policies_and_measures_them_on_episodes_of_their_own(run: Path) -> None:
+    data = read_frontier(run)
+    folder = FrontierFolder(run)
+    assert (data["episodes"], data["seed"]) == (3, SELECTION + 1_000_000)
+    assert {(p["seed"], p["step"]) for p in data["points"]} == {
+        (s, t) for s in (5, 6) for t in folder.steps()
+    }
+    assert folder.steps()[-1] == 6400
+    assert len(folder.steps()) > 5
+    for p in data["points"][:3]:
+        policy = load_policy(folder.policy(p["step"], p["seed"]))
+        assert (list(policy.widths), policy.num_neurons) == (p["widths"], p["neurons"])
+        assert policy.metadata["steps"] == p["step"]
+        played = evaluate_policy(policy, "CartPole-v1", episodes=3, seed=data["seed"])
+        assert played.returns.tolist() == p["returns"]
+    for seed in (5, 6):
+        neurons = [p["neurons"] for p in data["points"] if p["seed"] == seed]
+        assert neurons == sorted(neurons, reverse=True)
+        assert neurons[-1] == 0
+    assert draw_frontier(data)[:4] == b"\x89PNG"
+    assert "## The frontier" in (run / "summary.md").read_text()
+
+
+def test_the_tolerance_chooses_for_each_seed(run: Path) -> None:
+    data = read_frontier(run)
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    for entry in evaluation["seeds"]:
+        seed = entry["seed"]
+        points = [p for p in data["points"] if p["seed"] == seed]
+        expected = choose(points, None, Wish(tolerance=0.5))
+        assert data["chosen"][str(seed)] == expected["step"]
+        policy = load_policy(run / "policy" / f"seed_{seed}")
+        assert policy.metadata["steps"] == expected["step"]
+        assert entry["policies"]["compact"]["widths"] == expected["widths"] == list(policy.widths)
+        assert entry["policies"]["compact"]["neurons"] == {"kept": expected["neurons"], "total": 32}
+        # The masked network is the one at the end, which another policy is not the same function as.
+        assert ("masked" in entry["policies"]) == (expected["step"] == 6400)
+
+
+def test_another_policy_can_be_chosen(run: Path) -> None:
+    text = run_main(run.parent, "choose", "run", "--neurons", 6)
+    for seed in (5, 6):
+        policy = load_policy(run / "policy" / f"seed_{seed}")
+        assert policy.num_neurons <= 6
+        assert f"seed {seed}: chosen {policy.num_neurons} neurons" in text
+    before = (run / "policy" / "seed_5" / "policy.json").read_bytes()
+    text = run_main(run.parent, "choose", "run", "--return", 1e6, status=2)
+    assert "seed 5: no policy of the frontier returns 1000000.0 or more" in text
+    assert (run / "policy" / "seed_5" / "policy.json").read_bytes() == before
+    for words, message in (
+        ([], "give one condition to choose by"),
+        (["--neurons", 3, "--bytes", 5], "give one condition to choose by"),
+    ):
+        assert message in run_main(run.parent, "choose", "run", *words, status=2)
+    assert "is not a run directory" in run_main(run.parent, "choose", "nowhere", "--neurons", 3, status=2)
+    assert run_main(run.parent, "choose", "run", "--tolerance", 0.5)
+
+
+def test_without_tolerance_the_last_policy_is_the_runs_and_without_frontier_none_is_kept(
+    tmp_path: Path,
+) -> None:
+    short = WORDS.replace("6400", "1280")
+    run_main(tmp_path, *shlex.split(short), "--frontier", 0)
+    assert load_policy(tmp_path / "run").metadata["steps"] == 1280
+    assert not (tmp_path / "run" / "frontier").exists()
+    assert not (tmp_path / "run" / "frontier.json").exists()
+    text = run_main(tmp_path, "choose", "run", "--neurons", 3, status=2)
+    assert "frontier.json is missing" in text
+
+
+def test_damaged_frontier_files_are_refused_and_measured_anew(run: Path, tmp_path: Path) -> None:
+    for content in ("", "{}", '{"points": [{"seed": 1}], "dense": {}, "chosen": {}}', "[1]"):
+        (tmp_path / "frontier.json").write_text(content)
+        with pytest.raises(ValueError, match=r"frontier\.json"):
+            read_frontier(tmp_path)
