@@ -33,7 +33,7 @@ def measure(options: Options) -> list[Section]:
     for algo in ("sac", "ppo"):
         pruned = preset(algo, options.hidden)
         assert pruned.prune is not None
-        every = pruned.prune.every
+        every = pruned.prune.updates_apart(pruned.num_updates)
         importance = Pruning(begin=0.0, end=1.0, sparsity=pruned.prune.sparsity, every=every)
         variants = {
             "dense": None,

@@ -76,11 +76,12 @@ def mask_schedules(config: LearnerConfig) -> dict[Network, MaskSchedule]:
     prune, num_updates = config.prune, config.num_updates
     assert prune is not None
     networks: list[Network] = ["actor", "critic"] if prune.critic else ["actor"]
+    every = prune.updates_apart(num_updates)
     schedules = {}
     for network in networks:
         begin, end = prune.window(network)
         begin = max(begin, config.first_mask_update / num_updates)
-        schedules[network] = MaskSchedule.create(num_updates, begin, max(end, begin), prune.every)
+        schedules[network] = MaskSchedule.create(num_updates, begin, max(end, begin), every)
     return schedules
 
 

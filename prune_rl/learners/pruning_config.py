@@ -6,6 +6,9 @@ import dataclasses
 import math
 from typing import Literal, get_args, get_origin, get_type_hints
 
+# Mask updates of a whole run, where the number of updates between two is not given.
+MASK_UPDATES = 120
+
 
 @dataclasses.dataclass(frozen=True)
 class Pruning:
@@ -25,8 +28,9 @@ class Pruning:
     """The same for the critic, by default as for the actor."""
     critic_end: float | None = None
     """The same for the critic, by default as for the actor."""
-    every: int = 1
-    """Learner updates between two mask updates; if no multiple of it lies between begin and end, one is made at end."""
+    every: int | None = None
+    """Learner updates between two mask updates, by default such that about 120 lie between begin and end; if no
+    multiple of it lies there, one is made at end."""
     score: Literal["taylor", "fisher", "magnitude", "output", "random", "surgeon"] = "taylor"
     """What orders the neurons, see `prune_rl.pruning.importance`."""
     refit: bool = False
@@ -63,6 +67,12 @@ class Pruning:
         begin, end = self.critic_begin, self.critic_end
         return self.begin if begin is None else begin, self.end if end is None else end
 
+    def updates_apart(self, num_updates: int) -> int:
+        """Learner updates between two mask updates in a run of ``num_updates``."""
+        if self.every is not None:
+            return self.every
+        return max(1, round((self.end - self.begin) * num_updates / MASK_UPDATES))
+
     def check(self, hidden: tuple[int, ...], *, least_width: int = 1) -> None:
         """Raise ``ValueError`` for options that cannot work with these hidden widths, or a floor below the least."""
         for name in ("sparsity", "critic_sparsity"):
@@ -84,7 +94,7 @@ class Pruning:
             raise ValueError(f"prune.strength must be a finite number >= 0, got {self.strength}")
         if not (self.width_exponent >= 0 and math.isfinite(self.width_exponent)):
             raise ValueError(f"prune.width_exponent must be a finite number >= 0, got {self.width_exponent}")
-        if self.every < 1:
+        if self.every is not None and self.every < 1:
             raise ValueError(f"prune.every must be >= 1, got {self.every}")
         if self.min_width < least_width:
             linear = " without --skip" if self.min_width == 0 else ""

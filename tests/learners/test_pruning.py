@@ -8,6 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from prune_rl.learners import ppo
+from prune_rl.learners.mask_rules import mask_schedules
+from prune_rl.learners.pruning_config import Pruning
 from tests.learners.pruned_runs import (
     PPO_ACTOR,
     PPO_BOTH,
@@ -34,18 +37,19 @@ def test_widths_fall_along_the_schedule_to_exactly_the_target(run: Run) -> None:
         size, widths = run.sizes[name], [int(state.masks[name].sum()) for state in states]
         final = run.final_width(name)
         assert widths[-1] == final
+        every = options.updates_apart(total)
         for t, width in enumerate(widths):
             if t < options.begin * total:
                 assert width == size
             # Never ahead of the cubic schedule by more than the step that is due now.
-            progress = (t - options.begin * total + options.every) / ((options.end - options.begin) * total)
+            progress = (t - options.begin * total + every) / ((options.end - options.begin) * total)
             removed = (size - final) * (1.0 - (1.0 - min(max(progress, 0.0), 1.0)) ** 3)
             assert size - width <= removed + 1e-6
             if t >= options.end * total:
                 assert width == final
         changes = np.flatnonzero(np.diff(widths)) + 1
         assert len(changes) >= 3, "gradual, not at once"
-        assert all(t % options.every == 0 for t in changes)
+        assert all(t % every == 0 for t in changes)
 
 
 @RUNS
@@ -121,3 +125,18 @@ def test_dense_training_removes_nothing_and_knows_no_proximal_step(
     assert all(bool(mask.all()) for mask in early.masks.values())
     for a, b in zip(jax.tree.leaves(early.params), jax.tree.leaves(states[until].params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_without_a_cadence_a_long_run_makes_about_as_many_mask_updates_as_a_short_one() -> None:
+    for updates in (150, 400, 2000, 8000):
+        config = ppo.Config(
+            num_envs=1,
+            num_steps=4,
+            num_minibatches=1,
+            total_timesteps=4 * updates,
+            prune=Pruning(begin=0.1, end=0.9),
+        )
+        number = mask_schedules(config)["actor"].number
+        assert 100 <= number <= 150, (updates, number)
+    assert Pruning(begin=0.1, end=0.6).updates_apart(196) == 1
+    assert Pruning(every=7).updates_apart(10_000) == 7

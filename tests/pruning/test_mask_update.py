@@ -56,8 +56,8 @@ def with_dynamic_pruning(options: Pruning, performances: list[float] | None) -> 
 
     tx = dynamic_pruning(
         optax.adam(1e-3), find_groups(fn, params, x), total_updates=UPDATES, sparsity=options.sparsity,
-        begin=options.begin, end=options.end, every=options.every, energy=options.energy, gate=options.gate,
-        min_width=options.min_width,
+        begin=options.begin, end=options.end, every=options.updates_apart(UPDATES), energy=options.energy,
+        gate=options.gate, min_width=options.min_width,
     )  # fmt: skip
 
     @quick_jit
