@@ -126,6 +126,11 @@ class Config:
         learner: LearnerConfig = dataclasses.replace(self.learner, total_timesteps=self.steps)
         learner = METHODS[self.method].learner_config(learner)
         learner.check()
+        if self.frontier == 0 and learner.prune is not None and learner.prune.tolerance is not None:
+            raise ValueError(
+                f"prune.tolerance = {learner.prune.tolerance} chooses among the policies that are kept while the "
+                "network narrows, and frontier = 0 keeps none: raise it, or leave the tolerance out"
+            )
         host_resets = self.host_resets
         if task.backend == "jax":
             if learner.acts_ahead:
