@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 
@@ -9,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks.bare_updates import sac_settings
 from experiments.benchmarks.options import Options
+from experiments.benchmarks.our_training import Training
 from experiments.benchmarks.table import Row, Section, rows_of
 from experiments.benchmarks.turns import Timing, take_turns
 from prune_rl.envs.task import resolve_task
@@ -19,6 +22,7 @@ from prune_rl.learners import ppo
 ENVS = ("Hopper-v3", "Walker2d-v3", "LunarLander-v2")
 NUM_ENVS = (8, 16)
 STEPS = 128
+OVERLAP_WIDTHS = (256, 64, 16)
 
 
 class HostRollout:
@@ -76,5 +80,30 @@ def measure(options: Options) -> list[Section]:
             "against Gymnasium with as many environments.",
             unit="environment steps/s",
             rows=tuple(rows),
-        )
+        ),
+        overlapped(options),
     ]
+
+
+def overlapped(options: Options) -> Section:
+    """SAC with and without ``overlap``, where learning takes most of the time and where it takes little."""
+    rows: list[Row] = []
+    for width in OVERLAP_WIDTHS:
+        config = dataclasses.replace(sac_settings(width), buffer_size=20_000, learning_starts=64)
+        sides = {
+            f"{width}·{width}{', overlap' * overlap}": Training(
+                "Hopper-v3", "auto", dataclasses.replace(config, overlap=overlap), options.steps, 1024
+            )
+            for overlap in (False, True)
+        }
+        rows += rows_of(take_turns(sides, options.repeats), f"{width}·{width}", "speed")
+        for each in sides.values():
+            each.close()
+    return Section(
+        key="overlap",
+        title="SAC on Hopper-v3 that steps while it learns",
+        text="Training of one seed, batch 256, one gradient step per environment step, equal widths in all networks; "
+        "ratio: speed with --overlap against that without.",
+        unit="environment steps/s",
+        rows=tuple(rows),
+    )
