@@ -27,12 +27,19 @@ PARALLEL = 25
 
 
 def keep_policies(state: State, config: Config, spec: Spec, path: Path, step: int) -> None:
-    """Save the compact policy of every seed as a point of the frontier, after ``step`` environment steps."""
+    """Save the compact policy of every seed as a point of the frontier, after ``step`` environment steps.
+
+    A seed whose network holds NaN gets none; the end of training says so.
+    """
     folder = FrontierFolder(path)
     for index, seed in enumerate(config.all_seeds):
+        try:
+            policy = compact_policy(state_of_seed(state, index), config, spec, seed, step)
+        except ValueError:
+            continue
         where = folder.policy(step, seed)
         where.parent.mkdir(parents=True, exist_ok=True)
-        save_policy(where, compact_policy(state_of_seed(state, index), config, spec, seed, step))
+        save_policy(where, policy)
 
 
 def measure_frontier(
@@ -54,6 +61,8 @@ def measure_frontier(
 
     for training_seed in config.all_seeds:
         for step in folder.steps():
+            if not folder.policy(step, training_seed).exists():
+                continue
             point = known.get((training_seed, step))
             if point is None:
                 policy = load_policy(folder.policy(step, training_seed))
