@@ -103,6 +103,9 @@ class Report:
     """Run directories."""
     output: Path | None = None
     """Write the Markdown here too."""
+    picture: Path | None = None
+    """Draw return against hidden neurons into this PNG: the frontiers of the runs, and the policies of those that have
+    none."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -171,6 +174,10 @@ def _report(arguments: list[str], console: Console) -> int:
     console.print(text, markup=False, soft_wrap=True)
     if options.output is not None:
         write_bytes(options.output, text.encode())
+    if options.picture is not None:
+        from prune_rl.reporting.compare_frontiers import compare_frontiers
+
+        write_bytes(options.picture, compare_frontiers(list(options.runs)))
     return 0
 
 

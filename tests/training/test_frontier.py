@@ -17,6 +17,7 @@ from prune_rl.export.policy import load_policy
 from prune_rl.learners import ppo
 from prune_rl.learners.mask_rules import mask_schedules
 from prune_rl.learners.pruning_config import Pruning
+from prune_rl.reporting.compare_frontiers import compare_frontiers
 from prune_rl.reporting.frontier_plot import draw_frontier
 from prune_rl.runs.frontier import FrontierFolder, read_frontier
 from prune_rl.training.frontier import SELECTION, Wish, choose
@@ -194,3 +195,25 @@ def test_damaged_frontier_files_are_refused_and_measured_anew(run: Path, tmp_pat
         (tmp_path / "frontier.json").write_text(content)
         with pytest.raises(ValueError, match=r"frontier\.json"):
             read_frontier(tmp_path)
+
+
+def test_frontiers_of_several_runs_are_drawn_together(run: Path, tmp_path: Path) -> None:
+    short = shlex.split(
+        "train CartPole-v1 --hidden 16 16 --num-envs 4 --num-steps 16 --steps 128 --episodes 4 --no-control"
+    )
+    for method in ("linear", "dense"):
+        run_main(tmp_path, *short, "--method", method, "--run-dir", method)
+    picture = tmp_path / "picture.png"
+    run_main(tmp_path, "report", run, "linear", "dense", "--picture", picture)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    several = compare_frontiers([run, tmp_path / "linear", tmp_path / "dense"])
+    assert several == picture.read_bytes()
+    assert several != compare_frontiers([run]) != draw_frontier(read_frontier(run))
+    with pytest.raises(ValueError, match="no run has a policy to show"):
+        compare_frontiers([tmp_path / "dense"])
+    with pytest.raises(ValueError, match="one picture shows one environment, got no run"):
+        compare_frontiers([])
+    config = json.loads((tmp_path / "dense" / "config.json").read_text())
+    (tmp_path / "dense" / "config.json").write_text(json.dumps({**config, "env": "Acrobot-v1"}))
+    with pytest.raises(ValueError, match="one picture shows one environment, got CartPole-v1, Acrobot-v1"):
+        compare_frontiers([run, tmp_path / "dense"])
