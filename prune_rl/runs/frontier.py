@@ -14,6 +14,7 @@ that what is reported of the chosen policy was not part of the choice.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -21,6 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prune_rl.export.policy import Policy, save_policy
 from prune_rl.runs.config_file import read_json
 
 FRONTIER_FILE = "frontier.json"
@@ -41,6 +43,18 @@ class FrontierFolder:
         """Steps at which policies were kept, in order."""
         names = (folder.name.removeprefix("step_") for folder in self.path.glob("step_*"))
         return sorted(int(name) for name in names if name.isdigit())
+
+    def save(self, step: int, seed: int, policy: Policy) -> None:
+        """Keep the policy of a seed after ``step``."""
+        where = self.policy(step, seed)
+        where.parent.mkdir(parents=True, exist_ok=True)
+        save_policy(where, policy)
+
+    def remove(self, step: int, seed: int) -> None:
+        """Forget it again; a step without policies has no folder."""
+        shutil.rmtree(self.policy(step, seed))
+        with contextlib.suppress(OSError):  # others are left
+            self._folder(step).rmdir()
 
     def rewind(self, step: int) -> None:
         """Removes what was kept after ``step``."""

@@ -19,6 +19,7 @@ from prune_rl.reporting.statistics import mean
 from prune_rl.runs.frontier import FRONTIER_FILE, FrontierFolder, Point, read_frontier
 from prune_rl.spaces import Spec
 from prune_rl.training.config import Config
+from prune_rl.training.frontier_points import frontier_level
 from prune_rl.training.policy_export import compact_policy, policy_paths, state_of_seed
 
 # Apart from every evaluation seed that is likely to be given.
@@ -26,20 +27,45 @@ SELECTION = 2**31
 PARALLEL = 25
 
 
-def keep_policies(state: State, config: Config, spec: Spec, path: Path, step: int) -> None:
-    """Save the compact policy of every seed as a point of the frontier, after ``step`` environment steps.
+class FrontierKeeper:
+    """Saves the compact policies of a run while it narrows: of every seed the newest one of each level."""
 
-    A seed whose network holds NaN gets none; the end of training says so.
-    """
-    folder = FrontierFolder(path)
-    for index, seed in enumerate(config.all_seeds):
-        try:
-            policy = compact_policy(state_of_seed(state, index), config, spec, seed, step)
-        except ValueError:
-            continue
-        where = folder.policy(step, seed)
-        where.parent.mkdir(parents=True, exist_ok=True)
-        save_policy(where, policy)
+    def __init__(self, config: Config, spec: Spec, path: Path, total: int) -> None:
+        """``total``: hidden neurons of the actor at the start. Goes on with what ``path`` holds already."""
+        self._config, self._spec, self._total = config, spec, total
+        self._folder = FrontierFolder(path)
+        self._kept: dict[tuple[int, int], int] = {}  # (seed, level): step
+        for step in self._folder.steps():
+            for seed in config.all_seeds:
+                if self._folder.policy(step, seed).exists():
+                    level = self._level(load_policy(self._folder.policy(step, seed)))
+                    if level is not None:
+                        self._now_kept(step, seed, level)
+
+    def keep(self, state: State, step: int) -> None:
+        """Save what ``state`` holds after ``step`` environment steps, and remove what it replaces.
+
+        A seed whose network holds NaN gets no policy; the end of training says so.
+        """
+        for index, seed in enumerate(self._config.all_seeds):
+            try:
+                policy = compact_policy(state_of_seed(state, index), self._config, self._spec, seed, step)
+            except ValueError:
+                continue
+            level = self._level(policy)
+            if level is None:
+                continue
+            self._folder.save(step, seed, policy)
+            self._now_kept(step, seed, level)
+
+    def _now_kept(self, step: int, seed: int, level: int) -> None:
+        before = self._kept.get((seed, level))
+        if before is not None and before != step:
+            self._folder.remove(before, seed)
+        self._kept[seed, level] = step
+
+    def _level(self, policy: Policy) -> int | None:
+        return frontier_level(policy.num_neurons, self._total, self._config.frontier)
 
 
 def measure_frontier(
@@ -53,7 +79,9 @@ def measure_frontier(
     seed = SELECTION + config.evaluation_seed
     result: dict[str, Any] = {"env_id": config.env, "episodes": episodes, "seed": seed}
     result |= {"points": [], "dense": {}, "chosen": {}}
-    known, dense = _measured_before(path, result)
+    before = _measured_before(path, result)
+    known = {(point["seed"], point["step"]): point for point in before["points"]}
+    dense = before["dense"]
 
     def play(policy: Policy) -> list[float]:
         played = evaluate_policy(policy, task, episodes=episodes, seed=seed, num_envs=min(PARALLEL, episodes))
@@ -75,24 +103,25 @@ def measure_frontier(
             result["dense"][str(training_seed)] = dense[str(training_seed)]
         elif wide is not None and wide.exists():
             result["dense"][str(training_seed)] = play(load_policy(wide))
+    if result["points"] == before["points"]:
+        result["chosen"] = before["chosen"]
     count = len(result["points"])
     console.print(
         f"the frontier: {count} policies, each over {episodes} episodes that only select", markup=False
     )
-    _write(path, result)
+    if result != before:
+        _write(path, result)
     return result
 
 
-def _measured_before(
-    path: Path, wanted: Mapping[str, Any]
-) -> tuple[dict[tuple[int, int], Point], dict[str, list[float]]]:
+def _measured_before(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of frontier.json if it is of the same episodes, else ``wanted``, which has no points."""
     try:
         before = read_frontier(path)
     except ValueError:  # none yet, or a damaged one, which is written anew
-        return {}, {}
-    if any(before.get(key) != wanted[key] for key in ("env_id", "episodes", "seed")):
-        return {}, {}
-    return {(point["seed"], point["step"]): point for point in before["points"]}, before["dense"]
+        return dict(wanted, points=[], dense={}, chosen={})
+    same = all(before.get(key) == wanted[key] for key in ("env_id", "episodes", "seed"))
+    return before if same else dict(wanted, points=[], dense={}, chosen={})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +205,9 @@ def choose_policies(config: Config, path: Path, wish: Wish, console: Console) ->
     folder = FrontierFolder(path)
     policies = {seed: load_policy(folder.policy(point["step"], seed)) for seed, point in chosen.items()}
     for seed, policy in policies.items():
-        save_policy(policy_paths(path, config)[seed], policy)
+        where = policy_paths(path, config)[seed]
+        if load_policy(where).metadata != policy.metadata:
+            save_policy(where, policy)
         point = chosen[seed]
         widths = "·".join(map(str, point["widths"])) or "no hidden layer"
         console.print(
@@ -184,8 +215,9 @@ def choose_policies(config: Config, path: Path, wish: Wish, console: Console) ->
             f"{mean(point['returns']):.1f} in the episodes that select",
             markup=False,
         )
-    data["chosen"] = {str(seed): point["step"] for seed, point in chosen.items()}
-    _write(path, data)
+    steps = {str(seed): point["step"] for seed, point in chosen.items()}
+    if data["chosen"] != steps:
+        _write(path, {**data, "chosen": steps})
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

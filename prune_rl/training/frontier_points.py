@@ -1,51 +1,40 @@
-"""When a run keeps a policy while its network narrows."""
+"""When a run keeps a policy while its network narrows, and which of them it keeps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
-from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.learners.config import LearnerConfig
-from prune_rl.learners.mask_rules import mask_schedules, planned_widths
+from prune_rl.learners.mask_rules import mask_schedules
 
-# Below this many neurons every number of them is kept.
+# At most so many times a run looks whether there is a policy to keep.
+LOOKS = 150
+# From this many neurons on, one policy is kept for every number of them.
 FEW = 12
 
 
-def frontier_updates(
-    config: LearnerConfig, groups: NeuronGroups, sizes: Mapping[str, int], number: int
-) -> list[int]:
-    """The updates after which the policy is kept: about ``number`` of them, and one per neuron among the last few.
+def frontier_updates(config: LearnerConfig, number: int) -> list[int]:
+    """The updates after which there may be a policy to keep; ``number`` as in ``frontier_level``.
 
-    Each is the last one before a mask update, when the network has had the most training at its width. The widths of
-    the schedule decide, in steps of equal ratio; other rules may leave more neurons.
-
-    Args:
-        config: of a pruned run.
-        groups: the groups that may be pruned.
-        sizes: {group name: neurons before any pruning}.
-        number: 0 keeps none.
+    Each is the last one before a mask update: a network has had the most training at its width then. Where a gate can
+    hold mask updates back, they go on to the end of training.
     """
     if config.prune is None or number < 1:
         return []
-    actor = groups.within("actor")
-    if not actor:
-        return []
     schedule = mask_schedules(config)["actor"]
-    total = sum(sizes[name] for name in actor)
+    last = config.num_updates if config.prune.gate is not None else schedule.last
+    due = range(schedule.first, last + 1, schedule.every)
+    return [update - 1 for update in due[:: -(-len(due) // LOOKS)] if update > schedule.first]
 
-    def neurons(update: int) -> int:
-        planned = planned_widths(config, groups, sizes, update)
-        return sum(planned[name] for name in actor)
 
-    def level(count: int) -> int:
-        return math.floor(number * math.log(total / max(count, 1)) / math.log(total))
+def frontier_level(neurons: int, total: int, number: int) -> int | None:
+    """Which of the policies that a run keeps one of so many neurons would be; None: it is as wide as at the start.
 
-    found = []
-    for update in range(schedule.first, schedule.last + 1, schedule.every):
-        before, after = neurons(update - 1), neurons(update)
-        narrowed = before < total
-        if narrowed and after < before and (level(after) > level(before) or before <= FEW):
-            found.append(update - 1)
-    return found
+    Levels are ``number`` steps of equal ratio between ``total`` neurons and one, and one per number of neurons among
+    the last few.
+    """
+    if neurons >= total:
+        return None
+    if neurons <= FEW:
+        return -neurons
+    return 1 + math.floor(number * math.log(total / neurons) / math.log(total))

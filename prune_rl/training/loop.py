@@ -27,7 +27,7 @@ from prune_rl.spaces import Spec
 from prune_rl.training.array_widths import check_every
 from prune_rl.training.config import NOT_PART_OF_THE_RESULT, Config
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
-from prune_rl.training.frontier import keep_policies
+from prune_rl.training.frontier import FrontierKeeper
 from prune_rl.training.frontier_points import frontier_updates
 from prune_rl.training.policy_export import compact_policy, masked_policy, policy_paths, state_of_seed
 
@@ -117,7 +117,9 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
     rows: list[Metrics] = []
     widths = {name: mask.shape[-1] for name, mask in engine.masks.items()}
     check = check_every(total)
-    kept_after = frontier_updates(config.learner, engine.groups, widths, config.frontier)
+    neurons = sum(width for name, width in widths.items() if name in engine.groups.within("actor"))
+    looks = frontier_updates(config.learner, config.frontier) if neurons else []
+    keeper = FrontierKeeper(config, engine.spec, path, neurons)
     engine.shrink()
     title = f"{config.env} {config.algo} {config.method}, " + (
         f"seed {config.seed}" if config.seeds == 1 else f"{config.seeds} seeds"
@@ -135,8 +137,8 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
     ):
         while done < total:
             step = CHUNK if isinstance(engine, DeviceEngine) else 1
-            to_point = min((update - done for update in kept_after if update > done), default=total)
-            n = min(step, every - done % every, check - done % check, total - done, to_point)
+            to_look = min((update - done for update in looks if update > done), default=total)
+            n = min(step, every - done % every, check - done % check, total - done, to_look)
             metrics = without_placeholders(engine.advance(n))
             for i in range(n):
                 rows.append(jax.tree.map(lambda x, i=i: x[i], metrics))
@@ -150,8 +152,8 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
             if done % check == 0 and done < total:
                 engine.shrink()
             history.write(steps, engine.masks)
-            if done in kept_after or (done == total and kept_after):
-                keep_policies(engine.state, config, engine.spec, path, steps)
+            if looks and (done in looks or done == total):
+                keeper.keep(engine.state, steps)
             kept = {name: report["width"].tolist() for name, report in last.get("prune", {}).items()}
             progress.update(
                 steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import shlex
@@ -21,8 +22,7 @@ from prune_rl.reporting.compare_frontiers import compare_frontiers
 from prune_rl.reporting.frontier_plot import draw_frontier
 from prune_rl.runs.frontier import FrontierFolder, read_frontier
 from prune_rl.training.frontier import SELECTION, Wish, choose
-from prune_rl.training.frontier_points import frontier_updates
-from tests.training.test_array_widths import HOPPER, shapes_of
+from prune_rl.training.frontier_points import frontier_level, frontier_updates
 
 WORDS = (
     "train CartPole-v1 --hidden 16 16 --num-envs 4 --num-steps 16 --steps 6400 --episodes 4 --selection-episodes 3 "
@@ -105,19 +105,31 @@ def test_a_wish_that_cannot_be_met_says_how_near_it_comes(wish: Wish, words: str
         choose([], None, wish)
 
 
-def test_policies_are_kept_before_mask_updates_in_steps_of_equal_ratio() -> None:
-    prune = Pruning(sparsity=1.0, min_width=0, begin=0.15, end=0.55, every=4)
+@pytest.mark.parametrize("gate", [None, 0.1])
+def test_a_run_looks_just_before_mask_updates(gate: float | None) -> None:
+    prune = Pruning(sparsity=1.0, min_width=0, begin=0.15, end=0.55, every=4, gate=gate)
     config = ppo.Config(total_timesteps=1_000_000, num_envs=16, num_steps=128, skip=True, prune=prune)
-    groups, _ = shapes_of(config, HOPPER)
-    sizes = {name: group.size for name, group in groups.items()}
-    updates = frontier_updates(config, groups, sizes, 20)
     schedule = mask_schedules(config)["actor"]
-    assert 15 <= len(updates) <= 25
+    updates = frontier_updates(config, 20)
+    assert 40 <= len(updates) <= 150
     assert all((update + 1 - schedule.first) % schedule.every == 0 for update in updates)
-    assert schedule.first < updates[0]
-    assert updates[-1] < schedule.last
-    assert len(frontier_updates(config, groups, sizes, 5)) < len(updates)
-    assert frontier_updates(config, groups, sizes, 0) == []
+    assert updates[0] > schedule.first
+    if gate is None:
+        assert updates[-1] < schedule.last
+    else:  # what was held back is made up for later
+        assert updates[-1] > 0.97 * config.num_updates
+    long = dataclasses.replace(config, total_timesteps=10_000_000)
+    assert 75 <= len(frontier_updates(long, 20)) <= 150
+    assert frontier_updates(config, 0) == []
+
+
+def test_levels_are_steps_of_equal_ratio_and_single_neurons_at_the_end() -> None:
+    levels = [frontier_level(neurons, 512, 20) for neurons in range(512, -1, -1)]
+    assert levels[0] is None
+    assert len(set(levels[1:])) == 13 + 12  # 12 to 0 neurons, and 12 levels of 512 to 13
+    wide = [level for level in levels[1:-13] if level is not None]
+    assert wide == sorted(wide)
+    assert [frontier_level(neurons, 512, 20) for neurons in (12, 1, 0)] == [-12, -1, 0]
 
 
 def test_a_run_keeps_policies_and_measures_them_on_episodes_of_their_own(run: Path) -> None:
@@ -139,6 +151,8 @@ def test_a_run_keeps_policies_and_measures_them_on_episodes_of_their_own(run: Pa
         neurons = [p["neurons"] for p in data["points"] if p["seed"] == seed]
         assert neurons == sorted(neurons, reverse=True)
         assert neurons[-1] == 0
+        levels = [frontier_level(count, 32, 20) for count in neurons]
+        assert len(set(levels)) == len(levels) > 10
     assert draw_frontier(data)[:4] == b"\x89PNG"
     assert "## The frontier" in (run / "summary.md").read_text()
 

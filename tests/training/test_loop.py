@@ -81,7 +81,9 @@ def rows_of(run: Any) -> Any:
 
 def files_of(run: Any) -> Any:
     """Name and content of every policy file."""
-    files = [file for kind in ("policy", "wide") for file in (run / kind).rglob("*") if file.is_file()]
+    files = [
+        file for kind in ("policy", "wide", "frontier") for file in (run / kind).rglob("*") if file.is_file()
+    ]
     return {file.relative_to(run): file.read_bytes() for file in files}
 
 
@@ -263,6 +265,8 @@ class Metronome:
     @property
     def masks(self) -> Any:
         return {"actor/layer_0": np.asarray(self.tree["mask"])}
+
+    spec = None
 
     @property
     def groups(self) -> Any:
