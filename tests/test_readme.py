@@ -99,6 +99,7 @@ def flags() -> set[str]:
         ["train", "CartPole-v1"],
         ["train", "CartPole-v1", "--algo", "sac"],
         ["evaluate"],
+        ["choose"],
         ["report"],
     ):
         output = io.StringIO()

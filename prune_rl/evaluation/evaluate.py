@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy.typing as npt
 from prune_rl.envs.gymnasium_adapter import Adapter, FlatEnv
 from prune_rl.envs.task import Task, resolve_task
 from prune_rl.spaces import Discrete
+
+BatchPolicy = Callable[[npt.NDArray[np.float32]], npt.ArrayLike]
 
 _STREAM = int.from_bytes(b"eval", "big")  # separates evaluation from other streams seeded by (seed, index)
 
@@ -48,7 +50,7 @@ def episode_seed(seed: int, episode: int) -> int:
 
 
 def evaluate_policy(
-    policy: Callable[[npt.NDArray[np.float32]], npt.ArrayLike],
+    policy: BatchPolicy,
     env: str | Task,
     *,
     episodes: int = 100,
@@ -75,37 +77,55 @@ def evaluate_policy(
         ValueError: `episodes` or `num_envs` is not positive, the seed is negative, the environment is not supported,
             the policy's actions have a wrong shape or type, are out of range, or NaN.
     """
+    (evaluation,) = evaluate_policies([policy], env, episodes=episodes, seed=seed, num_envs=num_envs)
+    return evaluation
+
+
+def evaluate_policies(
+    policies: Iterable[BatchPolicy], env: str | Task, *, episodes: int, seed: int, num_envs: int
+) -> list[Evaluation]:
+    """``evaluate_policy`` of several policies on the same episodes, in environments that are made once."""
     if episodes < 1 or num_envs < 1:
         raise ValueError(f"episodes and num_envs must be at least 1, got {episodes} and {num_envs}")
     seeds = [episode_seed(seed, episode) for episode in range(episodes)]
     task = resolve_task(env) if isinstance(env, str) else env
-    adapter = task.adapter
-    count = min(num_envs, episodes)
-    envs = [FlatEnv(task.make_gymnasium(), adapter) for _ in range(count)]
+    envs = [FlatEnv(task.make_gymnasium(), task.adapter) for _ in range(min(num_envs, episodes))]
+    try:
+        played = [_play(policy, envs, task.adapter, seeds) for policy in policies]
+    finally:
+        for each in envs:
+            each.close()
+    return [
+        Evaluation(task.env_id, seed, returns, lengths, np.array(seeds, np.int64))
+        for returns, lengths in played
+    ]
+
+
+def _play(
+    policy: BatchPolicy, envs: Sequence[FlatEnv], adapter: Adapter, seeds: Sequence[int]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Returns and lengths of the episodes that start from ``seeds``."""
+    count, episodes = len(envs), len(seeds)
     returns = np.zeros(episodes)
     lengths = np.zeros(episodes, np.int64)
     obs = np.zeros((count, adapter.spec.observation_size), np.float32)
     playing = dict(enumerate(range(count)))  # environment -> episode
     begun = count
-    try:
-        for index, episode in playing.items():
-            obs[index], _ = envs[index].reset(seed=seeds[episode])
-        while playing:
-            actions = _native_actions(adapter, policy(obs), count)
-            for index, episode in list(playing.items()):
-                obs[index], reward, terminated, truncated, _ = envs[index].step(actions[index])
-                returns[episode] += reward
-                lengths[episode] += 1
-                if terminated or truncated:
-                    del playing[index]
-                    if begun < episodes:
-                        playing[index] = begun
-                        obs[index], _ = envs[index].reset(seed=seeds[begun])
-                        begun += 1
-    finally:
-        for each in envs:
-            each.close()
-    return Evaluation(task.env_id, seed, returns, lengths, np.array(seeds, np.int64))
+    for index, episode in playing.items():
+        obs[index], _ = envs[index].reset(seed=seeds[episode])
+    while playing:
+        actions = _native_actions(adapter, policy(obs), count)
+        for index, episode in list(playing.items()):
+            obs[index], reward, terminated, truncated, _ = envs[index].step(actions[index])
+            returns[episode] += reward
+            lengths[episode] += 1
+            if terminated or truncated:
+                del playing[index]
+                if begun < episodes:
+                    playing[index] = begun
+                    obs[index], _ = envs[index].reset(seed=seeds[begun])
+                    begun += 1
+    return returns, lengths
 
 
 def _native_actions(adapter: Adapter, actions: npt.ArrayLike, count: int) -> npt.NDArray[Any]:

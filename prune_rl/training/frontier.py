@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from prune_rl.atomic_files import write_bytes, write_json
 from prune_rl.envs.task import Task
-from prune_rl.evaluation.evaluate import evaluate_policy
+from prune_rl.evaluation.evaluate import evaluate_policies
 from prune_rl.export.policy import Policy, load_policy, save_policy
 from prune_rl.learners.registry import State
 from prune_rl.reporting.frontier_plot import draw_frontier
@@ -83,10 +84,8 @@ def measure_frontier(
     known = {(point["seed"], point["step"]): point for point in before["points"]}
     dense = before["dense"]
 
-    def play(policy: Policy) -> list[float]:
-        played = evaluate_policy(policy, task, episodes=episodes, seed=seed, num_envs=min(PARALLEL, episodes))
-        return [float(value) for value in played.returns]
-
+    policies: list[Policy] = []
+    unplayed: list[Callable[[list[float]], None]] = []  # what becomes of their returns
     for training_seed in config.all_seeds:
         for step in folder.steps():
             if not folder.policy(step, training_seed).exists():
@@ -96,19 +95,24 @@ def measure_frontier(
                 policy = load_policy(folder.policy(step, training_seed))
                 sizes = {"neurons": policy.num_neurons, "weights": policy.num_weights, "bytes": policy.nbytes}
                 point = {"seed": training_seed, "step": step, "widths": list(policy.widths), **sizes}
-                point["returns"] = play(policy)
+                policies.append(policy)
+                unplayed.append(functools.partial(point.__setitem__, "returns"))
             result["points"].append(point)
         wide = None if control is None else policy_paths(control, config)[training_seed]
-        if str(training_seed) in dense:
-            result["dense"][str(training_seed)] = dense[str(training_seed)]
+        name = str(training_seed)
+        if name in dense:
+            result["dense"][name] = dense[name]
         elif wide is not None and wide.exists():
-            result["dense"][str(training_seed)] = play(load_policy(wide))
+            policies.append(load_policy(wide))
+            unplayed.append(functools.partial(result["dense"].__setitem__, name))
+    count = min(PARALLEL, episodes)
+    if policies:
+        console.print(f"playing {len(policies)} policies of the frontier, {episodes} episodes each")
+        played = evaluate_policies(policies, task, episodes=episodes, seed=seed, num_envs=count)
+        for keep, evaluation in zip(unplayed, played, strict=True):
+            keep([float(value) for value in evaluation.returns])
     if result["points"] == before["points"]:
         result["chosen"] = before["chosen"]
-    count = len(result["points"])
-    console.print(
-        f"the frontier: {count} policies, each over {episodes} episodes that only select", markup=False
-    )
     if result != before:
         _write(path, result)
     return result

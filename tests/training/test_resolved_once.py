@@ -17,11 +17,12 @@ import pytest
 from prune_rl.cli import main, parse_train
 from prune_rl.training.experiment import control_of
 
-NUM_ENVS, SEEDS, EPISODES = 2, 2, 3
+NUM_ENVS, SEEDS, EPISODES, SELECTION = 2, 2, 3, 2
 # 16 updates of 2 · 16 steps.
 TINY = shlex.split(
     f"train CartPole-v1 --backend gymnasium --hidden 8 --num-envs {NUM_ENVS} --num-steps 16 --steps 512"
     f" --update-epochs 1 --num-minibatches 1 --episodes {EPISODES}"
+    f" --selection-episodes {SELECTION}"
 )
 
 
@@ -62,13 +63,13 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_one_environment_more_is_made_than_is_played(compared: Any) -> None:
-    """Those of training and of evaluation, and one to read the spaces."""
+    """Those of training, of the choice among all policies that were kept, of evaluation, and one to read the spaces."""
     trained = 2 * NUM_ENVS * SEEDS  # by the run and by its control
     own, beside = (
         EPISODES * SEEDS,
         3 * EPISODES * SEEDS,
     )  # the control's evaluation; masked, compact and dense
-    assert compared.environments == trained + own + beside + 1
+    assert compared.environments == trained + SELECTION + own + beside + 1
 
 
 def without(path: Any, *fields: Any) -> None:

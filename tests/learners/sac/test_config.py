@@ -67,7 +67,7 @@ def test_bad_hyperparameters(name: str, value: Any) -> None:
     assert str(value) in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("sparsity", 1.0), ("every", 0), ("min_width", 7)])
+@pytest.mark.parametrize(("name", "value"), [("sparsity", 1.1), ("every", 0), ("min_width", 7)])
 def test_bad_pruning_options(name: str, value: Any) -> None:
     config = dataclasses.replace(GOOD, prune=dataclasses.replace(Pruning(), **{name: value}))
     with pytest.raises(ValueError, match=f"prune.{name}"):
