@@ -24,6 +24,9 @@ from prune_rl.pruning.importance import Scores, sum_of_squares
 
 Activations = Mapping[str, jax.Array]
 
+# Rows and columns that are eliminated together: the fastest of 8, 16, 32, 64 and 128 for 256 neurons on a CPU.
+BLOCK = 16
+
 
 def surgeon_importance(
     groups: NeuronGroups,
@@ -115,21 +118,47 @@ def inverse(matrix: jax.Array) -> jax.Array:
     """Inverse of a symmetric positive definite float[n, n] by Gauss-Jordan elimination, stable without pivots there.
 
     Plain XLA operations: the batched LAPACK call behind ``jnp.linalg.inv`` waits for the thread pool that it runs in,
-    and can wait for ever on a machine with few cores.
+    and can wait for ever on a machine with few cores. Blocks of rows and columns are swept together, so that most of
+    the work is matrix products.
     """
+    size = matrix.shape[0]
+    block = min(size, BLOCK)
+    padding = -size % block
+    # The inverse of a block diagonal matrix is that of its blocks: the padding is the identity.
+    work = jnp.pad(matrix, (0, padding)) + jnp.diag(
+        jnp.pad(jnp.zeros(size, matrix.dtype), (0, padding), constant_values=1)
+    )
+
+    def eliminate(k: jax.Array, work: jax.Array) -> jax.Array:
+        # The sweep operator (Goodnight 1979): rows and columns become those of the inverse of the part swept so far.
+        at = k * block
+        rows = jax.lax.dynamic_slice_in_dim(work, at, block, axis=0)
+        columns = jax.lax.dynamic_slice_in_dim(work, at, block, axis=1)
+        pivot = -_sweep(jax.lax.dynamic_slice_in_dim(rows, at, block, axis=1))
+        new_rows = _product(pivot, rows)
+        swept = work - _product(columns, new_rows)
+        swept = jax.lax.dynamic_update_slice_in_dim(swept, new_rows, at, axis=0)
+        swept = jax.lax.dynamic_update_slice_in_dim(swept, _product(columns, pivot), at, axis=1)
+        return jax.lax.dynamic_update_slice(swept, -pivot, (at, at))
+
+    swept: jax.Array = jax.lax.fori_loop(0, work.shape[0] // block, eliminate, work)
+    return -swept[:size, :size]
+
+
+def _sweep(matrix: jax.Array) -> jax.Array:
+    """Minus the inverse of a small symmetric positive definite matrix, one row and column after the other."""
     identity = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
 
     def eliminate(j: jax.Array, work: jax.Array) -> jax.Array:
         unit = identity[j]
         pivot, row, column = work[j, j], work[j], work[:, j]
-        # The sweep operator (Goodnight 1979): row and column j become those of the inverse of the part swept so far.
         swept = work - jnp.outer(column, row) / pivot
         swept = jnp.where(unit[None, :] > 0, column[:, None] / pivot, swept)
         swept = jnp.where(unit[:, None] > 0, row[None, :] / pivot, swept)
         return jnp.where((unit[:, None] > 0) & (unit[None, :] > 0), -1.0 / pivot, swept)
 
     swept: jax.Array = jax.lax.fori_loop(0, matrix.shape[0], eliminate, matrix)
-    return -swept
+    return swept
 
 
 def _moments(activations: jax.Array, alive: jax.Array, ridge: float) -> tuple[jax.Array, jax.Array]:

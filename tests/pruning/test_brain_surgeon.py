@@ -259,7 +259,7 @@ def test_batched_over_seeds_with_masks_that_differ() -> None:
             np.testing.assert_allclose(scores[name][i], score, rtol=1e-3)
 
 
-@pytest.mark.parametrize("size", [1, 2, 9, 64])
+@pytest.mark.parametrize("size", [1, 2, 9, 16, 33, 64, 100])
 def test_inverse_of_a_positive_definite_matrix(size: int) -> None:
     rng = np.random.default_rng(size)
     factor = rng.normal(size=(size, 2 * size))
