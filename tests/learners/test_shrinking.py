@@ -101,9 +101,13 @@ def test_masked_and_shrinking_runs_agree_in_float64(run: Run) -> None:
         assert side_by_side(run, UPDATES, 1e-9, start) == 2
 
 
-@pytest.mark.parametrize("name", ["ppo, Box, surgeon and refit", "sac, Box, random and refit"])
+@pytest.mark.parametrize("name", ["ppo, Discrete, proximal step of Adam", "sac, Box, random and refit"])
 def test_masked_and_shrinking_runs_agree_in_float32_over_a_short_horizon(name: str) -> None:
-    """Rounding grows with training, so only past the first shrinking."""
+    """Rounding grows with training, so only past the first shrinking.
+
+    Not with `surgeon`: its scores of neurons that stand in for each other are so near that rounding decides between
+    them.
+    """
     run = RUNS[name]
     start = run.module.init(jax.random.key(0), run.config, run.spec)
     assert side_by_side(run, 15, 1e-3, start) >= 1
