@@ -223,6 +223,7 @@ def _origin(config: Config, versions: Mapping[str, Any], seeds: Entries) -> str:
     learner, git = config.get("learner") or {}, versions.get("git") or {}
     first, count = config.get("seed", 0), config.get("seeds", 1)
     rollout = learner.get("num_envs", 0) * learner.get("num_steps", 0)
+    chosen = (learner.get("prune") or {}).get("tolerance") is not None
     commit = git.get("commit") or ("none yet" if git else "no checkout")
     lines = {
         "command": f"`{config.get('command', 'unknown')}`",
@@ -231,7 +232,7 @@ def _origin(config: Config, versions: Mapping[str, Any], seeds: Entries) -> str:
         "steps per seed": number(learner.get("total_timesteps", float("nan")))
         + (f", in whole rollouts of {number(rollout)}" if rollout else ""),
         "evaluation": f"in Gymnasium, episodes seeded from {config.get('evaluation_seed', '?')}, best action instead "
-        "of a sampled one, policy at the end of training"
+        f"of a sampled one, {'the policy that was chosen' if chosen else 'policy at the end of training'}"
         if seeds
         else "",
         "commit": commit + (" with uncommitted changes" if git.get("dirty") else ""),
