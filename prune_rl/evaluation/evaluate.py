@@ -13,6 +13,9 @@ from prune_rl.envs.gymnasium_adapter import Adapter, FlatEnv
 from prune_rl.envs.task import Task, resolve_task
 from prune_rl.spaces import Discrete
 
+# Environments that the command steps together; the number does not change the result.
+EVALUATION_ENVS = 25
+
 BatchPolicy = Callable[[npt.NDArray[np.float32]], npt.ArrayLike]
 
 _STREAM = int.from_bytes(b"eval", "big")  # separates evaluation from other streams seeded by (seed, index)

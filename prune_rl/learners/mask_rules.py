@@ -161,9 +161,7 @@ def prune(
         key=key,
         copies=copies,
     )
-    made, schedule = pruned.state.updates, rules.schedule
-    actor = rules.targets[0].schedule
-    progress = schedule.progress(made) if actor is None else actor.progress(actor.made_within(schedule, made))
+    progress = rules.progress(rules.targets[0], pruned.state.updates)
     return pruned, {"prune_progress": progress, "prune": pruned.report}
 
 

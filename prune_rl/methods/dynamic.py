@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from prune_rl.learners.config import LearnerConfig
+from prune_rl.methods.dense import control as control
 
 TITLE = "dynamic pruning"
 SETS_ACTOR_WIDTHS = False
@@ -17,8 +16,3 @@ def learner_config(learner: LearnerConfig) -> LearnerConfig:
             "learner.prune is null, but method 'dynamic' prunes: set its options, or choose method 'dense'"
         )
     return learner
-
-
-def control(learner: LearnerConfig) -> LearnerConfig:
-    """The same networks, of which nothing is removed."""
-    return dataclasses.replace(learner, prune=None)

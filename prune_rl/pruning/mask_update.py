@@ -64,6 +64,12 @@ class PruningRules:
     min_width: int | Mapping[str, int] = 1
     scope: Scope = "layer"
 
+    def progress(self, target: Target, made: jax.Array) -> jax.Array:
+        """Share of a target's schedule that is done after ``made`` (int32[]) mask updates: float32[] in [0, 1]."""
+        if target.schedule is None:
+            return self.schedule.progress(made)
+        return target.schedule.progress(target.schedule.made_within(self.schedule, made))
+
     def check(self) -> None:
         """Raise ``ValueError`` for values that cannot work, before anything is traced."""
         for target in self.targets:
@@ -154,7 +160,7 @@ def mask_update(
         new = update_masks(
             old,
             scores,
-            _sparsity(target, rules.schedule, state.updates + 1),
+            _sparsity(target, rules.progress(target, state.updates + 1)),
             energy=rules.energy,
             min_width=rules.min_width,
             scope=rules.scope,
@@ -215,11 +221,8 @@ class _Networks(NamedTuple):
     scores: Scores
 
 
-def _sparsity(target: Target, schedule: MaskSchedule, made: jax.Array) -> Any:
-    """The share of a layer that may be gone after ``made`` mask updates, a scalar or one per group name."""
-    progress = schedule.progress(made)
-    if target.schedule is not None:
-        progress = target.schedule.progress(target.schedule.made_within(schedule, made))
+def _sparsity(target: Target, progress: jax.Array) -> Any:
+    """The share of a layer that may be gone at this progress, a scalar or one per group name."""
     if isinstance(target.sparsity, Mapping):
         return {name: cubic_sparsity(progress, share) for name, share in target.sparsity.items()}
     return cubic_sparsity(progress, target.sparsity)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from rich.console import Console
 
 from prune_rl.atomic_files import write_json
 from prune_rl.envs.task import Task, resolve_task
-from prune_rl.evaluation.evaluate import evaluate_policy
+from prune_rl.evaluation.evaluate import EVALUATION_ENVS, evaluate_policy
 from prune_rl.evaluation.video import check_video, video_paths, write_video
 from prune_rl.export.policy import Policy, load_policy, measure_latency
 from prune_rl.methods.registry import METHODS
@@ -28,9 +26,6 @@ from prune_rl.training.loop import TIMING, check_engine, train
 from prune_rl.training.policy_export import policy_paths
 from prune_rl.training.run_config import read_config
 from prune_rl.training.timing import Timing
-
-# Environments stepped together in an evaluation; the number does not change the result.
-EVALUATION_ENVS = 25
 
 
 def experiment(config: Config, run_dir: Path | None, control: bool, command: str, console: Console) -> Path:
@@ -57,12 +52,6 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
         if not (dense_path / "evaluation.json").exists():
             evaluate_timed(dense, task, dense_path, None, console)
             write_summary(dense_path)
-    if config.learner.prune is not None and FrontierFolder(path).steps():
-        with measured_evaluation(path):
-            measure_frontier(config, task, path, dense_path if control else None, console)
-            tolerance = config.learner.prune.tolerance
-            if tolerance is not None:
-                choose_policies(config, path, Wish(tolerance=tolerance), console)
     evaluate_timed(config, task, path, dense_path if control else None, console)
     summary = write_summary(path)
     console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
@@ -100,21 +89,18 @@ def control_command(config: Config, command: str) -> str:
 
 
 def evaluate_timed(config: Config, task: Task, path: Path, control: Path | None, console: Console) -> None:
-    """``evaluate``, written, with its seconds in the run's timing.json."""
-    with measured_evaluation(path):
-        evaluate(config, task, path, control, console, write=True)
-
-
-@contextlib.contextmanager
-def measured_evaluation(path: Path) -> Iterator[None]:
-    """Adds the seconds inside to those of evaluation in the run's timing.json."""
-    timing = Timing()
+    """Measure the frontier, choose from it if asked, and ``evaluate``; the seconds go into the run's timing.json."""
+    timing, prune = Timing.read(path / TIMING), config.learner.prune
+    timing.total -= timing.evaluation
+    timing.evaluation = 0.0
     with timing.measured("evaluation"):
-        yield
-    timing.total = timing.evaluation
-    total = Timing.read(path / TIMING)
-    total.add(timing.to_json())
-    write_json(path / TIMING, total.to_json())
+        if prune is not None and FrontierFolder(path).steps():
+            measure_frontier(config, task, path, control, console)
+            if prune.tolerance is not None:
+                choose_policies(config, path, Wish(tolerance=prune.tolerance), console)
+        evaluate(config, task, path, control, console, write=True)
+    timing.total += timing.evaluation
+    write_json(path / TIMING, timing.to_json())
 
 
 def evaluate(

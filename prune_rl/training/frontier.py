@@ -12,7 +12,7 @@ from rich.console import Console
 
 from prune_rl.atomic_files import write_bytes, write_json
 from prune_rl.envs.task import Task
-from prune_rl.evaluation.evaluate import evaluate_policies
+from prune_rl.evaluation.evaluate import EVALUATION_ENVS, evaluate_policies
 from prune_rl.export.policy import Policy, load_policy, save_policy
 from prune_rl.learners.registry import State
 from prune_rl.reporting.frontier_plot import draw_frontier
@@ -25,7 +25,6 @@ from prune_rl.training.policy_export import compact_policy, policy_paths, state_
 
 # Apart from every evaluation seed that is likely to be given.
 SELECTION = 2**31
-PARALLEL = 25
 
 
 class FrontierKeeper:
@@ -69,9 +68,7 @@ class FrontierKeeper:
         return frontier_level(policy.num_neurons, self._total, self._config.frontier)
 
 
-def measure_frontier(
-    config: Config, task: Task, path: Path, control: Path | None, console: Console
-) -> dict[str, Any]:
+def measure_frontier(config: Config, task: Task, path: Path, control: Path | None, console: Console) -> None:
     """Play the selection episodes with every policy that was kept, and with the dense control's; writes frontier.json.
 
     Policies that were measured before, on the same episodes, are not played again.
@@ -105,7 +102,7 @@ def measure_frontier(
         elif wide is not None and wide.exists():
             policies.append(load_policy(wide))
             unplayed.append(functools.partial(result["dense"].__setitem__, name))
-    count = min(PARALLEL, episodes)
+    count = min(EVALUATION_ENVS, episodes)
     if policies:
         console.print(f"playing {len(policies)} policies of the frontier, {episodes} episodes each")
         played = evaluate_policies(policies, task, episodes=episodes, seed=seed, num_envs=count)
@@ -115,17 +112,18 @@ def measure_frontier(
         result["chosen"] = before["chosen"]
     if result != before:
         _write(path, result)
-    return result
 
 
 def _measured_before(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """The content of frontier.json if it is of the same episodes, else ``wanted``, which has no points."""
+    nothing = {**wanted, "points": [], "dense": {}, "chosen": {}}
     try:
         before = read_frontier(path)
     except ValueError:  # none yet, or a damaged one, which is written anew
-        return dict(wanted, points=[], dense={}, chosen={})
-    same = all(before.get(key) == wanted[key] for key in ("env_id", "episodes", "seed"))
-    return before if same else dict(wanted, points=[], dense={}, chosen={})
+        return nothing
+    return (
+        before if all(before.get(key) == wanted[key] for key in ("env_id", "episodes", "seed")) else nothing
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -231,3 +231,14 @@ def test_frontiers_of_several_runs_are_drawn_together(run: Path, tmp_path: Path)
     (tmp_path / "dense" / "config.json").write_text(json.dumps({**config, "env": "Acrobot-v1"}))
     with pytest.raises(ValueError, match="one picture shows one environment, got CartPole-v1, Acrobot-v1"):
         compare_frontiers([run, tmp_path / "dense"])
+
+
+def test_the_command_given_again_replaces_the_time_of_the_evaluation(run: Path) -> None:
+    file = run / "timing.json"
+    before = json.loads(file.read_text())
+    training = before["total"] - before["evaluation"]
+    file.write_text(json.dumps(before | {"evaluation": 1e6, "total": training + 1e6}))
+    run_main(run.parent, *shlex.split(WORDS), "--seeds", 2, "--seed", 5, "--prune.tolerance", "0.5")
+    after = json.loads(file.read_text())
+    assert 0 < after["evaluation"] < 1e6
+    assert after["total"] - after["evaluation"] == pytest.approx(training, abs=2e-3)
