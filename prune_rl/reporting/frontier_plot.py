@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from prune_rl.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION
+from prune_rl.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_above
 from prune_rl.reporting.statistics import bootstrap_interval, mean
 from prune_rl.runs.frontier import Point
 
@@ -98,7 +98,7 @@ def draw_series(title: str, series: Sequence[Series], dense: float | None = None
     panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.set_xlabel("hidden neurons of the actor")
     panel.set_ylabel("return")
-    panel.legend(loc="lower right", frameon=False, fontsize=8.5)
+    legend_above(panel, 3 if len(series) == 1 else 2)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     note = "95 % bootstrap intervals over episodes"
     figure.text(0.99, 0.985, note, ha="right", va="top", fontsize=8, color=GREY)

@@ -115,7 +115,7 @@ def _draw_returns(panel: Axes, steps: Curve, returns: Curve | None, marks: Marks
         panel.plot(behind, [np.mean(marks.evaluated)], "D", color=ORANGE, markeredgecolor="black", markersize=7,
                    zorder=4, label=f"{marks.evaluated_name}, evaluated")  # fmt: skip
     if panel.get_legend_handles_labels()[0]:
-        _legend_above(panel, 4)
+        legend_above(panel, 4)
 
 
 def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Marks) -> None:
@@ -156,10 +156,10 @@ def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Mar
         panel.yaxis.set_major_locator(FixedLocator([0, *2.0 ** np.arange(np.log2(largest) + 1)]))
     panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.yaxis.set_minor_formatter(NullFormatter())
-    _legend_above(panel, 3)
+    legend_above(panel, 3)
 
 
-def _legend_above(panel: Axes, columns: int) -> None:
+def legend_above(panel: Axes, columns: int) -> None:
     """The legend outside, where it covers no curve whatever its course."""
     panel.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, borderaxespad=0.2, frameon=False,
                  fontsize=8.5, handlelength=1.6, columnspacing=1.4)  # fmt: skip
