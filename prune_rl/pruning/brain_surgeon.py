@@ -61,7 +61,7 @@ def surgeon_importance(
     for name, group in groups.items():
         chex.assert_axis_dimension(activations[name], -1, group.size)
         alive = jnp.ones(group.size, bool) if masks is None or name not in masks else masks[name]
-        _, covariance = _moments(activations[name], alive, ridge)
+        _, covariance = moments(activations[name], alive, ridge)
         unexplained = 1.0 / jnp.diagonal(inverse(covariance))
         scores[name] = jnp.where(alive, sum_of_squares(group.outgoing, leaves, group) * unexplained, 0.0)
     return scores
@@ -90,7 +90,7 @@ def refit(
         chex.assert_axis_dimension(activations[name], -1, group.size)
         kept = new_masks[name]
         removed = old_masks[name] & ~kept
-        mean, covariance = _moments(activations[name], old_masks[name], ridge)
+        mean, covariance = moments(activations[name], old_masks[name], ridge)
         both_kept = kept[:, None] & kept[None, :]
         system = jnp.where(both_kept, covariance, jnp.eye(group.size, dtype=covariance.dtype))
         cross = jnp.where(kept[:, None] & removed[None, :], covariance, 0.0)
@@ -161,7 +161,7 @@ def _sweep(matrix: jax.Array) -> jax.Array:
     return swept
 
 
-def _moments(activations: jax.Array, alive: jax.Array, ridge: float) -> tuple[jax.Array, jax.Array]:
+def moments(activations: jax.Array, alive: jax.Array, ridge: float) -> tuple[jax.Array, jax.Array]:
     """Mean [n] and regularised covariance [n, n] over the batch; rows and columns of masked neurons are those of I."""
     flat = activations.reshape(-1, activations.shape[-1])
     flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from prune_rl.pruning.brain_surgeon import surgeon_importance
+from prune_rl.pruning.elimination import elimination_importance
 from prune_rl.pruning.importance import (
     Importance,
     fisher_importance,
@@ -36,6 +37,7 @@ SCORES: dict[str, Score] = {
     "output": Score(output_importance, frozenset({"activations"})),
     "random": Score(random_importance, frozenset({"key"}), takes_neurons=True),
     "surgeon": Score(surgeon_importance, frozenset({"activations"})),
+    "elimination": Score(elimination_importance, frozenset({"activations"})),
 }
 
 
