@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prune_rl.reporting.frontier_plot import Series, draw_series, frontier_series
+from prune_rl.reporting.pruning_schedule import is_pruned
 from prune_rl.reporting.statistics import mean
 from prune_rl.runs.config_file import read_config
 from prune_rl.runs.evaluation_file import own_policy, read_evaluation
@@ -17,7 +18,7 @@ def compare_frontiers(runs: Sequence[str | os.PathLike[str]]) -> bytes:
     """A PNG of return against hidden neurons over several runs.
 
     A run that kept policies while it narrowed shows them, on the episodes that select; any other one the policies that
-    it ended with, on those of its evaluation. A dense run is drawn as a level.
+    were chosen, on those of its evaluation. A dense run is drawn as a level.
 
     Raises:
         ValueError: no run is given, one of them is not a run directory or lacks its evaluation, they are of several
@@ -30,7 +31,7 @@ def compare_frontiers(runs: Sequence[str | os.PathLike[str]]) -> bytes:
         config = read_config(path)
         environments[str(config.get("env", "?"))] = None
         label = f"{str(config.get('algo', '?')).upper()} {config.get('method', '?')}"
-        if (path / FRONTIER_FILE).exists():
+        if is_pruned(config) and (path / FRONTIER_FILE).exists():
             series.append(frontier_series(f"{label} ({path.name})", read_frontier(path)))
             continue
         own = [policy for policy in map(own_policy, read_evaluation(path)["seeds"]) if policy is not None]

@@ -47,9 +47,10 @@ class Config:
     episodes: int = 100
     """Fresh episodes that each policy is evaluated on."""
     frontier: int = 20
-    """About how many policies to keep while a pruned network narrows, and one for each of the last neurons; 0: none."""
+    """At about how many widths to keep policies while a pruned network narrows, and at each number of the last neurons;
+    0: none, and the policy is that of the end of training."""
     selection_episodes: int = 30
-    """Episodes that each of these is measured on, apart from those of the evaluation."""
+    """Episodes that the best candidates of each width are measured on, apart from those of the evaluation."""
     evaluation_seed: int = 1_000_000
     """Seed of the evaluation episodes, the same for every policy, so that returns can be compared in pairs."""
     learner: LearnerConfig = cast(LearnerConfig, None)
@@ -126,11 +127,6 @@ class Config:
         learner: LearnerConfig = dataclasses.replace(self.learner, total_timesteps=self.steps)
         learner = METHODS[self.method].learner_config(learner)
         learner.check()
-        if self.frontier == 0 and learner.prune is not None and learner.prune.tolerance is not None:
-            raise ValueError(
-                f"prune.tolerance = {learner.prune.tolerance} chooses among the policies that are kept while the "
-                "network narrows, and frontier = 0 keeps none: raise it, or leave the tolerance out"
-            )
         host_resets = self.host_resets
         if task.backend == "jax":
             if learner.acts_ahead:

@@ -94,10 +94,12 @@ def evaluate_timed(config: Config, task: Task, path: Path, control: Path | None,
     timing.total -= timing.evaluation
     timing.evaluation = 0.0
     with timing.measured("evaluation"):
-        if prune is not None and FrontierFolder(path).steps():
+        if FrontierFolder(path).steps():
             measure_frontier(config, task, path, control, console)
-            if prune.tolerance is not None:
-                choose_policies(config, path, Wish(tolerance=prune.tolerance), console)
+            # Where nothing is pruned, all candidates are of one size: the best is chosen.
+            tolerance = 0.0 if prune is None else prune.tolerance
+            if tolerance is not None:
+                choose_policies(config, path, Wish(tolerance=tolerance), console)
         evaluate(config, task, path, control, console, write=True)
     timing.total += timing.evaluation
     write_json(path / TIMING, timing.to_json())

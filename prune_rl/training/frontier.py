@@ -20,27 +20,28 @@ from prune_rl.reporting.statistics import mean
 from prune_rl.runs.frontier import FRONTIER_FILE, FrontierFolder, Point, read_frontier
 from prune_rl.spaces import Spec
 from prune_rl.training.config import Config
-from prune_rl.training.frontier_points import frontier_level
+from prune_rl.training.frontier_points import NEWEST, frontier_level
 from prune_rl.training.policy_export import compact_policy, policy_paths, state_of_seed
 
 # Apart from every evaluation seed that is likely to be given.
 SELECTION = 2**31
+# Candidates of one level play this share of the selection episodes first, and so many of them all.
+FIRST = 5
+BEST = 2
 
 
 class FrontierKeeper:
-    """Saves the compact policies of a run while it narrows: of every seed the newest one of each level."""
+    """Saves the compact policies of a run while it narrows: of every seed the newest few of each level."""
 
-    def __init__(self, config: Config, spec: Spec, path: Path, total: int) -> None:
-        """``total``: hidden neurons of the actor at the start. Goes on with what ``path`` holds already."""
-        self._config, self._spec, self._total = config, spec, total
+    def __init__(self, config: Config, spec: Spec, path: Path) -> None:
+        """Goes on with what ``path`` holds already."""
+        self._config, self._spec = config, spec
         self._folder = FrontierFolder(path)
-        self._kept: dict[tuple[int, int], int] = {}  # (seed, level): step
+        self._kept: dict[tuple[int, int], list[int]] = {}  # (seed, level): steps, in order
         for step in self._folder.steps():
             for seed in config.all_seeds:
                 if self._folder.policy(step, seed).exists():
-                    level = self._level(load_policy(self._folder.policy(step, seed)))
-                    if level is not None:
-                        self._now_kept(step, seed, level)
+                    self._now_kept(step, seed, load_policy(self._folder.policy(step, seed)))
 
     def keep(self, state: State, step: int) -> None:
         """Save what ``state`` holds after ``step`` environment steps, and remove what it replaces.
@@ -52,26 +53,24 @@ class FrontierKeeper:
                 policy = compact_policy(state_of_seed(state, index), self._config, self._spec, seed, step)
             except ValueError:
                 continue
-            level = self._level(policy)
-            if level is None:
-                continue
             self._folder.save(step, seed, policy)
-            self._now_kept(step, seed, level)
+            self._now_kept(step, seed, policy)
 
-    def _now_kept(self, step: int, seed: int, level: int) -> None:
-        before = self._kept.get((seed, level))
-        if before is not None and before != step:
-            self._folder.remove(before, seed)
-        self._kept[seed, level] = step
-
-    def _level(self, policy: Policy) -> int | None:
-        return frontier_level(policy.num_neurons, self._total, self._config.frontier)
+    def _now_kept(self, step: int, seed: int, policy: Policy) -> None:
+        level = frontier_level(policy.num_neurons, sum(self._config.learner.hidden), self._config.frontier)
+        steps = self._kept.setdefault((seed, level), [])
+        if step not in steps:
+            steps.append(step)
+        if len(steps) > NEWEST:
+            self._folder.remove(steps.pop(0), seed)
 
 
 def measure_frontier(config: Config, task: Task, path: Path, control: Path | None, console: Console) -> None:
-    """Play the selection episodes with every policy that was kept, and with the dense control's; writes frontier.json.
+    """Play the selection episodes with the best candidates of each level, and with the dense control's policy.
 
-    Policies that were measured before, on the same episodes, are not played again.
+    Every policy that was kept plays a few episodes first; those that are not among the best of their level are removed
+    then. The others, and the control, play ``config.selection_episodes`` others: their returns are what frontier.json
+    holds, and they are no part of the first choice. Policies that were measured before are not played again.
     """
     folder, episodes = FrontierFolder(path), config.selection_episodes
     seed = SELECTION + config.evaluation_seed
@@ -80,38 +79,80 @@ def measure_frontier(config: Config, task: Task, path: Path, control: Path | Non
     before = _measured_before(path, result)
     known = {(point["seed"], point["step"]): point for point in before["points"]}
     dense = before["dense"]
+    play = functools.partial(_play, task, console)
 
-    policies: list[Policy] = []
-    unplayed: list[Callable[[list[float]], None]] = []  # what becomes of their returns
-    for training_seed in config.all_seeds:
-        for step in folder.steps():
-            if not folder.policy(step, training_seed).exists():
-                continue
-            point = known.get((training_seed, step))
-            if point is None:
-                policy = load_policy(folder.policy(step, training_seed))
-                sizes = {"neurons": policy.num_neurons, "weights": policy.num_weights, "bytes": policy.nbytes}
-                point = {"seed": training_seed, "step": step, "widths": list(policy.widths), **sizes}
-                policies.append(policy)
-                unplayed.append(functools.partial(point.__setitem__, "returns"))
-            result["points"].append(point)
-        wide = None if control is None else policy_paths(control, config)[training_seed]
-        name = str(training_seed)
-        if name in dense:
-            result["dense"][name] = dense[name]
-        elif wide is not None and wide.exists():
-            policies.append(load_policy(wide))
-            unplayed.append(functools.partial(result["dense"].__setitem__, name))
-    count = min(EVALUATION_ENVS, episodes)
-    if policies:
-        console.print(f"playing {len(policies)} policies of the frontier, {episodes} episodes each")
-        played = evaluate_policies(policies, task, episodes=episodes, seed=seed, num_envs=count)
-        for keep, evaluation in zip(unplayed, played, strict=True):
-            keep([float(value) for value in evaluation.returns])
+    kept = {
+        (training_seed, step): load_policy(folder.policy(step, training_seed))
+        for training_seed in config.all_seeds
+        for step in folder.steps()
+        if folder.policy(step, training_seed).exists()
+    }
+    # Of what was kept until the frontier was measured, all but the best is about to be removed.
+    last = max((step for _, step in known), default=-1)
+    candidates = {key: policy for key, policy in kept.items() if key[1] > last}
+    best = _best_of_level(config, play, candidates)
+    points = {key: known.get(key) or _point(*key, kept[key]) for key in kept if key in known or key in best}
+    unplayed = {key: kept[key] for key in points if key not in known}
+    controls = {} if control is None else policy_paths(control, config)
+    wide = {
+        (training_seed, -1): load_policy(where)
+        for training_seed, where in controls.items()
+        if str(training_seed) not in dense and where.exists()
+    }
+    played = play({**unplayed, **wide}, episodes, seed)
+    for key in unplayed:
+        points[key]["returns"] = played[key]
+    result["points"] = list(points.values())
+    result["dense"] = {name: dense[name] for name in map(str, config.all_seeds) if name in dense}
+    result["dense"] |= {str(training_seed): played[training_seed, step] for training_seed, step in wide}
     if result["points"] == before["points"]:
         result["chosen"] = before["chosen"]
     if result != before:
         _write(path, result)
+    for training_seed, step in kept.keys() - points.keys():
+        folder.remove(step, training_seed)
+
+
+Key = tuple[int, int]  # (seed, step)
+Play = Callable[[Mapping[Key, Policy], int, int], dict[Key, list[float]]]
+
+
+def _play(
+    task: Task, console: Console, policies: Mapping[Key, Policy], episodes: int, seed: int
+) -> dict[Key, list[float]]:
+    """The returns of each policy in the same episodes."""
+    if not policies:
+        return {}
+    console.print(f"playing {len(policies)} policies of the frontier, {episodes} episodes each")
+    count = min(EVALUATION_ENVS, episodes)
+    played = evaluate_policies(policies.values(), task, episodes=episodes, seed=seed, num_envs=count)
+    return {
+        key: [float(value) for value in evaluation.returns]
+        for key, evaluation in zip(policies, played, strict=True)
+    }
+
+
+def _best_of_level(config: Config, play: Play, candidates: Mapping[Key, Policy]) -> set[Key]:
+    """The few candidates of each seed and level that return most in a few episodes; a newer one before an older."""
+    total = sum(config.learner.hidden)
+    levels: dict[tuple[int, int], list[Key]] = {}
+    for key, policy in candidates.items():
+        level = frontier_level(policy.num_neurons, total, config.frontier)
+        levels.setdefault((key[0], level), []).append(key)
+    crowded = [key for keys in levels.values() if len(keys) > BEST for key in keys]
+    episodes = max(1, config.selection_episodes // FIRST)
+    seed = SELECTION + config.evaluation_seed - 1
+    returns = play({key: candidates[key] for key in crowded}, episodes, seed)
+    best = set()
+    for keys in levels.values():
+        ranked = sorted(keys, key=lambda key: (mean(returns.get(key, [0.0])), key[1]), reverse=True)
+        best |= set(ranked[:BEST])
+    return best
+
+
+def _point(seed: int, step: int, policy: Policy) -> dict[str, Any]:
+    sizes = {"neurons": policy.num_neurons, "weights": policy.num_weights, "bytes": policy.nbytes}
+    return {"seed": seed, "step": step, "widths": list(policy.widths), **sizes}
 
 
 def _measured_before(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

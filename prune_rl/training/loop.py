@@ -117,9 +117,8 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
     rows: list[Metrics] = []
     widths = {name: mask.shape[-1] for name, mask in engine.masks.items()}
     check = check_every(total)
-    neurons = sum(width for name, width in widths.items() if name in engine.groups.within("actor"))
-    looks = frontier_updates(config.learner, config.frontier) if neurons else []
-    keeper = FrontierKeeper(config, engine.spec, path, neurons)
+    looks = frontier_updates(config.learner, config.frontier)
+    keeper = FrontierKeeper(config, engine.spec, path)
     engine.shrink()
     title = f"{config.env} {config.algo} {config.method}, " + (
         f"seed {config.seed}" if config.seeds == 1 else f"{config.seeds} seeds"

@@ -17,12 +17,12 @@ from prune_rl.evaluation.evaluate import evaluate_policy
 from prune_rl.export.policy import load_policy
 from prune_rl.learners import ppo
 from prune_rl.learners.mask_rules import mask_schedules
-from prune_rl.learners.pruning_config import Pruning
 from prune_rl.reporting.compare_frontiers import compare_frontiers
 from prune_rl.reporting.frontier_plot import draw_frontier
 from prune_rl.runs.frontier import FrontierFolder, read_frontier
-from prune_rl.training.frontier import SELECTION, Wish, choose
-from prune_rl.training.frontier_points import frontier_level, frontier_updates
+from prune_rl.training.frontier import BEST, SELECTION, Wish, choose
+from prune_rl.training.frontier_points import NEWEST, frontier_level, frontier_updates
+from tests.learners.schedules import by_schedule
 
 WORDS = (
     "train CartPole-v1 --hidden 16 16 --num-envs 4 --num-steps 16 --steps 6400 --episodes 4 --selection-episodes 3 "
@@ -105,40 +105,46 @@ def test_a_wish_that_cannot_be_met_says_how_near_it_comes(wish: Wish, words: str
         choose([], None, wish)
 
 
-@pytest.mark.parametrize("gate", [None, 0.1])
-def test_a_run_looks_just_before_mask_updates(gate: float | None) -> None:
-    prune = Pruning(sparsity=1.0, min_width=0, begin=0.15, end=0.55, every=4, gate=gate)
+def test_a_run_looks_just_before_mask_updates_and_on_to_the_end() -> None:
+    prune = by_schedule(sparsity=1.0, min_width=0, begin=0.15, end=0.55, every=4)
     config = ppo.Config(total_timesteps=1_000_000, num_envs=16, num_steps=128, skip=True, prune=prune)
     schedule = mask_schedules(config)["actor"]
     updates = frontier_updates(config, 20)
     assert 40 <= len(updates) <= 150
     assert all((update + 1 - schedule.first) % schedule.every == 0 for update in updates)
     assert updates[0] > schedule.first
-    if gate is None:
-        assert updates[-1] < schedule.last
-    else:  # what was held back is made up for later
-        assert updates[-1] > 0.97 * config.num_updates
+    assert updates[-1] > 0.97 * config.num_updates
     long = dataclasses.replace(config, total_timesteps=10_000_000)
     assert 75 <= len(frontier_updates(long, 20)) <= 150
     assert frontier_updates(config, 0) == []
 
 
+def test_a_dense_run_keeps_as_many_candidates_as_a_level_has() -> None:
+    config = ppo.Config(total_timesteps=1_000_000, num_envs=16, num_steps=128, prune=None)
+    updates = frontier_updates(config, 20)
+    assert len(updates) == NEWEST - 1, "the last one is that of the end"
+    assert updates[0] > 0.9 * config.num_updates
+    assert updates[-1] < config.num_updates
+
+
 def test_levels_are_steps_of_equal_ratio_and_single_neurons_at_the_end() -> None:
     levels = [frontier_level(neurons, 512, 20) for neurons in range(512, -1, -1)]
-    assert levels[0] is None
+    assert levels[0] == 0
     assert len(set(levels[1:])) == 13 + 12  # 12 to 0 neurons, and 12 levels of 512 to 13
-    wide = [level for level in levels[1:-13] if level is not None]
+    wide = levels[1:-13]
     assert wide == sorted(wide)
-    assert [frontier_level(neurons, 512, 20) for neurons in (12, 1, 0)] == [-12, -1, 0]
+    assert wide[0] == 1
+    assert [frontier_level(neurons, 512, 20) for neurons in (12, 1, 0)] == [-13, -2, -1]
 
 
 def test_a_run_keeps_policies_and_measures_them_on_episodes_of_their_own(run: Path) -> None:
     data = read_frontier(run)
     folder = FrontierFolder(run)
     assert (data["episodes"], data["seed"]) == (3, SELECTION + 1_000_000)
-    assert {(p["seed"], p["step"]) for p in data["points"]} == {
-        (s, t) for s in (5, 6) for t in folder.steps()
-    }
+    left = {(s, t) for s in (5, 6) for t in folder.steps() if folder.policy(t, s).exists()}
+    assert {(p["seed"], p["step"]) for p in data["points"]} == left, (
+        "what was not the best of its level is gone"
+    )
     assert folder.steps()[-1] == 6400
     assert len(folder.steps()) > 5
     for p in data["points"][:3]:
@@ -152,7 +158,8 @@ def test_a_run_keeps_policies_and_measures_them_on_episodes_of_their_own(run: Pa
         assert neurons == sorted(neurons, reverse=True)
         assert neurons[-1] == 0
         levels = [frontier_level(count, 32, 20) for count in neurons]
-        assert len(set(levels)) == len(levels) > 10
+        assert len(set(levels)) > 10
+        assert max(levels.count(level) for level in levels) == BEST
     assert draw_frontier(data)[:4] == b"\x89PNG"
     assert "## The frontier" in (run / "summary.md").read_text()
 
