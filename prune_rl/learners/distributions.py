@@ -35,9 +35,14 @@ class Categorical(NamedTuple):
         log_probs = jax.nn.log_softmax(self.logits)
         return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
+    def kl_divergence(self, other: Categorical) -> jax.Array:
+        """KL(self ‖ other), float32[…], in nats."""
+        log_probs, others = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
+        return jnp.sum(jnp.exp(log_probs) * (log_probs - others), axis=-1)
+
 
 class Gaussian(NamedTuple):
-    """Independent normal components; mean float32[…, size], log_std float32[size]."""
+    """Independent normal components; mean float32[…, size], log_std float32[size] or of the shape of the mean."""
 
     mean: jax.Array
     log_std: jax.Array
@@ -61,6 +66,12 @@ class Gaussian(NamedTuple):
         """float32[…], in nats: the same for every observation."""
         total = jnp.sum(self.log_std + 0.5 * math.log(2.0 * math.pi * math.e))
         return jnp.broadcast_to(total, self.mean.shape[:-1])
+
+    def kl_divergence(self, other: Gaussian) -> jax.Array:
+        """KL(self ‖ other), float32[…], in nats, summed over the components."""
+        log_std, others = self._like_mean(self.log_std), self._like_mean(other.log_std)
+        spread = jnp.exp(2.0 * (log_std - others)) + jnp.square((self.mean - other.mean) * jnp.exp(-others))
+        return jnp.sum(others - log_std + 0.5 * (spread - 1.0), axis=-1)
 
     def _like_mean(self, x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, self.mean.shape)

@@ -7,15 +7,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import KeyPath, Params
 from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.rollout import EpisodeReturns
+from prune_rl.pruning.dynamic_threshold import DynamicThreshold, ThresholdState
+from prune_rl.pruning.gate import NO_PERFORMANCE
 from prune_rl.pruning.importance import Scores
 from prune_rl.pruning.mask_schedule import MaskSchedule, cubic_sparsity, target_width
-from prune_rl.pruning.mask_update import Pruned, PruningRules, PruningState, mask_update
+from prune_rl.pruning.mask_update import mask_update
+from prune_rl.pruning.removal import Pruned
+from prune_rl.pruning.rules import PruningRules, PruningState
 from prune_rl.pruning.scores import SCORES
 from prune_rl.pruning.targets import Ensemble, Target
 
@@ -57,6 +62,7 @@ def mask_rules(
             refit=prune.refit,
             network=networks[name],
             schedule=None if schedule == covering else schedule,
+            follows=name == "actor",
             ensemble=critic_ensemble if name == "critic" else None,
         )
         for name, schedule in schedules.items()
@@ -66,9 +72,16 @@ def mask_rules(
         targets=tuple(targets),
         gate=prune.gate,
         energy=prune.energy,
-        min_width={name: _floor(prune, name, groups) for name in groups},
+        min_width={name: _floor(config, name, groups) for name in groups},
         scope=prune.scope,
+        dynamic=None if prune.tolerance is None else DynamicThreshold(prune.tolerance),
+        restored=in_actor,
     )
+
+
+def in_actor(path: KeyPath) -> bool:
+    """Whether a leaf of {"actor", "critic"} is the actor's."""
+    return path[:1] == (jax.tree_util.DictKey("actor"),)
 
 
 def mask_schedules(config: LearnerConfig) -> dict[Network, MaskSchedule]:
@@ -90,7 +103,8 @@ def planned_widths(
 ) -> dict[str, int]:
     """Neurons that the schedule leaves of each group after ``update`` updates.
 
-    Other rules may leave more of them. ``sizes``: {group name: neurons before any pruning}.
+    Other rules may leave more of them. Where the run finds the widths of the actor, nobody knows them before: all its
+    neurons are left. ``sizes``: {group name: neurons before any pruning}.
     """
     prune = config.prune
     assert prune is not None
@@ -99,14 +113,19 @@ def planned_widths(
         made = min(max(0, (update - schedule.first) // schedule.every + 1), schedule.number)
         final = prune.sparsity if network == "actor" else prune.critic_sparsity
         for name in groups.within(network):
-            floor = _floor(prune, name, groups)
+            if network == "actor" and prune.tolerance is not None:
+                widths[name] = sizes[name]
+                continue
+            floor = _floor(config, name, groups)
             widths[name] = _width(sizes[name], made / schedule.number, final, floor)
     return widths
 
 
-def _floor(prune: Pruning, name: str, groups: NeuronGroups) -> int:
+def _floor(config: LearnerConfig, name: str, groups: NeuronGroups) -> int:
     """Neurons that a group keeps at least: no linear path bypasses the layers of a critic."""
-    return max(1, prune.min_width) if name in groups.within("critic") else prune.min_width
+    assert config.prune is not None
+    floor = config.prune.floor(config.skip)
+    return max(1, floor) if name in groups.within("critic") else floor
 
 
 @functools.lru_cache(maxsize=4096)
@@ -143,11 +162,17 @@ def prune(
     key: jax.Array,
     copies: Mapping[str, Params] | None = None,
 ) -> tuple[Pruned, dict[str, Any]]:
-    """``mask_update`` after ``state.step`` updates, gated by the running training return.
+    """``mask_update`` after ``state.step`` updates, gated by the running training return; a dynamic threshold follows
+    the returns of episodes that began after the masks changed.
 
-    Returns its result, and for the log "prune_progress", float32[], the share of the actor's schedule that is done, and
-    "prune", the report by group.
+    Returns its result, and for the log "prune_progress", float32[], the share of the actor's schedule that is done,
+    "prune", the report by group, and with a dynamic threshold float32[] "prune_threshold", "prune_reference" (0 before
+    there is one), "prune_mean" (of this trial) and int32[] "prune_taken_back".
     """
+    returns = state.returns
+    performance = returns.performance
+    if rules.dynamic is not None:
+        performance = jnp.where(returns.fresh_episodes > 0, returns.fresh_return, NO_PERFORMANCE)
     pruned = mask_update(
         rules,
         state.pruning,
@@ -155,14 +180,33 @@ def prune(
         state.opt_state,
         state.importance,
         count=state.step,
-        performance=state.returns.performance,
+        performance=performance,
+        weight=state.returns.fresh_episodes,
         draw_inputs=draw_inputs,
         bias_of=_sibling_bias,
         key=key,
         copies=copies,
     )
     progress = rules.progress(rules.targets[0], pruned.state.updates)
-    return pruned, {"prune_progress": progress, "prune": pruned.report}
+    if rules.dynamic is not None:
+        progress = rules.schedule.progress(jnp.maximum(rules.schedule.made_before(state.step) + 1, 0))
+    report: dict[str, Any] = {"prune_progress": progress, "prune": pruned.report}
+    threshold = pruned.state.threshold
+    if isinstance(threshold, ThresholdState):
+        report |= {
+            "prune_threshold": threshold.threshold,
+            "prune_reference": jnp.where(jnp.isfinite(threshold.reference), threshold.reference, 0.0),
+            "prune_mean": threshold.mean,
+            "prune_taken_back": threshold.taken_back,
+        }
+    return pruned, report
+
+
+def since_change(returns: EpisodeReturns, before: PruningState, after: PruningState) -> EpisodeReturns:
+    """``returns`` in which no episode under way is fresh if a mask changed."""
+    same = [jnp.all(before.masks[name] == mask) for name, mask in after.masks.items()]
+    unchanged = jnp.all(jnp.stack(same)) if same else jnp.ones((), bool)
+    return returns.replace(fresh=returns.fresh & unchanged)  # type: ignore[attr-defined,no-any-return]
 
 
 def _sibling_bias(path: KeyPath) -> KeyPath:

@@ -14,16 +14,21 @@ MASK_UPDATES = 120
 class Pruning:
     """How neurons are removed while training goes on."""
 
-    sparsity: float = 0.975
+    tolerance: float | None = 0.02
+    """How much return may go, as a share. Neurons go while the return of training holds, and are taken back where it
+    does not come back, so that each layer finds its width; at the end the policy is the smallest of those kept on the
+    way that returns at least so much of the dense control's return, or of the run's best where there is no control.
+    None: neurons go by the schedule from begin to end, to sparsity."""
+    sparsity: float = 1.0
     """Share of each hidden layer of the actor that may be gone in the end, in [0, 1]."""
     critic: bool = False
     """Prune the critic too."""
     critic_sparsity: float = 0.5
     """Share of each hidden layer of the critic that may be gone in the end, in [0, 1], if the critic is pruned."""
-    begin: float = 0.1
-    """Share of training after which pruning begins."""
-    end: float = 0.6
-    """Share of training at which the threshold is at its highest (if the gate never rested)."""
+    begin: float = 0.5
+    """Share of training after which neurons may go."""
+    end: float = 0.95
+    """Share of training after which none goes any more."""
     critic_begin: float | None = None
     """The same for the critic, by default as for the actor."""
     critic_end: float | None = None
@@ -31,23 +36,23 @@ class Pruning:
     every: int | None = None
     """Learner updates between two mask updates, by default such that about 120 lie between begin and end; if no
     multiple of it lies there, one is made at end."""
-    score: Literal["taylor", "fisher", "magnitude", "output", "random", "surgeon"] = "taylor"
+    score: Literal["taylor", "fisher", "magnitude", "output", "random", "surgeon", "elimination"] = (
+        "elimination"
+    )
     """What orders the neurons, see `prune_rl.pruning.importance`."""
-    refit: bool = False
+    refit: bool = True
     """Move what removed neurons contributed to the surviving outgoing weights, by least squares on the rollout."""
     scope: Literal["layer", "global"] = "layer"
     """Rank neurons within their layer, or over all layers of a network (normalised per layer first)."""
     energy: float | None = None
-    """At each mask update, what goes holds at most this share of a layer's present importance, in [0, 1)."""
+    """Without tolerance: what goes at a mask update holds at most this share of a layer's present importance, in
+    [0, 1)."""
     gate: float | None = None
-    """The threshold rests while the running training return is below reference - gate * |reference|."""
-    min_width: int = 2
-    """No layer gets narrower than this. 0 needs the linear path of --skip, and stands for 1 in the critic."""
-    tolerance: float | None = None
-    """How much return may go, as a share: at the end, the policy is the smallest of those kept while the network
-    narrowed that returns at least so much of the dense control's return, or of the run's best where there is no
-    control. By default it is the last one."""
-    strength: float = 0.0
+    """Without tolerance: the schedule rests while the running training return is below reference - gate * |reference|,
+    and goes on after end."""
+    min_width: int | None = None
+    """No layer gets narrower than this: by default 0 in an actor with the linear path of --skip, else 1."""
+    strength: float = 1e-4
     """Strength of the group-sparse proximal step on the actor; 0 leaves it out."""
     metric: Literal["euclidean", "adam"] = "euclidean"
     """Metric of the proximal step."""
@@ -59,6 +64,10 @@ class Pruning:
     same up to rounding. auto: where the work saved is worth a compilation; never: neurons are masked only."""
     importance_decay: float = 0.99
     """Decay of the running mean of importance over gradient steps."""
+
+    def floor(self, skip: bool) -> int:
+        """Neurons that each hidden layer of the actor keeps; ``skip``: whether a linear path bypasses them."""
+        return (0 if skip else 1) if self.min_width is None else self.min_width
 
     def window(self, network: Literal["actor", "critic"]) -> tuple[float, float]:
         """Shares of training between which the neurons of a network go."""
@@ -96,10 +105,22 @@ class Pruning:
             raise ValueError(f"prune.width_exponent must be a finite number >= 0, got {self.width_exponent}")
         if self.every is not None and self.every < 1:
             raise ValueError(f"prune.every must be >= 1, got {self.every}")
-        if self.min_width < least_width:
+        if self.tolerance is not None:
+            for name, value in (("energy", self.energy), ("gate", self.gate)):
+                if value is not None:
+                    raise ValueError(
+                        f"prune.{name} = {value} is for a schedule, and prune.tolerance = {self.tolerance} decides by "
+                        f"itself when neurons go: leave prune.{name} out, or set prune.tolerance to None"
+                    )
+            if self.scope == "global":
+                raise ValueError(
+                    f"prune.scope global is for a schedule, and with prune.tolerance = {self.tolerance} each layer "
+                    "finds its own width: choose layer, or set prune.tolerance to None"
+                )
+        if self.min_width is not None and self.min_width < least_width:
             linear = " without --skip" if self.min_width == 0 else ""
             raise ValueError(f"prune.min_width must be >= {least_width}{linear}, got {self.min_width}")
-        if hidden and self.min_width > min(hidden):
+        if self.min_width is not None and hidden and self.min_width > min(hidden):
             raise ValueError(
                 f"prune.min_width = {self.min_width} is wider than the narrowest hidden layer ({min(hidden)}); "
                 f"lower it or widen --hidden {' '.join(map(str, hidden))}"

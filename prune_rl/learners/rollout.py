@@ -45,18 +45,24 @@ class EpisodeReturns:
 
     ``under_way`` float32[2, N]: discounted and undiscounted return of each environment's present episode; ``running``
     float32[]: running mean over rollouts of the undiscounted return of finished episodes, 0 before the first;
-    ``finished`` int32[]: episodes that have finished.
+    ``finished`` int32[]: episodes that have finished. ``fresh`` bool[N]: whether the episode under way began after the
+    last change of the masks; ``fresh_return``, ``fresh_episodes`` float32[]: mean return and number of such episodes
+    that finished in the last rollout.
     """
 
     under_way: jax.Array
     running: jax.Array
     finished: jax.Array
+    fresh: jax.Array
+    fresh_return: jax.Array
+    fresh_episodes: jax.Array
 
     @staticmethod
     def create(num_envs: int) -> EpisodeReturns:
         """No episode has begun."""
         zero = jnp.zeros((), jnp.float32)
-        return EpisodeReturns(jnp.zeros((2, num_envs), jnp.float32), zero, jnp.zeros((), jnp.int32))
+        under_way, finished = jnp.zeros((2, num_envs), jnp.float32), jnp.zeros((), jnp.int32)
+        return EpisodeReturns(under_way, zero, finished, jnp.ones(num_envs, bool), zero, zero)
 
     @property
     def performance(self) -> jax.Array:
@@ -90,4 +96,11 @@ def track_returns(
     running = jnp.where(episodes > 0, smoothed, returns.running)
     total = returns.finished + episodes
     metrics = {"return": mean, "episodes": episodes, "running_return": running, "total_episodes": total}
-    return EpisodeReturns(last, running, total), discounted, metrics
+    # The first end in an environment is that of an episode which may have begun before the masks changed.
+    began_here = jnp.cumsum(ends, axis=0) > 1
+    counts = finished & (began_here | returns.fresh[None])
+    fresh_episodes = jnp.sum(counts).astype(jnp.float32)
+    fresh_return = jnp.sum(jnp.where(counts, undiscounted, 0.0)) / jnp.maximum(fresh_episodes, 1.0)
+    fresh = returns.fresh | jnp.any(ends, axis=0)
+    after = EpisodeReturns(last, running, total, fresh, fresh_return, fresh_episodes)
+    return after, discounted, metrics

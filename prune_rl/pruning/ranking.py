@@ -28,6 +28,7 @@ def update_masks(
     gate: jax.Array | bool = True,
     regrow: bool = False,
     sizes: Mapping[str, int | jax.Array] | None = None,
+    at_once: float | None = None,
 ) -> dict[str, jax.Array]:
     """Remove the lowest-scored neurons, as many as every rule allows. Jittable; all shares may be traced.
 
@@ -48,17 +49,32 @@ def update_masks(
         regrow: False (default): a removed neuron never returns. True: masks are drawn anew from the scores.
         sizes: {group name: int32[]}, the neurons of each layer before its arrays were made smaller by ``shrink``;
             ``sparsity`` is a share of these. None: the length of the masks.
+        at_once: at most this share of the neurons that are left in a layer goes in one call, but always one may
+            (``scope="layer"`` only). None: no such bound.
 
     Ties go by index (layers by name), the lower index first, so that the count is exact. Raises ``ValueError`` for
     names or static values that do not fit.
     """
     check_options(masks, scores, sparsity, energy, min_width, scope)
+    if at_once is not None:
+        if scope == "global":
+            raise ValueError("at_once is a bound per layer, which scope 'global' does not have")
+        floors_at_once = {
+            name: jnp.sum(mask) - jnp.maximum(num_removable(at_once, jnp.sum(mask)), 1).astype(jnp.int32)
+            for name, mask in masks.items()
+        }
     floors = {name: _of(min_width, name) for name in masks}
     full = {name: mask.shape[0] if sizes is None else sizes[name] for name, mask in masks.items()}
     if scope == "layer":
         new = {
             name: _rank_and_cut(
-                mask, scores[name], _of(sparsity, name), energy, floors[name], full[name], regrow
+                mask,
+                scores[name],
+                _of(sparsity, name),
+                energy,
+                floors[name] if at_once is None else jnp.maximum(floors[name], floors_at_once[name]),
+                full[name],
+                regrow,
             )
             for name, mask in masks.items()
         }
@@ -79,7 +95,7 @@ def _rank_and_cut(
     score: jax.Array,
     sparsity: Share,
     energy: Share | None,
-    floor: int,
+    floor: int | jax.Array,
     full: int | jax.Array,
     regrow: bool,
     protected: jax.Array | None = None,
@@ -104,7 +120,10 @@ def _rank_and_cut(
         )
         held = jnp.cumsum(weight[order])
         total = jnp.sum(jnp.where(jnp.isfinite(weight), weight, 0.0))
-        allowed = jnp.minimum(allowed, jnp.sum(held <= energy * total))
+        # All of a layer holds all of its score, whatever rounding makes of the sum.
+        allowed = jnp.where(
+            jnp.asarray(energy) >= 1.0, allowed, jnp.minimum(allowed, jnp.sum(held <= energy * total))
+        )
     rank = jnp.zeros(size, jnp.int32).at[order].set(jnp.arange(size, dtype=jnp.int32))
     # Written so that a NaN share removes nothing, instead of everything.
     kept = ~(rank < allowed) | keep_always

@@ -16,8 +16,8 @@ import numpy as np
 from prune_rl.dependency.groups import NeuronGroup, NeuronGroups, Slice, path_string
 from prune_rl.dependency.slices import AxisSlices, axis_slices, checked_slices, concrete_masks, kept_positions
 from prune_rl.dependency.tree_paths import KeyPath, Masks, Params, leaves_by_path, replace_leaves
-from prune_rl.pruning.mask_update import PruningState
 from prune_rl.pruning.masks import owner_of
+from prune_rl.pruning.rules import PruningState
 from prune_rl.pruning.transforms.trained_params import fit_groups
 
 

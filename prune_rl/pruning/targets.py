@@ -44,6 +44,8 @@ class Target:
         network: the function ``(params, *inputs)`` whose neurons these are; only scores from activations, and the
             refit, need it. Of an ensemble: that of one member.
         schedule: when these neurons go, within that of the rules; None: like it.
+        follows: whether these neurons follow the dynamic threshold of the rules, if there is one; else they go by the
+            schedule.
         ensemble: set where the network is one. Scores from activations are summed over the members, and each member
             has a least-squares problem of its own.
     """
@@ -55,6 +57,7 @@ class Target:
     refit: bool = False
     network: Callable[..., Any] | None = None
     schedule: MaskSchedule | None = None
+    follows: bool = True
     ensemble: Ensemble | None = None
 
     @property

@@ -22,27 +22,32 @@ def is_pruned(config: Config) -> bool:
     return bool(_prune(config))
 
 
+def finds_widths(config: Config) -> bool:
+    """Whether neurons went as long as the return held, not by a schedule."""
+    return _prune(config).get("tolerance") is not None
+
+
 def target_widths(config: Config) -> list[int]:
     """Width of each hidden layer of the actor at the end of the schedule.
 
-    Empty for a dense run, and where neurons are ranked over all layers together (`scope` "global"), where only
-    `target_neurons` is fixed.
+    Empty for a dense run, where the run finds the widths itself, and where neurons are ranked over all layers together
+    (`scope` "global"), where only `target_neurons` is fixed.
     """
     prune = _prune(config)
-    if "sparsity" not in prune or prune.get("scope") == "global":
+    if "sparsity" not in prune or finds_widths(config) or prune.get("scope") == "global":
         return []
-    floor = int(prune.get("min_width", 1))
+    floor = _floor(config)
     return [target_width(size, prune["sparsity"], floor) for size in _hidden(config)]
 
 
 def target_neurons(config: Config) -> int | None:
-    """Hidden neurons of the actor at the end of the schedule; None for a dense run."""
+    """Hidden neurons of the actor at the end of the schedule; None for a dense run, and where the run finds them."""
     prune, hidden = _prune(config), _hidden(config)
-    if "sparsity" not in prune or not hidden:
+    if "sparsity" not in prune or not hidden or finds_widths(config):
         return None
     if prune.get("scope") != "global":
         return sum(target_widths(config))
-    floors = sum(min(int(prune.get("min_width", 1)), size) for size in hidden)
+    floors = sum(min(_floor(config), size) for size in hidden)
     return target_width(sum(hidden), prune["sparsity"], floors)
 
 
@@ -132,3 +137,8 @@ def _prune(config: Config) -> Mapping[str, Any]:
 
 def _hidden(config: Config) -> list[int]:
     return list((config.get("learner") or {}).get("hidden") or [])
+
+
+def _floor(config: Config) -> int:
+    floor = _prune(config).get("min_width", 1)
+    return int(not (config.get("learner") or {}).get("skip")) if floor is None else int(floor)

@@ -18,6 +18,7 @@ from prune_rl.reporting.pruning_schedule import (
     Config,
     Records,
     Window,
+    finds_widths,
     is_pruned,
     pruning_window,
     target_widths,
@@ -69,7 +70,7 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
         parts += ["## The policy", _policy_table(config, seeds)]
         if len(seeds) > 1:
             parts += ["## Each seed", _seed_table(seeds)]
-    if (path / FRONTIER_FILE).exists():
+    if is_pruned(config) and (path / FRONTIER_FILE).exists():
         parts += ["## The frontier", _frontier(read_frontier(path))]
     parts += ["## How it was made", _origin(config, versions, seeds)]
     remarks = remarks_on(config, versions, records, seeds, window)
@@ -251,7 +252,12 @@ def _schedule(config: Config) -> str:
         f"at most {prune['sparsity']:.1%} of "
         + ("all hidden neurons" if prune.get("scope") == "global" else "each hidden layer")
     ]
-    if {"begin", "end"} <= set(prune):
+    if finds_widths(config):
+        parts = [
+            f"as far as {prune['tolerance']:.1%} of the return allows, from {prune['begin']:.0%} to {prune['end']:.0%} "
+            "of the steps"
+        ] + ([] if prune["sparsity"] == 1.0 else parts)
+    elif {"begin", "end"} <= set(prune):
         rests = ", without the updates in which the gate is closed" if prune.get("gate") is not None else ""
         parts.append(f"schedule from {prune['begin']:.0%} to {prune['end']:.0%} of the steps{rests}")
     parts += [

@@ -98,7 +98,7 @@ class Engine(Generic[Compiled]):
             return None
         state: Any = self.state
         sizes = {name: int(np.max(size)) for name, size in state.pruning.sizes.items()}
-        kept = {name: int(np.asarray(mask).sum(-1).max()) for name, mask in state.masks.items()}
+        kept = {name: int(np.asarray(mask).sum(-1).max()) for name, mask in state.pruning.needed.items()}
         params = jax.tree.map(lambda x: make_struct(x.shape[1:], x.dtype), state.params)
         num_seeds = len(next(iter(state.masks.values())))
         return next_shrinking(self._config, self.groups, params, kept, sizes, int(state.step), num_seeds)

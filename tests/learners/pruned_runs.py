@@ -16,6 +16,7 @@ from prune_rl.learners.pruning_config import Pruning
 from prune_rl.spaces import Spec
 from tests.compilation import quick_jit
 from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, SMALL_SAC, moments_of, random_rollout
+from tests.learners.schedules import by_schedule
 
 
 class Run(NamedTuple):
@@ -82,10 +83,10 @@ PPO = ppo.Config(
 # program.
 SAC = dataclasses.replace(SMALL_SAC, hidden=(8, 12), utd_ratio=5 / 24)
 
-PPO_ACTOR = Run(ppo, lasting(PPO, 10, Pruning(sparsity=0.75, begin=0.2, end=0.6)), DISCRETE)
-SAC_ACTOR = Run(sac, lasting(SAC, 10, Pruning(sparsity=0.75, begin=0.4, end=0.8)), DISCRETE)
+PPO_ACTOR = Run(ppo, lasting(PPO, 10, by_schedule(sparsity=0.75, begin=0.2, end=0.6)), DISCRETE)
+SAC_ACTOR = Run(sac, lasting(SAC, 10, by_schedule(sparsity=0.75, begin=0.4, end=0.8)), DISCRETE)
 # At a cadence that does not divide training, with the proximal step; PPO prunes over all of it.
-BOTH = Pruning(critic=True, critic_sparsity=0.5, every=2, strength=1e-3, metric="adam")
+BOTH = by_schedule(critic=True, critic_sparsity=0.5, every=2, strength=1e-3, metric="adam")
 PPO_BOTH = Run(ppo, lasting(PPO, 7, dataclasses.replace(BOTH, sparsity=0.875, begin=0.0, end=1.0)), DISCRETE)
 SAC_BOTH = Run(
     sac, lasting(SAC, 12, dataclasses.replace(BOTH, sparsity=0.75, begin=0.25, end=0.85)), CONTINUOUS

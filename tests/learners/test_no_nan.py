@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from prune_rl.learners import ppo, sac
-from prune_rl.learners.pruning_config import Pruning
 from prune_rl.spaces import Spec
 from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, SMALL, SMALL_SAC, random_rollout
+from tests.learners.schedules import by_schedule
 
-PRUNE = Pruning(
+PRUNE = by_schedule(
     sparsity=0.5, begin=0.0, end=0.8, gate=0.1, strength=1e-3, metric="adam", score="surgeon", refit=True
 )
 

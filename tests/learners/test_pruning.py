@@ -10,7 +10,6 @@ import pytest
 
 from prune_rl.learners import ppo
 from prune_rl.learners.mask_rules import mask_schedules
-from prune_rl.learners.pruning_config import Pruning
 from tests.learners.pruned_runs import (
     PPO_ACTOR,
     PPO_BOTH,
@@ -22,6 +21,7 @@ from tests.learners.pruned_runs import (
     trained,
 )
 from tests.learners.random_rollouts import slices_of
+from tests.learners.schedules import by_schedule
 
 RUNS = pytest.mark.parametrize(
     "run",
@@ -134,9 +134,9 @@ def test_without_a_cadence_a_long_run_makes_about_as_many_mask_updates_as_a_shor
             num_steps=4,
             num_minibatches=1,
             total_timesteps=4 * updates,
-            prune=Pruning(begin=0.1, end=0.9),
+            prune=by_schedule(begin=0.1, end=0.9),
         )
         number = mask_schedules(config)["actor"].number
         assert 100 <= number <= 150, (updates, number)
-    assert Pruning(begin=0.1, end=0.6).updates_apart(196) == 1
-    assert Pruning(every=7).updates_apart(10_000) == 7
+    assert by_schedule(begin=0.1, end=0.6).updates_apart(196) == 1
+    assert by_schedule(every=7).updates_apart(10_000) == 7

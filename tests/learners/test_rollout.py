@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,8 +79,32 @@ def test_a_cut_truncates_the_last_step_of_every_environment_and_nothing_else(cut
 
 def test_an_episode_that_was_cut_starts_anew_and_counts_for_nothing() -> None:
     rollout = random_rollout(0, SMALL, DISCRETE, ends=0.0, cut=True)
-    before = EpisodeReturns(jnp.full((2, SMALL.num_envs), 5.0), jnp.float32(3.0), jnp.int32(4))
+    before = dataclasses.replace(
+        EpisodeReturns.create(SMALL.num_envs), under_way=jnp.full((2, SMALL.num_envs), 5.0),
+        running=jnp.float32(3.0), finished=jnp.int32(4),
+    )  # fmt: skip
     returns, _, metrics = track(before, rollout, GAMMA)
     np.testing.assert_array_equal(returns.under_way, np.zeros((2, SMALL.num_envs)))
     assert (int(metrics["episodes"]), float(metrics["return"]), int(returns.finished)) == (0, 0.0, 4)
     assert float(returns.running) == 3.0
+
+
+def test_episodes_that_began_before_the_masks_changed_do_not_count_as_fresh() -> None:
+    """Of each environment, the first end is that of a stale episode; whatever begins after it is fresh."""
+    rollout = random_rollout(3, SMALL, DISCRETE, ends=0.3)
+    before = EpisodeReturns.create(SMALL.num_envs)
+    stale = np.arange(SMALL.num_envs) % 2 == 0
+    after, _, metrics = track(dataclasses.replace(before, fresh=jnp.asarray(~stale)), rollout, GAMMA)
+    ends = np.asarray(rollout.terminated | rollout.truncated)
+    reward, returns = np.asarray(rollout.reward, np.float64), []
+    for env in range(SMALL.num_envs):
+        fresh, total = not stale[env], 0.0
+        for t in range(SMALL.num_steps):
+            total += reward[t, env]
+            if ends[t, env]:
+                returns += [total] if fresh else []
+                fresh, total = True, 0.0
+        assert bool(after.fresh[env]) == fresh
+    assert 0 < len(returns) < int(metrics["episodes"])
+    assert float(after.fresh_episodes) == len(returns)
+    assert float(after.fresh_return) == pytest.approx(np.mean(returns), rel=1e-5)

@@ -12,15 +12,15 @@ import pytest
 
 import prune_rl
 from prune_rl.dependency.tree_paths import leaves_by_path
-from prune_rl.learners.pruning_config import Pruning
 from prune_rl.pruning.shrinking import full_masks
 from tests.compilation import quick_jit
 from tests.learners.pruned_runs import PPO, SAC, Run, lasting
 from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, random_rollout
+from tests.learners.schedules import by_schedule
 
 UPDATES = 55
 # Two shrinkings at least lie between the first and the last mask update.
-WINDOW = Pruning(sparsity=0.8, critic=True, critic_sparsity=0.6, begin=0.1, end=0.7)
+WINDOW = by_schedule(sparsity=0.8, critic=True, critic_sparsity=0.6, begin=0.1, end=0.7)
 PRESET_LIKE = dataclasses.replace(
     WINDOW, score="surgeon", refit=True, width_exponent=0.75, strength=1e-4, every=3
 )

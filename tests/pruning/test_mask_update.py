@@ -18,11 +18,13 @@ from prune_rl.dependency.find_groups import find_groups
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.pruning.mask_schedule import MaskSchedule, target_width
-from prune_rl.pruning.mask_update import PruningRules, init_pruning, mask_update
+from prune_rl.pruning.mask_update import mask_update
+from prune_rl.pruning.rules import PruningRules, init_pruning
 from prune_rl.pruning.targets import Target
 from prune_rl.pruning.transforms.dynamic_pruning import dynamic_pruning
 from tests.compilation import quick_jit
 from tests.learners.random_rollouts import DISCRETE, SMALL, SMALL_SAC, random_rollout
+from tests.learners.schedules import by_schedule
 
 UPDATES = 20
 HIDDEN = (24, 16)
@@ -57,7 +59,7 @@ def with_dynamic_pruning(options: Pruning, performances: list[float] | None) -> 
     tx = dynamic_pruning(
         optax.adam(1e-3), find_groups(fn, params, x), total_updates=UPDATES, sparsity=options.sparsity,
         begin=options.begin, end=options.end, every=options.updates_apart(UPDATES), energy=options.energy,
-        gate=options.gate, min_width=options.min_width,
+        gate=options.gate, min_width=options.floor(skip=False),
     )  # fmt: skip
 
     @quick_jit
@@ -108,7 +110,7 @@ def run(user: str, options: Pruning, performances: list[float] | None = None) ->
 
 
 # Mask updates at 4, 6, 8, 10 and 12 of 20.
-WINDOW = Pruning(sparsity=0.75, begin=0.2, end=0.6, every=2, min_width=1)
+WINDOW = by_schedule(sparsity=0.75, begin=0.2, end=0.6, every=2, min_width=1)
 
 
 @pytest.mark.parametrize("user", USERS)
@@ -225,7 +227,7 @@ def test_scores_and_refit_run_only_when_due_open_and_incomplete(gate: float | No
 def test_a_learner_draws_for_the_mask_update_only_when_it_is_due(learner: Any) -> None:
     """What a mask update looks at is computed inside its conditional, not at every update."""
     small = SMALL if learner is ppo else SMALL_SAC
-    prune = Pruning(score="surgeon", refit=True, sparsity=0.5)
+    prune = by_schedule(score="surgeon", refit=True, sparsity=0.5)
     config = dataclasses.replace(small, prune=prune)
     state = learner.init(jax.random.key(0), config, DISCRETE)
     rollout = random_rollout(0, config, DISCRETE)

@@ -13,8 +13,9 @@ import pytest
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.pruning.brain_surgeon import refit
 from prune_rl.pruning.mask_schedule import MaskSchedule
-from prune_rl.pruning.mask_update import PruningRules, init_pruning, mask_update
+from prune_rl.pruning.mask_update import mask_update
 from prune_rl.pruning.masks import apply_masks
+from prune_rl.pruning.rules import PruningRules, init_pruning
 from prune_rl.pruning.scores import SCORES
 from prune_rl.pruning.targets import Ensemble, Target
 

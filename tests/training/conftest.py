@@ -22,14 +22,15 @@ TIMEOUT = 240.0
 TINY = shlex.split(
     "train CartPole-v1 --hidden 16 16 --num-envs 4 --num-steps 32 --steps 4000 --checkpoints 16 --episodes 3"
     " --frontier 6 --selection-episodes 2"
-    " --prune.critic --prune.sparsity 0.8 --no-control"
+    " --prune.critic --prune.tolerance None --prune.sparsity 0.8 --prune.begin 0.1 --prune.end 0.6 --no-control"
 )
 # The same number of updates, of 2 · 16 steps, the first two without learning; arrays of 24, then 16, then 8 neurons.
 TINY_SAC = shlex.split(
     "train Pendulum-v1 --backend gymnasium --algo sac --hidden 24 24 --num-envs 2 --num-steps 16 --utd-ratio 0.25"
     " --batch-size 16 --learning-starts 64 --steps 1024 --checkpoints 16 --host-resets 16 --episodes 2"
     " --frontier 3 --selection-episodes 1"
-    " --prune.critic --prune.critic-sparsity 0.7 --prune.sparsity 0.75 --prune.shrink always --no-control"
+    " --prune.critic --prune.critic-sparsity 0.7 --prune.tolerance None --prune.sparsity 0.75 --prune.begin 0.1"
+    " --prune.end 0.6 --prune.shrink always --no-control"
 )
 
 

@@ -17,6 +17,7 @@ from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.rollout import Rollout
 from prune_rl.learners.running_statistics import RunningStatistics
 from prune_rl.spaces import Spec
+from tests.learners.schedules import by_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Config(LearnerConfig):
     """Of no effect."""
     total_timesteps: int = 20_000
     """Environment steps per seed in the whole of training."""
-    prune: Pruning | None = Pruning(sparsity=0.5)
+    prune: Pruning | None = by_schedule(sparsity=0.5)
     """How neurons are removed."""
 
     @property

@@ -18,7 +18,6 @@ from prune_rl.envs.task import resolve_task
 from prune_rl.learners import sac
 from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.mask_rules import planned_widths
-from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import learner_of
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.spaces import Box, Spec
@@ -26,10 +25,11 @@ from prune_rl.training import array_widths, engines
 from prune_rl.training.array_widths import bucket, check_every, next_shrinking, touched_weights
 from prune_rl.training.config import Config
 from prune_rl.training.loop import make_engine, run_updates
+from tests.learners.schedules import by_schedule
 from tests.training.test_engines import CONFIG, assert_identical, plain
 
 HOPPER = Spec(observation_size=11, action=Box((-1.0,) * 3, (1.0,) * 3, (3,)))
-BOTH = Pruning(sparsity=0.9336, critic=True, critic_sparsity=0.9, begin=0.15, end=0.6, every=8)
+BOTH = by_schedule(sparsity=0.9336, critic=True, critic_sparsity=0.9, begin=0.15, end=0.6, every=8)
 LONG = sac.Config(num_envs=8, num_steps=8, utd_ratio=0.5, batch_size=128, total_timesteps=500_000, prune=BOTH)
 
 
@@ -114,7 +114,7 @@ PPO = dataclasses.replace(
     CONFIG,
     hidden=(16,),
     total_timesteps=8 * CONFIG.steps_per_update,
-    prune=Pruning(sparsity=0.8, critic=True, critic_sparsity=0.7, begin=0.1, end=0.6, shrink="always"),
+    prune=by_schedule(sparsity=0.8, critic=True, critic_sparsity=0.7, begin=0.1, end=0.6, shrink="always"),
 )
 
 

@@ -17,6 +17,7 @@ from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.training.config import Config
 from prune_rl.training.structuring import from_json, merged
+from tests.learners.schedules import by_schedule
 
 
 def with_learner(config: Any = None, **learner: Any) -> Any:
@@ -113,7 +114,7 @@ def test_json_round_trip(
             hidden=tuple(hidden),
             learning_rate=learning_rate,
             normalize_obs=normalize_obs,
-            prune=Pruning(energy=energy, score=score, min_width=1),
+            prune=by_schedule(energy=energy, score=score, min_width=1),
         ),
     ).resolved()
     stored = json.loads(json.dumps(config.to_json(), allow_nan=False))
@@ -195,7 +196,6 @@ BAD = [
     (Config(episodes=0), "episodes must be >= 1"),
     (Config(frontier=-1), "frontier must be >= 0, got -1"),
     (Config(selection_episodes=0), "selection_episodes must be >= 1"),
-    (with_prune(Config(frontier=0), tolerance=0.1), "prune.tolerance = 0.1 chooses among the policies"),
     (with_prune(tolerance=-0.1), "prune.tolerance must be a finite number >= 0, got -0.1"),
     (Config(algo="sac", learner=sac.Config(overlap=True)), "overlap is for environments on the host"),
     (Config(env="Acrobot-v1", backend="jax"), "Acrobot-v1 has no backend 'jax'; choose one of gymnasium"),

@@ -17,10 +17,10 @@ from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.task import resolve_task
 from prune_rl.learners import ppo, sac
-from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import Metrics
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.training import engines
+from tests.learners.schedules import by_schedule
 
 CONFIG = ppo.Config(
     hidden=(8,),
@@ -30,7 +30,7 @@ CONFIG = ppo.Config(
     num_minibatches=2,
     learning_rate=3e-3,
     total_timesteps=6 * 3 * 16,
-    prune=Pruning(sparsity=0.5, begin=0.2, end=0.8),
+    prune=by_schedule(sparsity=0.5, begin=0.2, end=0.8),
 )
 DENSE = dataclasses.replace(CONFIG, prune=None)  # faster to compile
 # An update of 16 environment steps makes 4 gradient steps; the first one only fills the buffer.
@@ -43,7 +43,7 @@ SAC = sac.Config(
     learning_starts=16,
     learning_rate=3e-3,
     total_timesteps=6 * 2 * 8,
-    prune=Pruning(sparsity=0.5, critic=True, begin=0.2, end=0.8),
+    prune=by_schedule(sparsity=0.5, critic=True, begin=0.2, end=0.8),
 )
 
 

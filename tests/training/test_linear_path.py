@@ -18,7 +18,6 @@ import pytest
 from prune_rl.cli import main
 from prune_rl.export.empty_layers import fold_empty_layers
 from prune_rl.export.policy import Policy, load_policy
-from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.pruning.masks import apply_masks, init_masks
 from prune_rl.spaces import Discrete, Spec
@@ -26,9 +25,10 @@ from prune_rl.training.config import Config
 from prune_rl.training.policy_export import Trained, compact_policy, masked_policy
 from prune_rl.training.run_config import read_config
 from tests.learners.random_rollouts import CONTINUOUS, DISCRETE
+from tests.learners.schedules import by_schedule
 
 HIDDEN = (6, 5, 7)
-PRUNE = Pruning(min_width=0, sparsity=1.0, critic=True)
+PRUNE = by_schedule(min_width=0, sparsity=1.0, critic=True)
 
 
 def config_of(algo: str, **options: Any) -> Config:

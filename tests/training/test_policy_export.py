@@ -15,7 +15,6 @@ from prune_rl.envs.task import resolve_task
 from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.distributions import Categorical, Gaussian, SquashedGaussian
-from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import learner_of
 from prune_rl.learners.running_statistics import normalize
 from prune_rl.learners.sac.values import Architecture
@@ -27,6 +26,7 @@ from prune_rl.spaces import Box, Spec
 from prune_rl.training.config import Config
 from prune_rl.training.loop import make_engine, write_policies
 from prune_rl.training.policy_export import Trained, compact_policy, masked_policy, state_of_seed
+from tests.learners.schedules import by_schedule
 
 
 def spec_of(config: Any) -> Any:
@@ -40,7 +40,7 @@ def actor_count(state: Any, config: Any) -> Any:
     return count(actor, state.params["actor"], {**init_masks(groups), **state.masks})
 
 
-PRUNE = Pruning(sparsity=0.8, begin=0.0, end=0.5, critic=True)
+PRUNE = by_schedule(sparsity=0.8, begin=0.0, end=0.5, critic=True)
 SMALL_SAC = sac.Config(
     num_envs=2,
     num_steps=64,

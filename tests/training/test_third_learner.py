@@ -13,12 +13,12 @@ import pytest
 
 import prune_rl
 from prune_rl.cli import main, parse_train
-from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import LEARNERS, learner_of
 from prune_rl.training.config import Config
 from prune_rl.training.experiment import control_of
 from prune_rl.training.policy_export import policy_paths
 from prune_rl.training.run_config import read_config
+from tests.learners.schedules import by_schedule
 
 from . import reinforce
 
@@ -108,7 +108,7 @@ def test_its_hyperparameters_are_flags(capsys: pytest.CaptureFixture[str]) -> No
         assert part in output
     assert "--gae-lambda" not in output
     config, _ = parse_train([*TINY[1:], "--no-baseline", "--prune.sparsity", "0.25", "--steps", "77"])
-    prune = Pruning(sparsity=0.25)
+    prune = by_schedule(sparsity=0.25)
     expected = reinforce.Config(num_envs=4, num_steps=32, baseline=False, total_timesteps=77, prune=prune)
     assert config == Config(algo="reinforce", episodes=5, learner=expected)
     assert learner_of(config.learner) is reinforce

@@ -25,14 +25,16 @@ from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.actions import action_bounds, is_discrete
 from prune_rl.learners.advantages import generalized_advantages
-from prune_rl.learners.mask_rules import mask_rules, prunable, prune
+from prune_rl.learners.distributions import Categorical, Gaussian
+from prune_rl.learners.mask_rules import mask_rules, prunable, prune, since_change
 from prune_rl.learners.network_groups import network_groups
 from prune_rl.learners.networks import apply_mlp, init_actor_critic, input_size
 from prune_rl.learners.ppo.config import Config
 from prune_rl.learners.ppo.surrogate import Batch, actor_distribution, minibatch_epochs, optimizer, values
 from prune_rl.learners.rollout import EpisodeReturns, Metrics, Rollout, track_returns
 from prune_rl.learners.running_statistics import RunningStatistics, normalize, update_statistics
-from prune_rl.pruning.mask_update import PruningState, init_pruning
+from prune_rl.pruning.dynamic_threshold import ThresholdState
+from prune_rl.pruning.rules import PruningRules, PruningState, init_pruning
 from prune_rl.pruning.shrinking import gather
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState
 from prune_rl.spaces import Spec
@@ -81,7 +83,7 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
     return State(
         params=params,
         opt_state=optimizer(groups, config).init(params),
-        pruning=init_pruning(groups),
+        pruning=init_pruning(groups, _rules(groups, config), params),
         obs_stats=RunningStatistics.create((spec.observation_size,)),
         return_stats=RunningStatistics.create(()),
         returns=EpisodeReturns.create(config.num_envs),
@@ -103,7 +105,7 @@ def shrink(state: State, widths: Mapping[str, int], config: Config) -> State:
     Training goes on as it would with masked neurons in the larger arrays, up to rounding. Pure.
     """
     groups, whole = prunable_groups(state.params, config), (state.params, state.opt_state, state.pruning)
-    params, opt_state, pruning = gather(groups, state.params, whole, state.masks, widths)
+    params, opt_state, pruning = gather(groups, state.params, whole, state.pruning.needed, widths)
     return dataclasses.replace(state, params=params, opt_state=opt_state, pruning=pruning)
 
 
@@ -145,7 +147,14 @@ def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batc
         reward, value, next_value, rollout.terminated, rollout.truncated, config.gamma, config.gae_lambda
     )
     policy = actor_distribution(state.params, obs, config, is_discrete(state.bounds))
-    batch = Batch(obs, rollout.action, policy.log_prob(rollout.action), advantage, value)
+    batch = Batch(
+        obs,
+        rollout.action,
+        policy.log_prob(rollout.action),
+        advantage,
+        value,
+        _good_policy(state, obs, config),
+    )
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
     target = batch.advantage + batch.value
     metrics["explained_variance"] = 1.0 - jnp.var(batch.advantage) / jnp.maximum(jnp.var(target), 1e-12)
@@ -153,6 +162,33 @@ def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batc
     obs_stats = update_statistics(state.obs_stats, rollout.obs, config)
     state = dataclasses.replace(state, obs_stats=obs_stats, return_stats=return_stats, returns=returns)
     return state, batch, metrics
+
+
+def _good_policy(state: State, obs: jax.Array, config: Config) -> Categorical | Gaussian | None:
+    """The last good policy for normalised observations […, D]; None where nothing is distilled from it."""
+    threshold = state.pruning.threshold
+    if not config.distill_coef or not isinstance(threshold, ThresholdState):
+        return None
+    good = actor_distribution(threshold.good_params, obs, config, is_discrete(state.bounds))
+    if isinstance(good, Gaussian):
+        return good._replace(log_std=jnp.broadcast_to(good.log_std, good.mean.shape))
+    return good
+
+
+def _distill_coef(state: State, config: Config) -> jax.Array:
+    """The weight of distillation: 0 while no removal is on trial, float32[]."""
+    threshold = state.pruning.threshold
+    on_trial = threshold.on_trial if isinstance(threshold, ThresholdState) else jnp.zeros((), bool)
+    return config.distill_coef * on_trial.astype(jnp.float32)
+
+
+def _rules(groups: NeuronGroups, config: Config) -> PruningRules | None:
+    """What bounds the removal of neurons; None in a dense run."""
+    networks = {
+        "actor": lambda p, x: apply_mlp(p["actor"], x, config.activation),
+        "critic": lambda p, x: values(p, x, config),
+    }
+    return None if config.prune is None else mask_rules(config, groups, networks)
 
 
 def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metrics]:
@@ -167,20 +203,31 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     key, shuffle_key, prune_key = jax.random.split(state.key, 3)
     state, batch, metrics = prepare(state, rollout, config)
     params, opt_state, losses = minibatch_epochs(
-        state.params, state.opt_state, batch, state.masks, tx, shuffle_key, config, discrete
+        state.params,
+        state.opt_state,
+        batch,
+        state.masks,
+        tx,
+        shuffle_key,
+        config,
+        discrete,
+        _distill_coef(state, config),
     )
     metrics |= losses
     metrics["gradient_steps"] = jnp.int32(config.update_epochs * config.num_minibatches)
     state = dataclasses.replace(state, params=params, opt_state=opt_state, key=key, step=state.step + 1)
     if config.prune is not None:
-        networks = {
-            "actor": lambda p, x: apply_mlp(p["actor"], x, config.activation),
-            "critic": lambda p, x: values(p, x, config),
-        }
-        rules = mask_rules(config, groups, networks)
+        rules = _rules(groups, config)
+        assert rules is not None
         inputs = {"actor": (batch.obs,), "critic": (batch.obs,)}
         pruned, report = prune(state, rules, lambda: inputs, prune_key)
         params, opt_state = pruned.params, pruned.opt_state
-        state = dataclasses.replace(state, params=params, opt_state=opt_state, pruning=pruned.state)
+        state = dataclasses.replace(
+            state,
+            params=params,
+            opt_state=opt_state,
+            returns=since_change(state.returns, state.pruning, pruned.state),
+            pruning=pruned.state,
+        )
         metrics |= report
     return state, metrics

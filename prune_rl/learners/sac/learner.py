@@ -22,7 +22,7 @@ from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners import replay_buffer
 from prune_rl.learners.actions import to_unit
 from prune_rl.learners.gradient_steps import many_gradient_steps
-from prune_rl.learners.mask_rules import mask_rules, prune
+from prune_rl.learners.mask_rules import prune, since_change
 from prune_rl.learners.replay_buffer import Transitions
 from prune_rl.learners.rollout import Metrics, Rollout, track_returns
 from prune_rl.learners.running_statistics import update_statistics
@@ -32,9 +32,7 @@ from prune_rl.learners.sac.critic import update_critic
 from prune_rl.learners.sac.networks import (
     Networks,
     OptState,
-    critic_ensemble,
-    member_functions,
-    prunable_groups,
+    pruning_rules,
 )
 from prune_rl.learners.sac.state import State, architecture
 from prune_rl.learners.sac.temperature import update_temperature
@@ -117,8 +115,8 @@ def _prune(state: State, batch_key: jax.Array, key: jax.Array, config: Config) -
         batch = replay_buffer.sample_normalized(state.replay, batch_key, size, stats, config)
         return {"actor": (batch.obs,), "critic": (critic_input(batch.obs, batch.action, arch),)}
 
-    groups = prunable_groups(state.params, config)
-    rules = mask_rules(config, groups, member_functions(config), critic_ensemble(state.params, config))
+    rules = pruning_rules(state.params, config)
+    assert rules is not None
     copies = {"critic": state.params | {"critic": networks.target_critic}}
     pruned, report = prune(state, rules, draw_inputs, key, copies)
     networks = dataclasses.replace(
@@ -127,4 +125,5 @@ def _prune(state: State, batch_key: jax.Array, key: jax.Array, config: Config) -
         target_critic=pruned.copies["critic"]["critic"],
         opt_state=pruned.opt_state,
     )
-    return dataclasses.replace(state, networks=networks, pruning=pruned.state), report
+    returns = since_change(state.returns, state.pruning, pruned.state)
+    return dataclasses.replace(state, networks=networks, returns=returns, pruning=pruned.state), report

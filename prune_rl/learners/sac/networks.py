@@ -11,11 +11,12 @@ from flax import struct
 
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import Masks, Params, make_struct
-from prune_rl.learners.mask_rules import prunable
+from prune_rl.learners.mask_rules import mask_rules, prunable
 from prune_rl.learners.network_groups import Outputs, network_groups
 from prune_rl.learners.networks import apply_ensemble, apply_mlp, init_ensemble, init_mlp, input_size
 from prune_rl.learners.optimizer import learning_rate, pruned_adam
 from prune_rl.learners.sac.config import Config
+from prune_rl.pruning.rules import PruningRules
 from prune_rl.pruning.targets import Ensemble
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState
 from prune_rl.spaces import Discrete, Spec
@@ -105,6 +106,14 @@ def _member_outputs(config: Config) -> Outputs:
 def prunable_groups(params: Params, config: Config) -> NeuronGroups:
     """The groups that may lose neurons: the actor's, and the critics' when asked; none in a dense run."""
     return prunable(all_groups(params, config), config.prune)
+
+
+def pruning_rules(params: Params, config: Config) -> PruningRules | None:
+    """What bounds the removal of neurons; None in a dense run."""
+    if config.prune is None:
+        return None
+    groups = prunable_groups(params, config)
+    return mask_rules(config, groups, member_functions(config), critic_ensemble(params, config))
 
 
 def optimizer(network: str, groups: NeuronGroups, config: Config) -> optax.GradientTransformationExtraArgs:

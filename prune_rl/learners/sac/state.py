@@ -19,9 +19,9 @@ from prune_rl.learners.replay_buffer import Replay
 from prune_rl.learners.rollout import EpisodeReturns
 from prune_rl.learners.running_statistics import RunningStatistics, normalize
 from prune_rl.learners.sac.config import Config
-from prune_rl.learners.sac.networks import Networks, OptState, init_networks, prunable_groups
+from prune_rl.learners.sac.networks import Networks, OptState, init_networks, prunable_groups, pruning_rules
 from prune_rl.learners.sac.values import Architecture, policy
-from prune_rl.pruning.mask_update import PruningState, init_pruning
+from prune_rl.pruning.rules import PruningState, init_pruning
 from prune_rl.pruning.shrinking import gather
 from prune_rl.spaces import Discrete, Spec
 
@@ -78,9 +78,10 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
         )
     actor_key, critic_key, key = jax.random.split(key, 3)
     networks = init_networks(actor_key, critic_key, config, spec)
+    groups, rules = prunable_groups(networks.params, config), pruning_rules(networks.params, config)
     return State(
         networks=networks,
-        pruning=init_pruning(prunable_groups(networks.params, config)),
+        pruning=init_pruning(groups, rules, networks.params),
         replay=replay_buffer.create(config.capacity, spec),
         obs_stats=RunningStatistics.create((spec.observation_size,)),
         returns=EpisodeReturns.create(config.num_envs),
@@ -129,7 +130,7 @@ def shrink(state: State, widths: Mapping[str, int], config: Config) -> State:
     # The target critics are params of the same names.
     target = {"critic": networks.target_critic}
     whole = (networks.params, target, networks.opt_state, state.pruning)
-    params, target, opt_state, pruning = gather(groups, networks.params, whole, state.masks, widths)
+    params, target, opt_state, pruning = gather(groups, networks.params, whole, state.pruning.needed, widths)
     networks = Networks(params, target["critic"], networks.log_alpha, opt_state)
     return dataclasses.replace(state, networks=networks, pruning=pruning)
 

@@ -12,9 +12,10 @@ from prune_rl.dependency.tree_paths import Params
 from prune_rl.pruning.gate import NO_PERFORMANCE
 from prune_rl.pruning.importance import Importance
 from prune_rl.pruning.mask_schedule import MaskSchedule, Share
-from prune_rl.pruning.mask_update import PruningRules, PruningState, init_pruning, mask_update
+from prune_rl.pruning.mask_update import mask_update
 from prune_rl.pruning.masks import mask_updates
 from prune_rl.pruning.ranking import Scope
+from prune_rl.pruning.rules import PruningRules, PruningState, init_pruning
 from prune_rl.pruning.targets import Target
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState, group_sparse
 from prune_rl.pruning.transforms.proximal_step import Metric, Scalar

@@ -10,8 +10,8 @@ import jax
 import pytest
 
 from prune_rl.learners import ppo
-from prune_rl.learners.pruning_config import Pruning
 from tests.learners.random_rollouts import DISCRETE
+from tests.learners.schedules import by_schedule
 
 NAN, INF = math.nan, math.inf
 GOOD = ppo.Config(hidden=(8, 6), num_envs=2, num_steps=6, num_minibatches=3)
@@ -72,7 +72,7 @@ def test_bad_hyperparameters(name: str, value: Any) -> None:
     ],
 )
 def test_bad_pruning_options(name: str, value: Any) -> None:
-    config = dataclasses.replace(GOOD, prune=dataclasses.replace(Pruning(), **{name: value}))
+    config = dataclasses.replace(GOOD, prune=dataclasses.replace(by_schedule(), **{name: value}))
     with pytest.raises(ValueError, match=f"prune.{name}") as error:
         config.check()
     assert str(value) in str(error.value)
@@ -80,7 +80,7 @@ def test_bad_pruning_options(name: str, value: Any) -> None:
 
 def test_pruning_cannot_begin_after_its_end() -> None:
     with pytest.raises(ValueError, match=r"prune.begin must not exceed prune.end, got 0.7 > 0.3"):
-        dataclasses.replace(GOOD, prune=Pruning(begin=0.7, end=0.3)).check()
+        dataclasses.replace(GOOD, prune=by_schedule(begin=0.7, end=0.3)).check()
 
 
 def test_the_message_says_what_was_allowed() -> None:
@@ -89,7 +89,7 @@ def test_the_message_says_what_was_allowed() -> None:
     with pytest.raises(ValueError, match="tanh, relu"):
         dataclasses.replace(GOOD, activation="tanhh").check()
     with pytest.raises(ValueError, match=r"min_width = 7 is wider .* \(6\)"):
-        dataclasses.replace(GOOD, prune=Pruning(min_width=7)).check()
+        dataclasses.replace(GOOD, prune=by_schedule(min_width=7)).check()
 
 
 def test_a_floor_wider_than_a_layer_is_no_matter_without_pruning() -> None:

@@ -14,11 +14,12 @@ from prune_rl.learners import ppo
 from prune_rl.learners.mask_rules import mask_rules, prune
 from prune_rl.learners.networks import apply_mlp
 from prune_rl.learners.pruning_config import Pruning
-from prune_rl.pruning.mask_update import init_pruning
 from prune_rl.pruning.masks import apply_masks
+from prune_rl.pruning.rules import init_pruning
 from prune_rl.pruning.transforms.track_importance import TrackImportanceState
 from tests.learners.pruned_runs import PPO_ACTOR
 from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, random_rollout
+from tests.learners.schedules import by_schedule
 
 HIDDEN = (16, 24)
 BASE = ppo.Config(
@@ -36,11 +37,11 @@ update = jax.jit(ppo.update, static_argnames="config")
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (Pruning(score="fisher"), 3),
-        (Pruning(score="magnitude", scope="global"), None),
-        (Pruning(score="output", refit=True, gate=0.1), 3),
-        (Pruning(score="random", min_width=5), 5),
-        (Pruning(score="surgeon", refit=True, energy=0.999), None),
+        (by_schedule(score="fisher"), 3),
+        (by_schedule(score="magnitude", scope="global"), None),
+        (by_schedule(score="output", refit=True, gate=0.1), 3),
+        (by_schedule(score="random", min_width=5), 5),
+        (by_schedule(score="surgeon", refit=True, energy=0.999), None),
     ],
     ids=lambda value: value.score if isinstance(value, Pruning) else "",
 )
@@ -80,7 +81,7 @@ def test_every_score_and_option_prunes_in_one_step(options: Pruning, expected: i
 
 def test_training_goes_on_the_same_in_a_compacted_state() -> None:
     # No mask update is due in this run, so the masked and the compacted network are trained alike.
-    config = dataclasses.replace(BASE, prune=Pruning(critic=True, begin=1.0, end=1.0))
+    config = dataclasses.replace(BASE, prune=by_schedule(critic=True, begin=1.0, end=1.0))
     rng = np.random.default_rng(0)
     state = ppo.init(jax.random.key(0), config, CONTINUOUS)
     groups = ppo.prunable_groups(state.params, config)

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 
 from prune_rl.learners import ppo
-from prune_rl.learners.pruning_config import Pruning
 from tests.learners.random_rollouts import DISCRETE, SMALL, random_rollout
+from tests.learners.schedules import by_schedule
 
 
 def test_every_leaf_of_the_state_is_an_array_with_a_fixed_type() -> None:
     config = dataclasses.replace(
-        SMALL, total_timesteps=4 * SMALL.steps_per_update, prune=Pruning(sparsity=0.5, begin=0.0)
+        SMALL, total_timesteps=4 * SMALL.steps_per_update, prune=by_schedule(sparsity=0.5, begin=0.0)
     )
     state = ppo.init(jax.random.key(0), config, DISCRETE)
     rollout = random_rollout(0, config, DISCRETE)
@@ -44,7 +44,7 @@ def test_state_and_config_are_frozen_and_the_config_is_hashable() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         SMALL.gamma = 0.5  # type: ignore[misc]
     assert hash(SMALL) == hash(dataclasses.replace(SMALL))
-    assert dataclasses.replace(SMALL, prune=Pruning(sparsity=0.5)) != SMALL
+    assert dataclasses.replace(SMALL, prune=by_schedule(sparsity=0.5)) != SMALL
 
 
 def test_an_update_is_pure_and_compiled_once(assert_traces: Callable[..., Any]) -> None:

@@ -11,8 +11,8 @@ import jax
 import pytest
 
 from prune_rl.learners import sac
-from prune_rl.learners.pruning_config import Pruning
 from tests.learners.random_rollouts import DISCRETE
+from tests.learners.schedules import by_schedule
 
 NAN, INF = math.nan, math.inf
 GOOD = sac.Config(hidden=(8, 6), num_envs=2, num_steps=6, learning_starts=24, total_timesteps=100 * 2 * 6)
@@ -69,7 +69,7 @@ def test_bad_hyperparameters(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(("name", "value"), [("sparsity", 1.1), ("every", 0), ("min_width", 7)])
 def test_bad_pruning_options(name: str, value: Any) -> None:
-    config = dataclasses.replace(GOOD, prune=dataclasses.replace(Pruning(), **{name: value}))
+    config = dataclasses.replace(GOOD, prune=dataclasses.replace(by_schedule(), **{name: value}))
     with pytest.raises(ValueError, match=f"prune.{name}"):
         config.check()
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from prune_rl.dependency.compaction import compact
 from prune_rl.learners import sac
-from prune_rl.learners.pruning_config import Pruning
 from prune_rl.pruning.masks import apply_masks
 from tests.compilation import quick_jit
 from tests.learners.random_rollouts import (
@@ -24,12 +23,13 @@ from tests.learners.random_rollouts import (
     random_sac_state,
     slices_of,
 )
+from tests.learners.schedules import by_schedule
 
 HIDDEN = (8, 12)
 SIZES = {f"{network}/layer_{i}": size for network in ("actor", "critic") for i, size in enumerate(HIDDEN)}
 BASE = dataclasses.replace(SMALL_SAC, hidden=HIDDEN)
 # No mask update comes due.
-GIVEN = dataclasses.replace(BASE, prune=Pruning(critic=True, begin=1.0, end=1.0))
+GIVEN = dataclasses.replace(BASE, prune=by_schedule(critic=True, begin=1.0, end=1.0))
 ARCH = arch_of(BASE, CONTINUOUS)
 gradient_step = quick_jit(sac.gradient_step, static_argnames=("config", "arch"))
 
@@ -94,7 +94,7 @@ def test_training_goes_on_the_same_in_a_compacted_state() -> None:
 
 
 def test_the_proximal_step_takes_neurons_of_the_actor_to_zero_and_leaves_the_critics_alone() -> None:
-    config = dataclasses.replace(BASE, prune=Pruning(critic=True, strength=3.0, begin=1.0, end=1.0))
+    config = dataclasses.replace(BASE, prune=by_schedule(critic=True, strength=3.0, begin=1.0, end=1.0))
     state = random_sac_state(config, CONTINUOUS)
     networks = state.networks
     for i in range(30):

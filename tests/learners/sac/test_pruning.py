@@ -26,6 +26,7 @@ from tests.learners.random_rollouts import (
     slices_of,
 )
 from tests.learners.sac import sac_reference as reference
+from tests.learners.schedules import by_schedule
 
 HIDDEN = (8, 12)
 BASE = dataclasses.replace(
@@ -83,17 +84,17 @@ def in_one_update(options: Pruning) -> sac.Config:
     )
 
 
-OUTPUT = in_one_update(Pruning(score="output", refit=True, gate=0.1))
+OUTPUT = in_one_update(by_schedule(score="output", refit=True, gate=0.1))
 
 
 @pytest.mark.parametrize(
     ("spec", "config", "widths"),
     [
-        (DISCRETE, in_one_update(Pruning(score="fisher")), [2, 3, 4, 6]),
-        (CONTINUOUS, in_one_update(Pruning(score="magnitude", scope="global")), None),
+        (DISCRETE, in_one_update(by_schedule(score="fisher")), [2, 3, 4, 6]),
+        (CONTINUOUS, in_one_update(by_schedule(score="magnitude", scope="global")), None),
         (CONTINUOUS, OUTPUT, [2, 3, 4, 6]),
-        (DISCRETE, in_one_update(Pruning(score="random", min_width=7)), [7, 7, 7, 7]),
-        (DISCRETE, in_one_update(Pruning(score="surgeon", refit=True)), [2, 3, 4, 6]),
+        (DISCRETE, in_one_update(by_schedule(score="random", min_width=7)), [7, 7, 7, 7]),
+        (DISCRETE, in_one_update(by_schedule(score="surgeon", refit=True)), [2, 3, 4, 6]),
     ],
     ids=["fisher", "magnitude", "output", "random", "surgeon"],
 )
@@ -123,7 +124,7 @@ def test_every_score_and_option_prunes_and_every_network_is_refitted_when_asked(
 
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "box"])
 def test_each_critic_and_target_critic_has_a_refit_of_its_own(spec: Spec) -> None:
-    config = in_one_update(Pruning(score="surgeon", refit=True))
+    config = in_one_update(by_schedule(score="surgeon", refit=True))
     start, rollout = random_sac_state(config, spec), random_rollout(0, config, spec)
     state, _ = update(start, rollout, config)
     seen = jnp.reshape(rollout.obs, (-1, 3))
@@ -189,7 +190,7 @@ def test_compact_networks_are_the_same_functions_as_masked_ones(run: Run) -> Non
 
 
 def test_no_neuron_goes_before_anything_was_learned() -> None:
-    prune = Pruning(sparsity=0.75, begin=0.0, end=0.3)
+    prune = by_schedule(sparsity=0.75, begin=0.0, end=0.3)
     config = dataclasses.replace(SMALL_SAC, hidden=HIDDEN, utd_ratio=5 / 24, prune=prune)
     state = random_sac_state(config, DISCRETE)
     widths = []

@@ -14,7 +14,6 @@ import pytest
 
 from prune_rl.learners import replay_buffer as replay
 from prune_rl.learners import sac
-from prune_rl.learners.pruning_config import Pruning
 from prune_rl.spaces import Box, Spec
 from tests.compilation import quick_jit
 from tests.learners.random_rollouts import (
@@ -24,6 +23,7 @@ from tests.learners.random_rollouts import (
     random_rollout,
     random_sac_state,
 )
+from tests.learners.schedules import by_schedule
 
 KINDS = pytest.mark.parametrize("spec", [DISCRETE, LOPSIDED], ids=["discrete", "box"])
 PRUNED = dataclasses.replace(
@@ -31,7 +31,7 @@ PRUNED = dataclasses.replace(
     utd_ratio=5 / 24,  # an odd number of gradient steps: smaller programs
     init_alpha=0.3,
     total_timesteps=4 * SMALL_SAC.steps_per_update,
-    prune=Pruning(sparsity=0.5, critic=True, begin=0.5, end=1.0),
+    prune=by_schedule(sparsity=0.5, critic=True, begin=0.5, end=1.0),
 )
 update = quick_jit(sac.update, static_argnames="config")
 
