@@ -39,6 +39,9 @@ class LearnerConfig:
     """Adam's step size at the start."""
     learning_rate_end: float = 0.0
     """Adam's step size at the end; it changes linearly in between."""
+    width_exponent: float = 0.0
+    """In a pruned run, steps of the weights that read a layer grow with (width of the arrays / width left) to this
+    power; 0.5 keeps the effect of a step on what the next layer receives about the same."""
     gamma: float = 0.99
     """Discount factor."""
     normalize_obs: bool = True
@@ -88,7 +91,7 @@ class LearnerConfig:
         check_at_least_one(self, "num_envs", "num_steps", "total_timesteps")
         check_network(self.activation, hidden=self.hidden, critic_hidden=self.critic_widths)
         check_positive(self, "learning_rate", "clip_obs")
-        check_not_negative(self, "learning_rate_end")
+        check_not_negative(self, "learning_rate_end", "width_exponent")
         check_shares(self, "gamma")
         if self.prune is not None:
             refuse_if(

@@ -41,8 +41,8 @@ def pruned_adam(
     options, schedule = config.prune or Pruning(strength=0.0), learning_rate(config)
     steps = [] if max_grad_norm is None else [optax.clip_by_global_norm(max_grad_norm)]
     steps.append(optax.adam(schedule, b2=B2, eps=eps))
-    if options.width_exponent > 0:
-        steps.append(scale_by_width(groups, options.width_exponent))
+    if config.prune is not None and config.width_exponent > 0:
+        steps.append(scale_by_width(groups, config.width_exponent))
     return group_sparse(
         optax.chain(*steps),
         groups,

@@ -56,9 +56,6 @@ class Pruning:
     """Strength of the group-sparse proximal step on the actor; 0 leaves it out."""
     metric: Literal["euclidean", "adam"] = "euclidean"
     """Metric of the proximal step."""
-    width_exponent: float = 0.0
-    """Steps of the weights that read a layer grow with (width of the arrays / width left) to this power; 0.5 keeps the
-    effect of a step on what the next layer receives about the same."""
     shrink: Literal["auto", "always", "never"] = "auto"
     """Gather what is left into smaller arrays while training goes on, which makes it cheaper and leaves the result the
     same up to rounding. auto: where the work saved is worth a compilation; never: neurons are masked only."""
@@ -101,8 +98,6 @@ class Pruning:
             raise ValueError(f"prune.tolerance must be a finite number >= 0, got {self.tolerance}")
         if not (self.strength >= 0 and math.isfinite(self.strength)):
             raise ValueError(f"prune.strength must be a finite number >= 0, got {self.strength}")
-        if not (self.width_exponent >= 0 and math.isfinite(self.width_exponent)):
-            raise ValueError(f"prune.width_exponent must be a finite number >= 0, got {self.width_exponent}")
         if self.every is not None and self.every < 1:
             raise ValueError(f"prune.every must be >= 1, got {self.every}")
         if self.tolerance is not None:

@@ -141,7 +141,7 @@ def _report(old: Mapping[str, jax.Array], new: Mapping[str, jax.Array], scores: 
     report = {}
     for name in old:
         removed = old[name] & ~new[name]
-        score = jnp.where(jnp.isfinite(scores[name]), scores[name], 0.0)
+        score = jnp.where(jnp.isfinite(scores[name]), scores[name], 0.0).astype(jnp.float32)
         total = jnp.sum(jnp.where(old[name], score, 0.0))
         report[name] = {
             "width": jnp.sum(new[name]).astype(jnp.int32),

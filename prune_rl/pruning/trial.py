@@ -13,8 +13,8 @@ from prune_rl.pruning.removal import Bounds, Pruned, Removal
 def end_trial(removal: Removal, count: jax.Array) -> Pruned:
     """Remove neurons if the return held and rose no more, take the last removal back if it did not come back in time.
 
-    Nothing is removed outside of the schedule. Before it the reference is found; after it, what is on trial can still be
-    taken back.
+    Nothing is removed outside of the schedule. Before it the reference is found; after it, what is on trial can still
+    be taken back.
     """
     rules, state, threshold = removal.rules, removal.state, removal.state.threshold
     assert rules.dynamic is not None

@@ -265,6 +265,8 @@ def _schedule(config: Config) -> str:
         for name in ("score", "min_width", "gate", "energy", "strength", "width_exponent")
         if prune.get(name)
     ]
+    if config["learner"].get("width_exponent"):
+        parts.append(f"width_exponent {config['learner']['width_exponent']}")
     if prune.get("refit"):
         parts.append("refit")
     return ", ".join(parts)

@@ -47,6 +47,26 @@ def test_gaussian_equals_scipy(seed: int, size: int) -> None:
     np.testing.assert_allclose(policy.entropy(), normal.entropy().sum(-1), rtol=1e-4, atol=1e-5)
 
 
+@given(seed=st.integers(0, 2**32 - 1))
+def test_kl_divergences_equal_their_definitions(seed: int) -> None:
+    """The categorical one by scipy, the Gaussian one as cross-entropy minus entropy, per component."""
+    rng = np.random.default_rng(seed)
+    logits, others = rng.normal(size=(2, 4, 5)).astype(np.float32)
+    p, q = (scipy.special.softmax(x.astype(np.float64), axis=-1) for x in (logits, others))
+    divergence = Categorical(jnp.asarray(logits)).kl_divergence(Categorical(jnp.asarray(others)))
+    np.testing.assert_allclose(divergence, scipy.special.rel_entr(p, q).sum(-1), rtol=1e-3, atol=1e-6)
+
+    mean, other_mean = rng.normal(size=(2, 6, 3)).astype(np.float32)
+    log_std, other_log_std = rng.uniform(-1.0, 1.0, size=(2, 3)).astype(np.float32)
+    std, other_std = np.exp(np.array([log_std, other_log_std], np.float64))
+    cross = np.log(other_std) + (std**2 + (mean - other_mean) ** 2) / (2 * other_std**2)
+    expected = (cross - np.log(std) - 0.5).sum(-1)
+    wide = Gaussian(jnp.asarray(mean), jnp.broadcast_to(jnp.asarray(log_std), mean.shape))
+    for policy in (wide, Gaussian(jnp.asarray(mean), jnp.asarray(log_std))):
+        divergence = policy.kl_divergence(Gaussian(jnp.asarray(other_mean), jnp.asarray(other_log_std)))
+        np.testing.assert_allclose(divergence, expected, rtol=1e-3, atol=1e-5)
+
+
 def test_extreme_logits_stay_finite() -> None:
     policy = Categorical(jnp.array([1e4, -1e4, 0.0]))
     assert float(policy.log_prob(jnp.int32(1))) == pytest.approx(-2e4)

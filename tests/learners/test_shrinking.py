@@ -21,18 +21,20 @@ from tests.learners.schedules import by_schedule
 UPDATES = 55
 # Two shrinkings at least lie between the first and the last mask update.
 WINDOW = by_schedule(sparsity=0.8, critic=True, critic_sparsity=0.6, begin=0.1, end=0.7)
-PRESET_LIKE = dataclasses.replace(
-    WINDOW, score="surgeon", refit=True, width_exponent=0.75, strength=1e-4, every=3
-)
+PRESET_LIKE = dataclasses.replace(WINDOW, score="surgeon", refit=True, strength=1e-4, every=3)
 ADAM = dataclasses.replace(WINDOW, metric="adam", strength=1e-3, score="fisher")
 BOUNDED = dataclasses.replace(WINDOW, score="surgeon", scope="global", energy=0.2, gate=10.0)
 RANDOM = dataclasses.replace(WINDOW, score="random", refit=True)
+ON_TRIAL = dataclasses.replace(WINDOW, tolerance=0.02, score="elimination", refit=True, every=2, end=0.9)
 PPO_WIDE, SAC_WIDE = (dataclasses.replace(config, hidden=(24, 16)) for config in (PPO, SAC))
 
 RUNS = {
     "ppo, Box, surgeon and refit": Run(
-        prune_rl.ppo, dataclasses.replace(lasting(PPO_WIDE, UPDATES, PRESET_LIKE), skip=True), CONTINUOUS
+        prune_rl.ppo,
+        dataclasses.replace(lasting(PPO_WIDE, UPDATES, PRESET_LIKE), skip=True, width_exponent=0.75),
+        CONTINUOUS,
     ),
+    "ppo, Box, dynamic threshold": Run(prune_rl.ppo, lasting(PPO_WIDE, UPDATES, ON_TRIAL), CONTINUOUS),
     "ppo, Discrete, proximal step of Adam": Run(prune_rl.ppo, lasting(PPO_WIDE, UPDATES, ADAM), DISCRETE),
     "sac, Box, random and refit": Run(prune_rl.sac, lasting(SAC_WIDE, UPDATES, RANDOM), CONTINUOUS),
     "sac, Discrete, energy, gate and global": Run(
@@ -46,8 +48,18 @@ def doubled(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
 
 
+def doubled_state(state: Any) -> Any:
+    """A train state in float64, but for the statistics of the dynamic threshold, which stay what they are."""
+    threshold = state.pruning.threshold
+    double = doubled(state)
+    if threshold:
+        threshold = threshold._replace(good_params=doubled(threshold.good_params))
+        double = dataclasses.replace(double, pruning=double.pruning._replace(threshold=threshold))
+    return double
+
+
 def kept_widths(state: Any) -> dict[str, int]:
-    return {name: int(mask.sum()) for name, mask in state.masks.items()}
+    return {name: int(mask.sum()) for name, mask in state.pruning.needed.items()}
 
 
 def compacted(run: Run, state: Any) -> Any:
@@ -97,7 +109,7 @@ def side_by_side(run: Run, updates: int, tolerance: float, start: Any) -> int:
 def test_masked_and_shrinking_runs_agree_in_float64(run: Run) -> None:
     """To 1e-9 in every param, moment, score and metric, over 55 updates across two shrinkings or more."""
     with jax.enable_x64(True):
-        start = doubled(run.module.init(jax.random.key(0), run.config, run.spec))
+        start = doubled_state(run.module.init(jax.random.key(0), run.config, run.spec))
         assert side_by_side(run, UPDATES, 1e-9, start) == 2
 
 

@@ -89,7 +89,7 @@ def test_fields_newer_than_a_run_neither_orphan_it_nor_retrain_its_control(
 ) -> None:
     shutil.copytree(compared.root / "runs", tmp_path / "runs")
     run, control = (tmp_path / "runs" / path.name for path in (compared.run, compared.control))
-    without(run, "evaluation_seed", "host_resets", "learner.vf_coef", "learner.prune.width_exponent")
+    without(run, "evaluation_seed", "host_resets", "learner.vf_coef", "learner.width_exponent")
     without(control, "evaluation_seed", "host_resets", "learner.vf_coef")
     # As a run that was killed before its policies were written.
     shutil.rmtree(run / "policy")

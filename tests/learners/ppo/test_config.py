@@ -58,11 +58,7 @@ def test_bad_hyperparameters(name: str, value: Any) -> None:
         *((name, x) for name in ("sparsity", "critic_sparsity") for x in (-0.1, 1.1, NAN, INF)),
         *((name, x) for name in ("energy", "importance_decay") for x in (-0.1, 1.0, NAN, INF)),
         *((name, x) for name in ("begin", "end") for x in (-0.1, 1.5, NAN)),
-        *(
-            (name, x)
-            for name in ("gate", "strength", "width_exponent", "tolerance")
-            for x in (-0.1, NAN, INF)
-        ),
+        *((name, x) for name in ("gate", "strength", "tolerance") for x in (-0.1, NAN, INF)),
         ("every", 0),
         ("min_width", 0),
         ("min_width", 7),
