@@ -18,3 +18,4 @@ from prune_rl.learners.sac.state import init as init
 from prune_rl.learners.sac.state import shrink as shrink
 from prune_rl.learners.sac.state import squashes as squashes
 from prune_rl.learners.sac.temperature import target_entropy as target_entropy
+from prune_rl.learners.sac.values import LOG_STD_RANGE as LOG_STD_RANGE
