@@ -73,6 +73,10 @@ class Evaluate:
     """Also film the first episode of each compact policy: RUN/video.mp4, or RUN/video/seed_K.mp4 for several seeds."""
     video_path: Path | None = None
     """Film into this file instead, .mp4 or .gif (FILE/seed_K.gif without FILE's suffix, for several seeds)."""
+    trust: bool = False
+    """Import the Python module of an environment module:Name-v0 that the run names."""
+    env: str | None = None
+    """The environment that the run must name; a module in it is trusted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +97,10 @@ class Choose:
     tolerance: float | None = None
     """The smallest policy that loses at most this share of the dense control's return, or of the run's best return
     where there is no control."""
+    trust: bool = False
+    """Import the Python module of an environment module:Name-v0 that the run names."""
+    env: str | None = None
+    """The environment that the run must name; a module in it is trusted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,20 +156,21 @@ def _train(arguments: list[str], console: Console) -> int:
 
 def _evaluate(arguments: list[str], console: Console) -> int:
     options = tyro.cli(Evaluate, prog="prune-rl evaluate", args=arguments)
-    from prune_rl.training.experiment import evaluate_run
+    from prune_rl.training.experiment import Trust, evaluate_run
 
     video = options.video_path or (options.run / "video.mp4" if options.video else None)
-    evaluate_run(options.run, options.episodes, options.seed, options.write, video, console)
+    trust = Trust(options.trust, options.env)
+    evaluate_run(options.run, options.episodes, options.seed, options.write, video, console, trust)
     return 0
 
 
 def _choose(arguments: list[str], console: Console) -> int:
     options = tyro.cli(Choose, prog="prune-rl choose", args=arguments)
-    from prune_rl.training.experiment import choose_run
+    from prune_rl.training.experiment import Trust, choose_run
     from prune_rl.training.frontier import Wish
 
     wish = Wish(options.tolerance, options.neurons, options.bytes, options.least_return)
-    choose_run(options.run, wish, console)
+    choose_run(options.run, wish, console, Trust(options.trust, options.env))
     return 0
 
 

@@ -315,6 +315,7 @@ def test_a_command_line_that_does_not_parse(
         (["CartPole-v1", "--hidden", "0"], "hidden needs widths >= 1"),
         (["CartPole-v1", "--hidden"], "hidden is (), which leaves nothing to prune"),
         (["CartPole-v1", "--hidden", "64", "-1"], "hidden needs widths >= 1"),
+        (["CartPole-v1", "--hidden", "4096", "4096"], "takes 67235848 bytes, more than the 67108864 that a policy"),
         (["CartPole-v1", "--prune.every", "0"], "prune.every must be >= 1, got 0"),
         (["CartPole-v1", "--prune.min-width", "0"], "prune.min_width must be >= 1 without --skip, got 0"),
         (["CartPole-v1", "--prune.min-width", "17", "--hidden", "16"], "wider than the narrowest hidden layer (16)"),

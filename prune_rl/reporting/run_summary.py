@@ -35,6 +35,7 @@ from prune_rl.reporting.tables import (
 from prune_rl.runs.config_file import read_config, read_json
 from prune_rl.runs.evaluation_file import Entries, Policy, as_evaluated, own_policy, read_evaluation
 from prune_rl.runs.frontier import FRONTIER_FILE, read_frontier
+from prune_rl.runs.json_text import check_types
 from prune_rl.runs.logging import read_metrics
 
 COLUMNS = {"dense": "dense control", "masked": "masked", "compact": "compact"}
@@ -51,7 +52,12 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
     config = read_config(path)
     versions: dict[str, Any] = {}
     if (path / "versions.json").exists():
-        versions = read_json(path / "versions.json", "delete it, only the summary reads it")
+        remedy = "delete it, only the summary reads it"
+        versions = read_json(path / "versions.json", remedy)
+        try:
+            check_types(versions, {"git": dict, "device": dict, "continued_with": list, "cpu": str})
+        except ValueError as error:
+            raise ValueError(f"{path / 'versions.json'} is damaged ({error}): {remedy}") from None
     evaluation = read_evaluation(path) if (path / "evaluation.json").exists() else {"seeds": []}
     seeds: Entries = evaluation["seeds"]
     config = as_evaluated(config, evaluation)

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from prune_rl.atomic_files import write_json
 from prune_rl.runs import serialization as leaf_layout
+from prune_rl.runs.json_text import read_object
 from prune_rl.runs.serialization import Layout
 
 FORMAT = 2
@@ -157,17 +158,20 @@ class Checkpoints:
     def _folder(self, step: int) -> Path:
         for folder in self._path.glob("step_*"):
             number = folder.name.removeprefix("step_")
-            if number.isdigit() and int(number) == step:
+            if number.isascii() and number.isdigit() and int(number) == step:
                 return folder
         raise _DamagedError("its folder is gone")
 
     def _check_files(self, step: int) -> None:
         folder = self._folder(step)
         try:
-            sums = dict(json.loads((folder / FILE_SUMS).read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+            sums = read_object(folder / FILE_SUMS)
+        except (FileNotFoundError, ValueError):
             return  # the header's checksum is checked instead
-        present = _digest_files(folder)
+        try:
+            present = _digest_files(folder)
+        except OSError as error:
+            raise _DamagedError(f"a file cannot be read: {error.strerror}") from None
         for name in sorted(sums):
             if present.get(name) != sums[name]:
                 raise _DamagedError(f"{name} is {'changed' if name in present else 'missing'}")

@@ -179,13 +179,21 @@ def measure(policy: Policy, wide: Policy, config: Config, task: Task) -> dict[st
 
 
 def evaluate_run(
-    run: Path, episodes: int | None, seed: int | None, write: bool, video: Path | None, console: Console
+    run: Path,
+    episodes: int | None,
+    seed: int | None,
+    write: bool,
+    video: Path | None,
+    console: Console,
+    trust: Trust,
 ) -> dict[str, Any]:
     """Measure a run's policies again; raises ``RunDirectoryError`` if ``run`` is no run directory, or not finished.
 
+    It raises that, too, if the run names an environment whose module ``trust`` does not cover, and imports nothing.
     With ``video``, a file's name, they are filmed first: what cannot be filmed is then known before the long part.
     """
     recorded = read_config(run)
+    trust.check(run, recorded.env)
     task = resolve_task(recorded.env, recorded.backend)
     recorded = recorded.resolved(task)
     config = dataclasses.replace(
@@ -207,13 +215,39 @@ def evaluate_run(
     return result
 
 
-def choose_run(run: Path, wish: Wish, console: Console) -> None:
+def choose_run(run: Path, wish: Wish, console: Console, trust: Trust) -> None:
     """Make other policies of a run's frontier those in ``policy/``, evaluate them and write the summary anew.
 
-    Raises ``RunDirectoryError`` if ``run`` is no run directory, ``ValueError`` if the wish cannot be met.
+    Raises ``RunDirectoryError`` as ``evaluate_run``, ``ValueError`` if the wish cannot be met.
     """
-    choose_policies(read_config(run), run, wish, console)
-    evaluate_run(run, None, None, True, None, console)
+    config = read_config(run)
+    trust.check(run, config.env)
+    choose_policies(config, run, wish, console)
+    evaluate_run(run, None, None, True, None, console, trust)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trust:
+    """Whether the module that a run's environment comes from may be imported.
+
+    Attributes:
+        given: whatever module it is.
+        env: the environment that is expected, which may be imported if the run names the same.
+    """
+
+    given: bool = False
+    env: str | None = None
+
+    def check(self, run: Path, env: str) -> None:
+        """Raise ``RunDirectoryError`` if the run names another environment than expected, or a module without trust."""
+        if self.env is not None and self.env != env:
+            raise RunDirectoryError(f"{run} was trained in {env!r}, not in {self.env!r}")
+        module = env.rpartition(":")[0]
+        if module and not self.given and self.env is None:
+            raise RunDirectoryError(
+                f"{run} names the environment {env!r}, for which the Python module {module!r} would be imported and "
+                f"run: give --trust if you trust the run, or --env {env} if you know the environment"
+            )
 
 
 def film(config: Config, task: Task, run: Path, video: Path, console: Console) -> None:
