@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import functools
 import io
 import os
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -20,8 +25,10 @@ from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from prune_rl import compilation_cache
+from prune_rl.__main__ import INTERRUPTED
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
+from prune_rl.plain_text import let_output_fall_back
 from prune_rl.training.config import Config
 from prune_rl.training.presets import find_preset, load_preset
 
@@ -116,9 +123,17 @@ class Report:
     none."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which a scheduler asks a process to end: handled as Ctrl-C is."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for input that cannot work (said in one sentence)."""
+    """Run the command line; returns the exit status.
+
+    That is 0, 2 for input that cannot work (said in one sentence), 130 after Ctrl-C and 143 after SIGTERM.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
+    let_output_fall_back()
     console = Console(highlight=False)
     parser = argparse.ArgumentParser(
         prog="prune-rl",
@@ -129,17 +144,48 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = {"train": _train, "evaluate": _evaluate, "choose": _choose, "report": _report}
     parser.add_argument("COMMAND", choices=commands, help=argparse.SUPPRESS)
-    command = parser.parse_args(arguments[:1]).COMMAND
     try:
-        return commands[command](arguments[1:], console)
+        with _sigterm_as_interrupt():
+            command = parser.parse_args(arguments[:1]).COMMAND
+            return commands[command](arguments[1:], console)
     except (ValueError, OSError) as error:
         if os.environ.get("PRUNE_RL_TRACEBACK"):
             raise
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}")
+        text = escape(_sentence(error))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {text}")
         return USAGE_ERROR
-    except KeyboardInterrupt:
-        console.print("\ninterrupted; the same command continues from the last checkpoint")
-        return 130
+    except KeyboardInterrupt as error:
+        console.print(INTERRUPTED)
+        return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM raises ``Terminated`` inside; a second one ends the process at once."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _sentence(error: Exception) -> str:
+    """What is said of an error that ends a command."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = f" for {error.filename}" if error.filename else ""
+        return (
+            f"no space is left on the disk{what}: free some, then give the same command again, which continues from "
+            "the last checkpoint"
+        )
+    return str(error)
 
 
 def _train(arguments: list[str], console: Console) -> int:

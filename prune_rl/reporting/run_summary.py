@@ -55,7 +55,9 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
         remedy = "delete it, only the summary reads it"
         versions = read_json(path / "versions.json", remedy)
         try:
-            check_types(versions, {"git": dict, "device": dict, "continued_with": list, "cpu": str})
+            check_types(
+                versions, {"git": dict, "device": dict, "continued_with": list, "cpu": str}, null=True
+            )
         except ValueError as error:
             raise ValueError(f"{path / 'versions.json'} is damaged ({error}): {remedy}") from None
     evaluation = read_evaluation(path) if (path / "evaluation.json").exists() else {"seeds": []}

@@ -56,17 +56,15 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
 
 
-# Fields that the reports read, with their types in JSON; null stands for an absent one.
+# Fields that the reports read, with their types in JSON.
 _NUMBER = (int, float)
 _FIELDS: dict[str, Any] = {
     **dict.fromkeys(("env", "algo", "method", "command"), str),
     **dict.fromkeys(("seed", "seeds", "episodes", "evaluation_seed", "steps"), int),
-    "learner": dict,
 }
 _LEARNER: dict[str, Any] = {
     **dict.fromkeys(("num_envs", "num_steps", "total_timesteps"), int),
-    **dict.fromkeys(("hidden", "critic_hidden"), list),
-    "prune": dict,
+    "hidden": list,
 }
 _PRUNE: dict[str, Any] = {
     **dict.fromkeys(
@@ -79,9 +77,11 @@ _PRUNE: dict[str, Any] = {
 
 def _check(config: Mapping[str, Any]) -> None:
     check_types(config, _FIELDS)
+    check_types(config, {"learner": dict}, null=True)
     learner = config.get("learner") or {}
     check_types(learner, _LEARNER, "learner.")
-    check_types(learner.get("prune") or {}, _PRUNE, "learner.prune.")
+    check_types(learner, {"critic_hidden": list, "prune": dict}, "learner.", null=True)
+    check_types(learner.get("prune") or {}, _PRUNE, "learner.prune.", null=True)
     for name in ("hidden", "critic_hidden"):
         for width in learner.get(name) or ():
             whole_number(width)

@@ -89,14 +89,22 @@ def entries(value: Any) -> Mapping[str, Any]:
 
 
 def check_types(
-    found: Mapping[str, Any], wanted: Mapping[str, type | tuple[type, ...]], where: str = ""
+    found: Mapping[str, Any],
+    wanted: Mapping[str, type | tuple[type, ...]],
+    where: str = "",
+    *,
+    null: bool = False,
 ) -> None:
-    """Raises ``ValueError`` for the first field of ``wanted`` that ``found`` has, not as null, with another type."""
+    """Raises ``ValueError`` for the first field of ``wanted`` that ``found`` has with another type.
+
+    ``null``: whether they may be null.
+    """
     for name, kind in wanted.items():
-        value = found.get(name)
+        if name not in found or (null and found[name] is None):
+            continue
         kinds: Iterable[type] = kind if isinstance(kind, tuple) else (kind,)
-        if value is not None and type(value) not in kinds:
-            raise ValueError(f"{where}{name} is {kind_of(value)}")
+        if type(found[name]) not in kinds:
+            raise ValueError(f"{where}{name} is {kind_of(found[name])}")
 
 
 def kind_of(value: Any) -> str:

@@ -68,7 +68,8 @@ class MaskHistory:
         if at is None:
             raise ValueError(f"{self.path} holds no masks up to step {step}")
         try:
-            with np.load(self._file(at), allow_pickle=False) as stored:
+            content = io.BytesIO(self._file(at).read_bytes())  # NumPy would not close a damaged file
+            with np.load(content, allow_pickle=False) as stored:
                 return {name.removeprefix("masks/"): stored[name] for name in stored.files}
         except (
             OSError,

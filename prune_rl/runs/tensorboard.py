@@ -18,8 +18,8 @@ class Events:
     A write takes one call of the operating system. If it fails, because a disk is full or the folder is gone, the
     events of that step are missing, what was written before stays readable, and the next write tries again.
 
-    TensorBoard reads the files of a folder in the order of their names and expects time to go forward, so a file's name
-    and its events are never older than those before, whatever the clock says.
+    TensorBoard reads the files of a folder in the order of their names, which have the time in them, and expects time
+    to go forward. So a file's name comes after those before, and its events are in order, whatever the clock says.
 
     Attributes:
         notes: a sentence about the first failure, if there was one.

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 
 from prune_rl.atomic_files import write_json
 from prune_rl.envs.task import Task, resolve_task
@@ -48,10 +49,7 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
     dense = control_of(config)
     dense_path = path.parent / dense.default_run_dir().name
     if control and config.method != "dense":
-        train(dense, task, dense_path, control_command(config, command), console)
-        if not (dense_path / "evaluation.json").exists():
-            evaluate_timed(dense, task, dense_path, None, console)
-            write_summary(dense_path)
+        control = train_control(dense, task, dense_path, control_command(config, command), console)
     evaluate_timed(config, task, path, dense_path if control else None, console)
     summary = write_summary(path)
     console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
@@ -63,6 +61,25 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
     ):
         console.print(f"{what:8} {where}", markup=False, soft_wrap=True)
     return path
+
+
+def train_control(dense: Config, task: Task, path: Path, command: str, console: Console) -> bool:
+    """Train and evaluate the dense control, unless it is there; wait for a process that trains it already.
+
+    Returns whether there is one. What is wrong with it is said, and does not cost the run its own evaluation.
+    """
+    try:
+        train(dense, task, path, command, console, wait=True)
+        if not (path / "evaluation.json").exists():
+            evaluate_timed(dense, task, path, None, console)
+            write_summary(path)
+    except ValueError as error:
+        console.print(
+            f"[yellow]note:[/] there is no dense control to compare with: {escape(str(error))}",
+            soft_wrap=True,
+        )
+        return False
+    return True
 
 
 def control_of(config: Config) -> Config:

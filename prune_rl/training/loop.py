@@ -37,17 +37,24 @@ TIMING = "timing.json"
 CHUNK = 25
 
 
-def train(config: Config, task: Task, run_dir: Path, command: str, console: Console) -> None:
+def train(
+    config: Config, task: Task, run_dir: Path, command: str, console: Console, *, wait: bool = False
+) -> None:
     """Train in ``run_dir``, continuing from its newest checkpoint, until the compact policies are written.
 
     ``config`` must be resolved. Raises ``RunDirectoryError`` before any training if the folder belongs to another
-    configuration or is in use.
+    configuration or is in use; with ``wait`` it waits while another process uses it.
     """
+
+    def say_so(sentence: str) -> None:
+        console.print(f"[yellow]note:[/] {escape(sentence)}; waiting for it to end", soft_wrap=True)
+
     with RunDirectory.open(
         run_dir,
         {**config.to_json(), "command": command},
         defaults=config.defaults(task).to_json(),
         not_compared=("command", *NOT_PART_OF_THE_RESULT),
+        wait=say_so if wait else None,
     ) as run:
         for note in run.notes:
             console.print(f"[yellow]note:[/] {escape(note)}")

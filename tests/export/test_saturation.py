@@ -86,7 +86,7 @@ def test_values_saturate_where_float32_ends() -> None:
 def test_infinite_observations_act_like_very_large_ones() -> None:
     policy = policy_of([0.5, -0.25, 1.5], "relu", BOX, False, False, (3,))
     for sign in (1.0, -1.0):
-        large = np.finfo(np.float32).max * sign
+        large = float(np.finfo(np.float32).max) * sign
         np.testing.assert_array_equal(policy([sign * np.inf, 0.0]), policy([large, 0.0]))
 
 

@@ -62,5 +62,5 @@ def test_what_is_no_run_directory(tmp_path: Path) -> None:
         ValueError, match=r"config.json is damaged \(.*\): restore the file from .config-copy.json"
     ):
         read_config(run)
-    with pytest.raises(ValueError, match=r"config.json is damaged \(learner must be an object\): restore"):
+    with pytest.raises(ValueError, match=r"config.json is damaged \(learner is a list\): restore"):
         read_config(write(run, {"learner": [1]}))
