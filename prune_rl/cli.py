@@ -60,6 +60,9 @@ class Train(Config):
     like: Path | None = None
     """For method small: a run whose compact policy the actor shall be as wide as, beside a critic as wide as that
     run's."""
+    extend: Path | None = None
+    """A finished run with the same options but fewer --steps, or another evaluation: training goes on from its end, in
+    a folder of its own."""
     preset: Path | None = None
     """TOML file with defaults, instead of the one in experiments/presets."""
 
@@ -196,7 +199,7 @@ def _train(arguments: list[str], console: Console) -> int:
     if note:
         console.print(f"[yellow]note:[/] {escape(note)}")
     command = shlex.join(["prune-rl", "train", *arguments])
-    experiment(config, options.run_dir, options.control, command, console)
+    experiment(config, options.run_dir, options.control, command, console, options.extend)
     return 0
 
 
@@ -287,6 +290,7 @@ def _parse(arguments: list[str], base: Config) -> Train:
                     "algo": Literal[tuple(LEARNERS)],
                     "method": Literal[tuple(METHODS)],
                     "learner": Annotated[learner, arg(name="")],
+                    "extends": tyro.conf.Suppress[tuple[int, ...]],
                 },
                 learner: {"total_timesteps": Annotated[int, arg(name="steps")]},
             }

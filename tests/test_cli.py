@@ -355,6 +355,8 @@ def test_images_are_refused(image_env: Any, capsys: pytest.CaptureFixture[str]) 
         "seeds = 'many'",
         "[learner]\nhidden = 8",
         "[learner]\nprune.sparsity = 1.5",
+        "[learner]\ngamma = 1" + "0" * 400,
+        "seeds = " + "[" * 50_000,
     ],
 )
 def test_a_bad_preset_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +21,8 @@ from prune_rl.export.activations import ACTIVATIONS, Array
 from prune_rl.export.checks import checked_layers, checked_spread, finite_tensor
 from prune_rl.export.description import Description, layer_names
 from prune_rl.export.files import PolicyFileError, description_path, read_pair, write_pair
-from prune_rl.export.saturation import saturated_outputs, within_float32
+from prune_rl.export.sampling import sample
+from prune_rl.export.saturation import saturated_outputs
 from prune_rl.spaces import Box, Discrete
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Policy:
     _clip: tuple[Array, Array] = dataclasses.field(init=False, repr=False)
     _zeros: Array = dataclasses.field(init=False, repr=False)
     _blind: bool = dataclasses.field(init=False, repr=False)
-    _to_action: Callable[[Array], Any] = dataclasses.field(init=False, repr=False)
+    to_action: Callable[[Array], Any] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -113,7 +113,7 @@ class Policy:
         set_field("_zeros", np.zeros(self.action.num_outputs, np.float32))
         # Where nothing of the observation reaches the outputs, they do not show a NaN in it.
         set_field("_blind", self.skip is None and any(len(bias) == 0 for _, bias in layers))
-        set_field("_to_action", post_processing(self.action, self.squash))
+        set_field("to_action", post_processing(self.action, self.squash))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Policy, tuple(getattr(self, field.name) for field in dataclasses.fields(self) if field.init)
@@ -134,7 +134,7 @@ class Policy:
         Raises:
             ValueError: the observation does not have D elements, or a component is NaN.
         """
-        return self._to_action(self.outputs(obs))
+        return self.to_action(self.outputs(obs))
 
     @np.errstate(all="ignore")
     def sample(
@@ -153,25 +153,8 @@ class Policy:
         Raises:
             ValueError: for Box actions, if there is no `spread`; as `__call__`; a bad temperature.
         """
-        rng = np.random.default_rng() if rng is None else rng
-        heat = self.temperature if temperature is None else temperature
-        if not 0.0 <= heat < math.inf:
-            raise ValueError(f"temperature must be a finite number >= 0, got {heat}")
-        if not isinstance(self.action, Discrete) and self.spread is None:
-            raise ValueError(
-                "this policy has no spread to sample actions with: its file was written by an earlier version, or "
-                "without one"
-            )
         x = np.asarray(obs, np.float32)
-        if x.shape != self._obs_shape:
-            x = self._reshaped(x)
-        outputs = self.outputs(x.reshape(-1, self._obs_shape[0])).reshape(*x.shape[:-1], -1)
-        if self.spread is None:
-            noise = heat * rng.gumbel(size=outputs.shape)
-        else:
-            std = self.spread.std(*self._last_hidden(x))
-            noise = heat * std * rng.standard_normal(outputs.shape)
-        return self._to_action(within_float32(outputs + noise.astype(np.float32)))
+        return sample(self, x if x.shape == self._obs_shape else self._reshaped(x), rng, temperature)
 
     def as_jax(self) -> Callable[[jax.Array], jax.Array]:
         """The same policy as a pure function of JAX, for `jax.jit`, `jax.vmap` and `jax.grad`; needs JAX.
@@ -241,22 +224,13 @@ class Policy:
         outputs = outputs.copy()
         rows = x[bad].reshape(-1, x.shape[-1])
         outputs[bad] = saturated_outputs(
-            rows, self.layers, self.activation, self.skip, self._normalisation
+            rows, self.layers, self.activation, self.skip, self.normalisation
         ).reshape(outputs[bad].shape)
         return outputs
 
-    def _last_hidden(self, x: Array) -> tuple[Array, Array]:
-        """The last hidden layer and what the network sees, for float32[..., D]; saturated, without NaN."""
-        if self._normalisation is not None:
-            mean, std, clip = self._normalisation
-            x = np.clip((x - mean) / std, -clip, clip)
-        h = inputs = within_float32(x)
-        for kernel, bias in self.layers[:-1]:
-            h = within_float32(ACTIVATIONS[self.activation](within_float32(h @ kernel + bias)))
-        return h, inputs
-
     @property
-    def _normalisation(self) -> tuple[Array, Array, float] | None:
+    def normalisation(self) -> tuple[Array, Array, float] | None:
+        """`obs_mean`, `obs_std` and `obs_clip`, or None."""
         mean, std = self.obs_mean, self.obs_std
         return None if mean is None or std is None else (mean, std, self.obs_clip)
 
@@ -369,23 +343,3 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
         )
     except ValueError as error:
         raise PolicyFileError(f"cannot load the policy file {found}: {error}") from None
-
-
-def measure_latency(policy: Policy, *, repeats: int = 2000) -> float:
-    """Median time of one action at batch size 1, in seconds; includes about 0.05 µs for the clock.
-
-    Raises:
-        ValueError: `repeats` is not positive.
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
-    obs = np.random.default_rng(0).standard_normal(policy.observation_size).astype(np.float32)
-    for _ in range(min(repeats, 100)):
-        policy(obs)
-    clock = time.perf_counter_ns
-    times = np.empty(repeats)
-    for i in range(repeats):
-        start = clock()
-        policy(obs)
-        times[i] = clock() - start
-    return float(np.median(times)) * 1e-9

@@ -58,6 +58,7 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
             check_types(
                 versions, {"git": dict, "device": dict, "continued_with": list, "cpu": str}, null=True
             )
+            check_types(versions.get("git") or {}, {"commit": str, "dirty": bool}, "git.", null=True)
         except ValueError as error:
             raise ValueError(f"{path / 'versions.json'} is damaged ({error}): {remedy}") from None
     evaluation = read_evaluation(path) if (path / "evaluation.json").exists() else {"seeds": []}
@@ -239,6 +240,8 @@ def _origin(config: Config, versions: Mapping[str, Any], seeds: Entries) -> str:
         "seeds": f"{first}" if count == 1 else f"{first} to {first + count - 1}",
         "steps per seed": number(learner.get("total_timesteps", float("nan")))
         + (f", in whole rollouts of {number(rollout)}" if rollout else ""),
+        "extends": " and ".join(f"a run of {number(steps)} steps" for steps in config.get("extends") or ())
+        + " (the learning rate started again)" * bool(config.get("extends")),
         "evaluation": f"in Gymnasium, episodes seeded from {config.get('evaluation_seed', '?')}, best action instead "
         f"of a sampled one, {'the policy that was chosen' if chosen else 'policy at the end of training'}"
         if seeds

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prune_rl.runs.json_text import check_types, read_object, whole_number
+from prune_rl.runs.json_text import check_types, items, read_object, whole_number
 
 # A second config.json, for the case that the first one is damaged.
 COPY_NAME = ".config-copy.json"
@@ -67,9 +67,7 @@ _LEARNER: dict[str, Any] = {
     "hidden": list,
 }
 _PRUNE: dict[str, Any] = {
-    **dict.fromkeys(
-        ("sparsity", "begin", "end", "tolerance", "gate", "energy", "strength", "width_exponent"), _NUMBER
-    ),
+    **dict.fromkeys(("sparsity", "begin", "end", "strength", "width_exponent"), _NUMBER),
     **dict.fromkeys(("scope", "score"), str),
     "min_width": int,
 }
@@ -81,10 +79,13 @@ def _check(config: Mapping[str, Any]) -> None:
     learner = config.get("learner") or {}
     check_types(learner, _LEARNER, "learner.")
     check_types(learner, {"critic_hidden": list, "prune": dict}, "learner.", null=True)
-    check_types(learner.get("prune") or {}, _PRUNE, "learner.prune.", null=True)
-    for name in ("hidden", "critic_hidden"):
-        for width in learner.get(name) or ():
-            whole_number(width)
+    prune = learner.get("prune") or {}
+    check_types(prune, _PRUNE, "learner.prune.")
+    rules = dict.fromkeys(("tolerance", "gate", "energy"), _NUMBER)
+    check_types(prune, rules, "learner.prune.", null=True)
+    for whole in (learner.get("hidden"), learner.get("critic_hidden"), config.get("extends")):
+        for value in items(whole or []):
+            whole_number(value)
 
 
 def _in_todays_layout(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _LARGEST = 1 << 64
+_LARGEST_FLOAT32 = 3.5e38
 
 
 def parse(text: bytes | str) -> Any:
@@ -60,9 +61,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def number(value: Any) -> float:
-    """``value`` if it is a number of JSON, else ``ValueError``."""
+    """``value`` if it is a number of JSON that float32 could hold, as all of a run are, else ``ValueError``."""
     if type(value) not in (int, float):
         raise ValueError(f"{kind_of(value)} stands where a number should")
+    if abs(value) > _LARGEST_FLOAT32:
+        raise ValueError(f"{value} is no number of a run")
     result: float = value
     return result
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from prune_rl.atomic_files import replacing
-from prune_rl.runs.json_text import entries, kind_of, parse_object, whole_number
+from prune_rl.runs.json_text import entries, kind_of, number, parse_object, whole_number
 from prune_rl.runs.tensorboard import Events
 
 # TensorBoard gets one curve per seed up to this many seeds, and always the mean.
@@ -211,17 +211,18 @@ class _Lists:
             if name in record:
                 self._check_list(name, record[name])
         for name in PER_GROUP:
-            for group, values in entries(record.get(name) or {}).items():
-                self._check_list(f"{name}/{group}", values)
+            if name in record:
+                for group, values in entries(record[name]).items():
+                    self._check_list(f"{name}/{group}", values)
 
     def _check_list(self, name: str, value: Any) -> None:
         if not isinstance(value, list):  # of a run without seeds, as other programs may log
-            if name in PER_SEED:
+            if name in PER_SEED and type(value) in (int, float):
                 return
             raise ValueError(f"{name} is {kind_of(value)}, not a list over seeds")
         for entry in value:
-            if entry is not None and type(entry) not in (int, float) and entry not in _FROM_JSON:
-                raise ValueError(f"{name} holds {kind_of(entry)}")
+            if entry is not None and not (isinstance(entry, str) and entry in _FROM_JSON):
+                number(entry)
         self._length = len(value) if self._length is None else self._length
         if len(value) != self._length:
             raise ValueError(f"{name} has {len(value)} values, and the log {self._length} seeds")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +16,70 @@ from prune_rl.atomic_files import write_json
 from prune_rl.envs.task import Task, resolve_task
 from prune_rl.evaluation.evaluate import EVALUATION_ENVS, evaluate_policy
 from prune_rl.evaluation.video import check_video, video_paths, write_video
-from prune_rl.export.policy import Policy, load_policy, measure_latency
+from prune_rl.export.latency import measure_latency
+from prune_rl.export.policy import Policy, load_policy
 from prune_rl.methods.registry import METHODS
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.directory import RunDirectoryError
 from prune_rl.runs.evaluation_file import read_evaluation
 from prune_rl.runs.frontier import FrontierFolder
 from prune_rl.training.config import Config
+from prune_rl.training.extension import extended_config, extension
 from prune_rl.training.frontier import Wish, choose_policies, measure_frontier
-from prune_rl.training.loop import TIMING, check_engine, train
+from prune_rl.training.loop import TIMING, check_engine, is_trained, make_engine, train
 from prune_rl.training.policy_export import policy_paths
 from prune_rl.training.run_config import read_config
 from prune_rl.training.timing import Timing
 
 
-def experiment(config: Config, run_dir: Path | None, control: bool, command: str, console: Console) -> Path:
+def experiment(
+    config: Config,
+    run_dir: Path | None,
+    control: bool,
+    command: str,
+    console: Console,
+    extend: Path | None = None,
+) -> Path:
     """Train, compact, evaluate and summarise; returns the run directory.
 
     With ``control`` the run is compared with a dense one of the same seeds and steps beside it, which is trained
-    too if it is not there yet. The environment is resolved once, here. Everything that can be refused is refused
-    before training starts.
+    too if it is not there yet. With ``extend``, a finished run, training goes on from its end. The environment is
+    resolved once, here. Everything that can be refused is refused before training starts.
     """
     task = resolve_task(config.env, config.backend)
     config = config.resolved(task)
     check_engine(config, task)
+    prepare: Callable[[Path], None] | None = None
+    prepare_control: Callable[[Path], None] | None = None
+    if extend is not None:
+        config = extended_config(config, extend)
+        if not is_trained(extend, read_config(extend)):
+            raise RunDirectoryError(f"{extend} is not finished: give the command that began it again first")
+
+        def say(sentence: str) -> None:
+            console.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True)
+
+        prepare = extension(extend, config, task, make_engine, say)
     if task.note:
         console.print(f"{config.env} {task.note}")
     on_backend = task.backend_note(jax.default_backend())
     if on_backend:
         console.print(f"[yellow]note:[/] {on_backend}")
     path = run_dir or config.default_run_dir()
-    train(config, task, path, command, console)
+    train(config, task, path, command, console, prepare=prepare)
     dense = control_of(config)
     dense_path = path.parent / dense.default_run_dir().name
+    if extend is not None and control and config.method != "dense":
+        old_dense = control_of(read_config(extend))
+        old_dense_path = extend.parent / old_dense.default_run_dir().name
+        if control := is_trained(old_dense_path, old_dense):
+            prepare_control = extension(old_dense_path, dense, task, make_engine, say)
+        else:
+            say(f"{extend} has no dense control beside it to extend, so there is none to compare with")
     if control and config.method != "dense":
-        control = train_control(dense, task, dense_path, control_command(config, command), console)
+        control = train_control(
+            dense, task, dense_path, control_command(config, command), console, prepare_control
+        )
     evaluate_timed(config, task, path, dense_path if control else None, console)
     summary = write_summary(path)
     console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
@@ -63,13 +93,20 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
     return path
 
 
-def train_control(dense: Config, task: Task, path: Path, command: str, console: Console) -> bool:
+def train_control(
+    dense: Config,
+    task: Task,
+    path: Path,
+    command: str,
+    console: Console,
+    prepare: Callable[[Path], None] | None = None,
+) -> bool:
     """Train and evaluate the dense control, unless it is there; wait for a process that trains it already.
 
     Returns whether there is one. What is wrong with it is said, and does not cost the run its own evaluation.
     """
     try:
-        train(dense, task, path, command, console, wait=True)
+        train(dense, task, path, command, console, wait=True, prepare=prepare)
         if not (path / "evaluation.json").exists():
             evaluate_timed(dense, task, path, None, console)
             write_summary(path)
@@ -94,7 +131,7 @@ def control_command(config: Config, command: str) -> str:
     while words:
         word = words.pop(0)
         name, _, value = word.partition("=")
-        if name in ("--run-dir", "--method", "--like"):
+        if name in ("--run-dir", "--method", "--like", "--extend"):
             if not value:
                 words.pop(0)
         elif widths and name in ("--hidden", "--critic-hidden"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,20 @@ CHUNK = 25
 
 
 def train(
-    config: Config, task: Task, run_dir: Path, command: str, console: Console, *, wait: bool = False
+    config: Config,
+    task: Task,
+    run_dir: Path,
+    command: str,
+    console: Console,
+    *,
+    wait: bool = False,
+    prepare: Callable[[Path], None] | None = None,
 ) -> None:
     """Train in ``run_dir``, continuing from its newest checkpoint, until the compact policies are written.
 
     ``config`` must be resolved. Raises ``RunDirectoryError`` before any training if the folder belongs to another
-    configuration or is in use; with ``wait`` it waits while another process uses it.
+    configuration or is in use; with ``wait`` it waits while another process uses it. ``prepare`` is called with the
+    locked folder before that.
     """
 
     def say_so(sentence: str) -> None:
@@ -58,6 +67,8 @@ def train(
     ) as run:
         for note in run.notes:
             console.print(f"[yellow]note:[/] {escape(note)}")
+        if prepare is not None:
+            prepare(run.path)
         if not is_trained(run.path, config):
             if config.truncates_every_episode(task):
                 console.print(

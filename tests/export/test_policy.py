@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 from prune_rl.export import files
 from prune_rl.export.activations import ACTIVATIONS
 from prune_rl.export.files import PolicyFileError
-from prune_rl.export.policy import Policy, load_policy, measure_latency, save_policy
+from prune_rl.export.latency import measure_latency
+from prune_rl.export.policy import Policy, load_policy, save_policy
 from prune_rl.learners import networks
 from prune_rl.spaces import Box, Discrete
 

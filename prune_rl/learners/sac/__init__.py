@@ -14,6 +14,7 @@ from prune_rl.learners.sac.state import VMAP_AXES as VMAP_AXES
 from prune_rl.learners.sac.state import State as State
 from prune_rl.learners.sac.state import act as act
 from prune_rl.learners.sac.state import acting as acting
+from prune_rl.learners.sac.state import extend as extend
 from prune_rl.learners.sac.state import init as init
 from prune_rl.learners.sac.state import shrink as shrink
 from prune_rl.learners.sac.state import squashes as squashes
