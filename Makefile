@@ -33,7 +33,7 @@ $(STAMP): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv experiment evaluate report examples bench test lint format types lock clean FORCE
+.PHONY: help venv experiment evaluate report examples bench soak test lint format types lock clean FORCE
 
 help: ## list targets and variables
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo; echo "targets"
@@ -73,6 +73,9 @@ examples: $(STAMP) ## pruning in other JAX projects: run every script of experim
 bench: $(STAMP) $(if $(SBX),$(SBX_STAMP)) $(if $(RLTOOLS),$(RLTOOLS_STAMP)) ## speed in ratios: SBX RLTOOLS ARGS="--only bare"
 	$(BIN)/python -m experiments.benchmarks $(if $(SBX),--sbx-python $(SBX_VENV)/bin/python) \
 	  $(if $(RLTOOLS),--rltools-python $(RLTOOLS_VENV)/bin/python) $(ARGS)
+
+soak: $(STAMP) ## kills, damages and options at random for an hour: ARGS="--minutes 10 --seed 1"
+	$(BIN)/python -m experiments.soak $(ARGS)
 
 test: $(STAMP) ## run the tests: ARGS="-k prox"
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)

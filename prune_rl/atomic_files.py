@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # Ending of the temporary files that `write_bytes` leaves behind if the process is killed; their names begin with a dot.
 TEMPORARY_SUFFIX = ".partial"
@@ -27,16 +28,43 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     Raises:
       OSError: the directory is missing or not writable, or the disk is full. The previous file is unchanged.
     """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A file to write to, which replaces the one at `path` when the block ends without an error; as `write_bytes`."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
     try:
-        _write_synced(temporary, data)
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
     _sync_directory(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the temporary files that killed processes left in `folder` and below; links are not followed.
+
+    Only while no other process writes there.
+    """
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if is_leftover(name):
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(parent, name))
+
+
+def is_leftover(name: str) -> bool:
+    """Whether a file's name is one that `write_bytes` gives a temporary file."""
+    return re.fullmatch(rf"\..+\.[0-9a-f]{{12}}{re.escape(TEMPORARY_SUFFIX)}", name, re.DOTALL) is not None
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -62,7 +90,7 @@ def write_together(contents: Mapping[Path, bytes]) -> None:
       OSError: the directory is missing or not writable, or the disk is full.
     """
     for path, data in contents.items():
-        _write_synced(pending(path), data, overwrite=True)
+        _write_synced(pending(path), data)
     for path in contents:
         os.replace(pending(path), path)
     for directory in {path.parent for path in contents}:
@@ -74,8 +102,8 @@ def pending(path: Path) -> Path:
     return path.with_name(path.name + ".new")
 
 
-def _write_synced(path: Path, data: bytes, *, overwrite: bool = False) -> None:
-    with path.open("wb" if overwrite else "xb") as file:
+def _write_synced(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import errno
 import functools
 import io
 import os
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -20,8 +25,10 @@ from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from prune_rl import compilation_cache
+from prune_rl.__main__ import INTERRUPTED
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
+from prune_rl.plain_text import let_output_fall_back
 from prune_rl.training.config import Config
 from prune_rl.training.presets import find_preset, load_preset
 
@@ -53,6 +60,9 @@ class Train(Config):
     like: Path | None = None
     """For method small: a run whose compact policy the actor shall be as wide as, beside a critic as wide as that
     run's."""
+    extend: Path | None = None
+    """A finished run with the same options but fewer --steps, or another evaluation: training goes on from its end, in
+    a folder of its own."""
     preset: Path | None = None
     """TOML file with defaults, instead of the one in experiments/presets."""
 
@@ -73,6 +83,10 @@ class Evaluate:
     """Also film the first episode of each compact policy: RUN/video.mp4, or RUN/video/seed_K.mp4 for several seeds."""
     video_path: Path | None = None
     """Film into this file instead, .mp4 or .gif (FILE/seed_K.gif without FILE's suffix, for several seeds)."""
+    trust: bool = False
+    """Import the Python module of an environment module:Name-v0 that the run names."""
+    env: str | None = None
+    """The environment that the run must name; a module in it is trusted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +107,10 @@ class Choose:
     tolerance: float | None = None
     """The smallest policy that loses at most this share of the dense control's return, or of the run's best return
     where there is no control."""
+    trust: bool = False
+    """Import the Python module of an environment module:Name-v0 that the run names."""
+    env: str | None = None
+    """The environment that the run must name; a module in it is trusted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +126,17 @@ class Report:
     none."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, by which a scheduler asks a process to end: handled as Ctrl-C is."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for input that cannot work (said in one sentence)."""
+    """Run the command line; returns the exit status.
+
+    That is 0, 2 for input that cannot work (said in one sentence), 130 after Ctrl-C and 143 after SIGTERM.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
+    let_output_fall_back()
     console = Console(highlight=False)
     parser = argparse.ArgumentParser(
         prog="prune-rl",
@@ -121,17 +147,48 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = {"train": _train, "evaluate": _evaluate, "choose": _choose, "report": _report}
     parser.add_argument("COMMAND", choices=commands, help=argparse.SUPPRESS)
-    command = parser.parse_args(arguments[:1]).COMMAND
     try:
-        return commands[command](arguments[1:], console)
+        with _sigterm_as_interrupt():
+            command = parser.parse_args(arguments[:1]).COMMAND
+            return commands[command](arguments[1:], console)
     except (ValueError, OSError) as error:
         if os.environ.get("PRUNE_RL_TRACEBACK"):
             raise
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}")
+        text = escape(_sentence(error))
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {text}")
         return USAGE_ERROR
-    except KeyboardInterrupt:
-        console.print("\ninterrupted; the same command continues from the last checkpoint")
-        return 130
+    except KeyboardInterrupt as error:
+        console.print(INTERRUPTED)
+        return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """SIGTERM raises ``Terminated`` inside; a second one ends the process at once."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _sentence(error: Exception) -> str:
+    """What is said of an error that ends a command."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        what = f" for {error.filename}" if error.filename else ""
+        return (
+            f"no space is left on the disk{what}: free some, then give the same command again, which continues from "
+            "the last checkpoint"
+        )
+    return str(error)
 
 
 def _train(arguments: list[str], console: Console) -> int:
@@ -142,26 +199,27 @@ def _train(arguments: list[str], console: Console) -> int:
     if note:
         console.print(f"[yellow]note:[/] {escape(note)}")
     command = shlex.join(["prune-rl", "train", *arguments])
-    experiment(config, options.run_dir, options.control, command, console)
+    experiment(config, options.run_dir, options.control, command, console, options.extend)
     return 0
 
 
 def _evaluate(arguments: list[str], console: Console) -> int:
     options = tyro.cli(Evaluate, prog="prune-rl evaluate", args=arguments)
-    from prune_rl.training.experiment import evaluate_run
+    from prune_rl.training.experiment import Trust, evaluate_run
 
     video = options.video_path or (options.run / "video.mp4" if options.video else None)
-    evaluate_run(options.run, options.episodes, options.seed, options.write, video, console)
+    trust = Trust(options.trust, options.env)
+    evaluate_run(options.run, options.episodes, options.seed, options.write, video, console, trust)
     return 0
 
 
 def _choose(arguments: list[str], console: Console) -> int:
     options = tyro.cli(Choose, prog="prune-rl choose", args=arguments)
-    from prune_rl.training.experiment import choose_run
+    from prune_rl.training.experiment import Trust, choose_run
     from prune_rl.training.frontier import Wish
 
     wish = Wish(options.tolerance, options.neurons, options.bytes, options.least_return)
-    choose_run(options.run, wish, console)
+    choose_run(options.run, wish, console, Trust(options.trust, options.env))
     return 0
 
 
@@ -232,6 +290,7 @@ def _parse(arguments: list[str], base: Config) -> Train:
                     "algo": Literal[tuple(LEARNERS)],
                     "method": Literal[tuple(METHODS)],
                     "learner": Annotated[learner, arg(name="")],
+                    "extends": tyro.conf.Suppress[tuple[int, ...]],
                 },
                 learner: {"total_timesteps": Annotated[int, arg(name="steps")]},
             }

@@ -8,9 +8,10 @@ import math
 
 @dataclasses.dataclass(frozen=True)
 class Discrete:
-    """Actions 0 … n − 1."""
+    """Actions start … start + n − 1. A learner counts them from 0, an exported policy from ``start``."""
 
     n: int
+    start: int = 0
 
     @property
     def bounded(self) -> bool:
@@ -25,11 +26,16 @@ class Discrete:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """Real-valued actions of any shape, with flattened bounds (which may be infinite)."""
+    """Actions of any shape, with flattened bounds (which may be infinite).
+
+    A learner's actions are float32; an exported policy's have ``dtype``, a name in NumPy, and are rounded where it is
+    one of integers. Bounds of integers are Python's, which are exact.
+    """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     shape: tuple[int, ...]
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if not len(self.low) == len(self.high) == self.size:
@@ -56,7 +62,12 @@ class Box:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """Flattened observation size and action space of an environment."""
+    """Flattened observation size, action space, and the observation's own shape, by default [observation_size]."""
 
     observation_size: int
     action: Discrete | Box
+    observation_shape: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.observation_shape is None:
+            object.__setattr__(self, "observation_shape", (self.observation_size,))

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -315,6 +317,7 @@ def test_a_command_line_that_does_not_parse(
         (["CartPole-v1", "--hidden", "0"], "hidden needs widths >= 1"),
         (["CartPole-v1", "--hidden"], "hidden is (), which leaves nothing to prune"),
         (["CartPole-v1", "--hidden", "64", "-1"], "hidden needs widths >= 1"),
+        (["CartPole-v1", "--hidden", "4096", "4096"], "takes 67235848 bytes, more than the 67108864 that a policy"),
         (["CartPole-v1", "--prune.every", "0"], "prune.every must be >= 1, got 0"),
         (["CartPole-v1", "--prune.min-width", "0"], "prune.min_width must be >= 1 without --skip, got 0"),
         (["CartPole-v1", "--prune.min-width", "17", "--hidden", "16"], "wider than the narrowest hidden layer (16)"),
@@ -352,6 +355,8 @@ def test_images_are_refused(image_env: Any, capsys: pytest.CaptureFixture[str]) 
         "seeds = 'many'",
         "[learner]\nhidden = 8",
         "[learner]\nprune.sparsity = 1.5",
+        "[learner]\ngamma = 1" + "0" * 400,
+        "seeds = " + "[" * 50_000,
     ],
 )
 def test_a_bad_preset_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -424,6 +429,76 @@ def test_what_may_surprise_is_said_before_training(
     assert lines[len(notes) :] == ["", "interrupted; the same command continues from the last checkpoint", ""]
     for line, note in zip(lines, notes, strict=False):
         assert line.startswith(note)
+
+
+INTERRUPTED = "interrupted; the same command continues from the last checkpoint"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("delay", [0.1, 0.4, 1.0])
+def test_a_signal_while_the_program_starts_is_one_line(number: int, status: int, delay: float) -> None:
+    """During its imports, and (the last delay, as a rule) while it makes the environment."""
+    code = (
+        "import os, sys, threading\n"
+        "import prune_rl.__main__ as program\n"
+        f"threading.Timer({delay}, os.kill, (os.getpid(), {int(number)})).start()\n"
+        "sys.exit(program.main())"
+    )
+    done = run_process("train", "LunarLander-v2", "--steps", "1000000", "--no-control", code=code)
+    assert done.returncode == status, done.stderr
+    assert done.stdout.endswith(f"\n{INTERRUPTED}\n")
+    assert "Traceback" not in done.stderr
+
+
+def test_sigterm_ends_training_as_ctrl_c_does(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "prune_rl", "train", "CartPole-v1", "--hidden", "8", "--num-envs", "2",
+         "--num-steps", "32", "--num-minibatches", "2", "--no-control"],
+        env=os.environ | {"PYTHONPATH": str(Path(prune_rl.__file__).parents[1]), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    while "steps to do" not in line:
+        line = process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=120)[0]
+    assert process.returncode == 143
+    assert rest.endswith(f"\n{INTERRUPTED}\n")
+    assert "Traceback" not in rest
+    (run,) = (tmp_path / "runs").iterdir()
+    assert not (run / ".lock-owner").exists()
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "CartPole-v1", "--help"], ["report", "mine"]])
+def test_an_output_without_unicode_gets_ascii(arguments: Any) -> None:
+    run_of("CartPole-v1")
+    assert main(["evaluate", "mine", "--episodes", "2", "--write"]) == 0
+    environment = os.environ | {
+        "PYTHONIOENCODING": "ascii",
+        "PYTHONPATH": str(Path(prune_rl.__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "prune_rl", *arguments], env=environment, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.isascii()
+    if arguments[0] == "report":
+        assert b"+-" in done.stdout  # of mean and standard deviation
+
+
+def test_a_full_disk_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "mine/checkpoints")
+
+    monkeypatch.setattr("prune_rl.training.experiment.train", full)
+    error = refused(capsys, "train", "CartPole-v1")
+    assert error == (
+        "error: no space is left on the disk for mine/checkpoints: free some, then give the same command again, which "
+        "continues from the last checkpoint\n"
+    )
 
 
 def make_run(folder: Any, config: Any) -> Any:
@@ -507,6 +582,39 @@ def test_evaluate_measures_and_leaves_the_run_as_it_was(
     assert main(["evaluate", "mine", "--episodes", "5", "--seed", "3", "--write"]) == 0
     evaluation = json.loads((run_with_policy / "evaluation.json").read_text())
     assert len(evaluation["seeds"][0]["policies"]["compact"]["returns"]) == 5
+
+
+def test_the_module_of_a_strangers_environment_is_not_imported_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "modules").mkdir()
+    (tmp_path / "modules" / "prune_rl_stranger.py").write_text(
+        "import pathlib, gymnasium\n"
+        "pathlib.Path('imported').touch()\n"
+        "spec = gymnasium.spec('CartPole-v1')\n"
+        "gymnasium.register('Stranger-v0', spec.entry_point, max_episode_steps=20)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    env = "prune_rl_stranger:Stranger-v0"
+    run = run_of("CartPole-v1")
+    for name in ("config.json", ".config-copy.json"):
+        config = json.loads((run / name).read_text()) | {"env": env, "backend": "gymnasium", "host_resets": 1}
+        (run / name).write_text(json.dumps(config))
+    for command in (["evaluate", "mine"], ["choose", "mine", "--neurons", "3"]):
+        error = refused(capsys, *command)
+        assert (
+            f"mine names the environment '{env}', for which the Python module 'prune_rl_stranger' would be"
+            in error
+        )
+        assert f"give --trust if you trust the run, or --env {env}" in error
+        error = refused(capsys, *command, "--env", "CartPole-v1")
+        assert f"mine was trained in '{env}', not in 'CartPole-v1'" in error
+    assert "nothing to report" not in refused(capsys, "report", "mine")
+    assert not Path("imported").exists()
+    for given in (["--trust"], ["--env", env]):
+        assert main(["evaluate", "mine", "--episodes", "2", *given]) == 0
+    assert Path("imported").exists()
+    del gymnasium.registry["Stranger-v0"]
 
 
 def test_evaluate_refuses_bad_numbers_and_unfinished_runs(

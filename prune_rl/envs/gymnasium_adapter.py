@@ -44,14 +44,14 @@ def check_action_space(space: spaces.Space[Any], env_id: str) -> Discrete | Box:
         UnsupportedEnvironment: the space is neither Discrete nor Box, or has no component.
     """
     if isinstance(space, spaces.Discrete):
-        return Discrete(int(space.n))
+        return Discrete(int(space.n), int(space.start))
     if not isinstance(space, spaces.Box):
         raise UnsupportedEnvironment(f"{env_id} has actions of type {type(space).__name__}; {SUPPORTED}")
     if math.prod(space.shape) == 0:
         raise UnsupportedEnvironment(f"{env_id} has empty actions (shape {space.shape}); {SUPPORTED}")
-    low = tuple(float(bound) for bound in space.low.ravel())
-    high = tuple(float(bound) for bound in space.high.ravel())
-    return Box(low, high, space.shape)
+    number = int if space.dtype.kind in "iu" else float
+    low, high = (tuple(number(bound) for bound in bounds.ravel()) for bounds in (space.low, space.high))
+    return Box(low, high, space.shape, space.dtype.name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Adapter:
         action = check_action_space(env.action_space, env_id)
         shape = env.observation_space.shape
         assert shape is not None  # a Box has one
-        return cls(Spec(size, action), shape, env.action_space)
+        return cls(Spec(size, action, shape), shape, env.action_space)
 
     def flatten(self, obs: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Observations [..., *observation_shape] of any dtype as a new array, float32[..., D]."""

@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from prune_rl.envs.gymnasium_adapter import Adapter, FlatEnv
 from prune_rl.envs.task import Task, resolve_task
-from prune_rl.spaces import Discrete
+from prune_rl.export.policy import Policy
+from prune_rl.spaces import Box, Discrete
 
 # Environments that the command steps together; the number does not change the result.
 EVALUATION_ENVS = 25
@@ -67,9 +68,11 @@ def evaluate_policy(
     depend on the rest of the batch: true for `prune_rl.export.Policy`, up to rounding for a jitted network.
 
     Args:
-        policy: observations float32[num_envs, D] to actions, int[num_envs] or float[num_envs, *shape]. Always called
-            with the same number of rows, so that a jitted one compiles once; rows of finished environments repeat
-            their last observation. The array is overwritten after the call.
+        policy: a `prune_rl.export.Policy`, whose actions are played exactly as it returns them, or any function from
+            observations float32[num_envs, D] to actions, int[num_envs] from 0 on or float[num_envs, *shape], which are
+            converted as those of a learner are. Always called with the same number of rows, so that a jitted one
+            compiles once; rows of finished environments repeat their last observation. The array is overwritten after
+            the call.
         env: an id that `prune_rl.envs.task.resolve_task` knows, or what it returned. Without a time limit and an end,
             this never returns.
         episodes: how many.
@@ -94,7 +97,7 @@ def evaluate_policies(
     task = resolve_task(env) if isinstance(env, str) else env
     envs = [FlatEnv(task.make_gymnasium(), task.adapter) for _ in range(min(num_envs, episodes))]
     try:
-        played = [_play(policy, envs, task.adapter, seeds) for policy in policies]
+        played = [_play(policy, envs, task.adapter, seeds, task.env_id) for policy in policies]
     finally:
         for each in envs:
             each.close()
@@ -105,7 +108,7 @@ def evaluate_policies(
 
 
 def _play(
-    policy: BatchPolicy, envs: Sequence[FlatEnv], adapter: Adapter, seeds: Sequence[int]
+    policy: BatchPolicy, envs: Sequence[FlatEnv], adapter: Adapter, seeds: Sequence[int], env_id: str
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Returns and lengths of the episodes that start from ``seeds``."""
     count, episodes = len(envs), len(seeds)
@@ -117,9 +120,9 @@ def _play(
     for index, episode in playing.items():
         obs[index], _ = envs[index].reset(seed=seeds[episode])
     while playing:
-        actions = _native_actions(adapter, policy(obs), count)
+        actions = native_actions(policy, obs, adapter, env_id)
         for index, episode in list(playing.items()):
-            obs[index], reward, terminated, truncated, _ = envs[index].step(actions[index])
+            obs[index], reward, terminated, truncated, _ = envs[index].step(_one(actions, index))
             returns[episode] += reward
             lengths[episode] += 1
             if terminated or truncated:
@@ -131,16 +134,53 @@ def _play(
     return returns, lengths
 
 
-def _native_actions(adapter: Adapter, actions: npt.ArrayLike, count: int) -> npt.NDArray[Any]:
-    """One action per environment, checked and converted to the environment's action space."""
-    array = np.asarray(actions)
-    action = adapter.spec.action
+def native_actions(
+    policy: BatchPolicy, obs: npt.NDArray[np.float32], adapter: Adapter, env_id: str
+) -> npt.NDArray[Any]:
+    """A policy's actions for observations [N, D], as the environment takes them.
+
+    A `prune_rl.export.Policy` that knows the environment's spaces gets observations of the environment's own shape, and
+    what it returns is played as it is: an action that the space does not contain is an error. Actions of any other
+    function are those of a learner, which the adapter clips, rounds and counts from the space's start.
+
+    Raises:
+        ValueError: actions of a wrong shape or type, out of range, or NaN.
+    """
+    count, action = len(obs), adapter.spec.action
+    exact = isinstance(policy, Policy) and (
+        policy.observation_shape is not None or policy.action == adapter.spec.action
+    )
+    if exact:
+        obs = obs.reshape(count, *adapter.observation_shape)
+    array = np.asarray(policy(obs))
     shape = (count,) if isinstance(action, Discrete) else (count, *action.shape)
     if array.shape != shape:
         raise ValueError(
-            f"for {count} observations of this environment a policy must return an array of shape {shape}, "
-            f"got {array.shape}"
+            f"for {'one observation' if count == 1 else f'{count} observations'} of {env_id}, as a batch, a policy "
+            f"must return an array of shape {shape}, got {array.shape}"
         )
-    return adapter.native_actions(
-        array if isinstance(action, Discrete) else array.reshape(count, action.size)
+    if not exact:
+        return adapter.native_actions(
+            array if isinstance(action, Discrete) else array.reshape(count, action.size)
+        )
+    if not _contained(array, action):
+        raise ValueError(
+            f"the policy's actions are not those of {env_id}: {array[0].tolist()} is none of {adapter.action_space}"
+        )
+    return array
+
+
+def _one(actions: npt.NDArray[Any], index: int) -> Any:
+    """A scalar for Discrete actions, else an array, also where its shape is ()."""
+    return actions[index] if actions.ndim == 1 and actions.dtype.kind in "iu" else actions[index, ...]
+
+
+def _contained(actions: npt.NDArray[Any], action: Discrete | Box) -> bool:
+    """Whether the action space contains each of them: as Gymnasium's ``contains``, for all of a batch at once."""
+    if isinstance(action, Discrete):
+        counted = actions - action.start
+        return actions.dtype.kind in "iu" and bool((counted >= 0).all() and (counted < action.n).all())
+    low, high = (
+        np.reshape(np.array(bound, action.dtype), action.shape) for bound in (action.low, action.high)
     )
+    return actions.dtype == action.dtype and bool((actions >= low).all() and (actions <= high).all())

@@ -21,9 +21,8 @@ import numpy.typing as npt
 from prune_rl.atomic_files import write_bytes
 from prune_rl.envs.gymnasium_adapter import Adapter, FlatEnv
 from prune_rl.envs.task import Task, resolve_task
-from prune_rl.evaluation.evaluate import episode_seed
+from prune_rl.evaluation.evaluate import episode_seed, native_actions
 from prune_rl.evaluation.video_encoder import FORMATS, INSTALL, Frame, VideoUnavailable, encoder, ffmpeg
-from prune_rl.spaces import Discrete
 
 MAX_STEPS = 10_000  # per episode: an environment without an end must not fill the disk
 DEFAULT_FPS = 30  # for environments without "render_fps"
@@ -175,17 +174,8 @@ class _Film:
             self.cut.append(not over)
 
     def _action(self, obs: npt.NDArray[np.float32]) -> Any:
-        """The policy's action, checked and converted to the environment's action space."""
-        action = self.adapter.spec.action
-        shape = (1,) if isinstance(action, Discrete) else (1, *action.shape)
-        array = np.asarray(self.policy(obs[None]))
-        if array.shape != shape:
-            raise ValueError(
-                f"for one observation of {self.env_id}, as a batch, a policy must return an array of shape {shape}, "
-                f"got {array.shape}"
-            )
-        flat = array if isinstance(action, Discrete) else array.reshape(1, action.size)
-        return self.adapter.native_actions(flat)[0]
+        """The policy's action, as the environment takes it."""
+        return native_actions(self.policy, obs[None], self.adapter, self.env_id)[0]
 
     def _drawn(self) -> Frame:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import reprlib
 import stat
 from collections.abc import Callable, Mapping
@@ -21,11 +22,13 @@ import safetensors.numpy
 from prune_rl.atomic_files import pending, write_together
 
 FORMAT = "prune_rl.policy"
-VERSION = 1
+VERSION = 2
+# Version 1 lacks the start of Discrete actions, the dtype of Box ones, the observation's shape, and the spread.
+READABLE_VERSIONS = (1, 2)
 TENSORS_FILE = "policy.safetensors"
 DESCRIPTION_FILE = "policy.json"
 MAX_DESCRIPTION_BYTES = 1 << 20
-MAX_TENSORS_BYTES = 1 << 30
+MAX_TENSORS_BYTES = 1 << 26
 MAX_HEADER_BYTES = 1 << 20
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -39,12 +42,13 @@ def write_pair(directory: Path, description: Mapping[str, Any], tensors: Mapping
     """Write `policy.safetensors` and `policy.json` into `directory`, replacing an earlier pair.
 
     Both files are written and flushed under temporary names, then the tensors are renamed, then the description. A
-    crash between the two renames leaves the new description under its temporary name, where `read_pair` finds it. At
-    every moment one complete pair, old or new, can be read. Not safe for concurrent writers.
+    crash between the two renames leaves the new description under its temporary name, where `read_pair` finds it, and
+    the next write completes that pair first. At every moment one complete pair, old or new, can be read, however many
+    writes in a row are cut short. Not safe for concurrent writers.
 
     Raises:
         ValueError: the description cannot be represented as JSON (NaN, other Python objects) or exceeds 1 MiB, or the
-            tensors exceed 1 GiB: such a pair could be written but not read again.
+            tensors exceed 64 MiB: such a pair could be written but not read again.
         OSError: the files cannot be written.
     """
     if sum(tensor.nbytes for tensor in tensors.values()) > MAX_TENSORS_BYTES:
@@ -63,7 +67,42 @@ def write_pair(directory: Path, description: Mapping[str, Any], tensors: Mapping
             "put less into its metadata"
         )
     directory.mkdir(parents=True, exist_ok=True)
+    _complete_pending(directory)
     write_together({directory / TENSORS_FILE: data, directory / DESCRIPTION_FILE: text})
+
+
+def _complete_pending(directory: Path) -> None:
+    """Make the last rename of a write that was cut short: the description under its temporary name is that of the
+    tensors, and may be the only one.
+    """
+    description = pending(directory / DESCRIPTION_FILE)
+    if not os.path.lexists(description):
+        return
+    try:
+        document = _parse(_read_bounded(description, MAX_DESCRIPTION_BYTES))
+        tensors = _read_bounded(directory / TENSORS_FILE, MAX_TENSORS_BYTES + 8 + MAX_HEADER_BYTES)
+        complete = document["sha256"] == _checksum(document) and document["tensors_sha256"] == _sha256(
+            tensors
+        )
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        RecursionError,
+    ):  # half a file, or another's tensors
+        return
+    if complete:
+        os.replace(description, directory / DESCRIPTION_FILE)
+
+
+def description_path(path: Path) -> Path:
+    """The `policy.json` that `path` stands for: itself, in that directory, or in its `policy/`."""
+    if path.suffix == ".json":
+        return path
+    candidates = [folder / DESCRIPTION_FILE for folder in (path, path / "policy")]
+    # What cannot be looked at does not exist here; reading it says why. (`Path.exists` raises.)
+    return next(filter(os.path.exists, candidates), candidates[0])
 
 
 def read_pair(
@@ -85,7 +124,7 @@ def read_pair(
     try:
         return _read_pair(path, expected_shapes)
     except PolicyFileError:
-        if not pending(path).exists():
+        if not os.path.exists(pending(path)):
             raise
         try:  # left by a `write_pair` that was interrupted before its last rename
             return _read_pair(pending(path), expected_shapes)
@@ -108,8 +147,10 @@ def _read_pair(
     if description.get("format") != FORMAT:
         _fail(path, f"its format is {_one_line(description.get('format'))}, not {FORMAT!r}")
     version = description.get("version")
-    if type(version) is not int or version != VERSION:
-        _fail(path, f"its format version is {_one_line(version)}, this program reads version {VERSION}")
+    if type(version) is not int or version not in READABLE_VERSIONS:
+        _fail(
+            path, f"its format version is {_one_line(version)}, this program reads versions 1 and {VERSION}"
+        )
     if description.get("sha256") != checksum:
         _fail(path, "its content does not match its own SHA-256 checksum: it was damaged or edited")
     try:

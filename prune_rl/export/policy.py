@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from prune_rl.export.actions import Spread, describe_spread, post_processing, spread_of
 from prune_rl.export.activations import ACTIVATIONS, Array
+from prune_rl.export.checks import checked_layers, checked_spread, finite_tensor
 from prune_rl.export.description import Description, layer_names
-from prune_rl.export.files import DESCRIPTION_FILE, PolicyFileError, read_pair, write_pair
+from prune_rl.export.files import PolicyFileError, description_path, read_pair, write_pair
+from prune_rl.export.sampling import sample
+from prune_rl.export.saturation import saturated_outputs
 from prune_rl.spaces import Box, Discrete
+
+if TYPE_CHECKING:
+    import jax
 
 Layer = tuple[Array, Array]
 
@@ -38,6 +45,9 @@ class Policy:
             False: it is the head's output, clipped to the bounds.
         metadata: JSON data; tuples become lists in the file.
         skip: float32[D, num_outputs] or None: a linear path from what the network sees to the head's outputs.
+        observation_shape: the shape of one observation of the environment, of D elements; None if it is not known.
+        spread: what `sample` needs for Box actions, or None.
+        temperature: of `sample`; positive. Greedy actions do not depend on it.
 
     Raises:
         ValueError: shapes that do not chain, NaN or infinity, std <= 0, low > high, an unknown activation.
@@ -52,26 +62,31 @@ class Policy:
     squash: bool = False
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     skip: Array | None = None
+    observation_shape: tuple[int, ...] | None = None
+    spread: Spread | None = None
+    temperature: float = 1.0
     _obs_shape: tuple[int] = dataclasses.field(init=False, repr=False)
     _clip: tuple[Array, Array] = dataclasses.field(init=False, repr=False)
-    _to_action: Callable[[Array], Any] = dataclasses.field(init=False, repr=False)
+    _zeros: Array = dataclasses.field(init=False, repr=False)
+    _blind: bool = dataclasses.field(init=False, repr=False)
+    to_action: Callable[[Array], Any] = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"unknown activation {self.activation!r}; known are {', '.join(ACTIVATIONS)}")
-        layers = _checked_layers(self.layers, self.action.num_outputs)
+        layers = checked_layers(self.layers, self.action.num_outputs)
         size = layers[0][0].shape[0]
         if (self.obs_mean is None) != (self.obs_std is None):
             raise ValueError("give obs_mean and obs_std together, or neither")
         set_field = functools.partial(object.__setattr__, self)
         for name in ("obs_mean", "obs_std"):
             if getattr(self, name) is not None:
-                array = _tensor(getattr(self, name), name)
+                array = finite_tensor(getattr(self, name), name)
                 if array.shape != (size,):
                     raise ValueError(f"{name} has shape {array.shape}, the observation {(size,)}")
                 set_field(name, array)
         if self.skip is not None:
-            kernel = _tensor(self.skip, "skip")
+            kernel = finite_tensor(self.skip, "skip")
             if kernel.shape != (size, self.action.num_outputs):
                 raise ValueError(f"skip has shape {kernel.shape}, not {(size, self.action.num_outputs)}")
             set_field("skip", kernel)
@@ -81,35 +96,93 @@ class Policy:
             clip = np.full(size, self.obs_clip, np.float32)
         if not (clip > 0.0).all():
             raise ValueError(f"obs_clip must be positive, got {self.obs_clip}")
+        shape = self.observation_shape
+        if shape is not None:
+            shape = tuple(int(length) for length in shape)
+            if math.prod(shape) != size:
+                raise ValueError(f"observation_shape is {shape}, but an observation has {size} elements")
+        if self.spread is not None:
+            set_field("spread", checked_spread(self.spread, self.action, layers[-1][0].shape[0], size))
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
+        set_field("observation_shape", shape)
         set_field("layers", layers)
         set_field("obs_clip", float(self.obs_clip))
         set_field("_obs_shape", (size,))
         set_field("_clip", (-clip, clip))  # arrays, since ufuncs take twice as long with Python numbers
-        set_field("_to_action", _post_processing(self.action, self.squash))
+        set_field("_zeros", np.zeros(self.action.num_outputs, np.float32))
+        # Where nothing of the observation reaches the outputs, they do not show a NaN in it.
+        set_field("_blind", self.skip is None and any(len(bias) == 0 for _, bias in layers))
+        set_field("to_action", post_processing(self.action, self.squash))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Policy, tuple(getattr(self, field.name) for field in dataclasses.fields(self) if field.init)
 
     def __call__(self, obs: ArrayLike) -> Any:
-        """Act.
+        """The best action, which the environment's action space contains.
 
         Args:
-            obs: one observation, [D] or any other shape of D elements, or a batch [..., D].
+            obs: one observation of `observation_shape` or [D], or a batch of them, [..., *observation_shape] or
+                [..., D]. Without an `observation_shape` any other shape of D elements is one observation, too.
+                Infinite components act like very large ones.
 
         Returns:
-            Discrete: np.int64, or int64[...] for a batch. Box: float32[*action.shape] or float32[..., *action.shape].
-            A batch gives bitwise the same results as its rows one at a time.
+            Discrete: np.int64 counted from `action.start`, or int64[...] for a batch. Box: an array
+            [*action.shape] or [..., *action.shape] of `action.dtype`. A batch gives bitwise the same results as its
+            rows one at a time.
 
         Raises:
-            ValueError: the observation does not have D elements.
+            ValueError: the observation does not have D elements, or a component is NaN.
         """
-        return self._to_action(self.outputs(obs))
+        return self.to_action(self.outputs(obs))
 
+    @np.errstate(all="ignore")
+    def sample(
+        self, obs: ArrayLike, rng: np.random.Generator | None = None, *, temperature: float | None = None
+    ) -> Any:
+        """A random action, distributed as in training: see `__call__` for arguments, results and errors.
+
+        Discrete: from softmax(outputs / temperature). Box: the outputs plus noise of standard deviation
+        temperature · `spread`, squashed or clipped as the best action is.
+
+        Args:
+            obs: one observation or a batch.
+            rng: for example `numpy.random.default_rng(0)`; by default a fresh, unpredictable one.
+            temperature: instead of the policy's own, 0 or more; 0 gives the best action.
+
+        Raises:
+            ValueError: for Box actions, if there is no `spread`; as `__call__`; a bad temperature.
+        """
+        x = np.asarray(obs, np.float32)
+        return sample(self, x if x.shape == self._obs_shape else self._reshaped(x), rng, temperature)
+
+    def as_jax(self) -> Callable[[jax.Array], jax.Array]:
+        """The same policy as a pure function of JAX, for `jax.jit`, `jax.vmap` and `jax.grad`; needs JAX.
+
+        It takes what `__call__` takes and gives the same actions up to rounding, with two differences: integers are
+        int32 unless JAX's 64-bit mode is on, and a NaN is not noticed, Box actions are NaN then, and Discrete ones the
+        first. Values that overflow float32 may be NaN as well.
+        """
+        from prune_rl.export.jax_policy import as_jax
+
+        return as_jax(self)
+
+    @np.errstate(all="ignore")
     def outputs(self, obs: ArrayLike) -> Array:
-        """The head's outputs before post-processing: float32[num_outputs], or float32[..., num_outputs]."""
+        """The head's outputs before post-processing, all finite: float32[num_outputs], or float32[..., num_outputs].
+
+        Where float32 overflows on the way, values are kept within its range.
+        """
         x = np.asarray(obs, np.float32)
         if x.shape != self._obs_shape:
             x = self._reshaped(x)
+        outputs = self._network(x)
+        # Zero times an infinity or a NaN is NaN; for one row a third of the time of `np.isfinite`.
+        finite = self._zeros.dot(outputs) == 0.0 if x.ndim == 1 else np.isfinite(outputs).all()
+        return outputs if finite and not self._blind else self._repaired(x, outputs)
+
+    def _network(self, x: Array) -> Array:
+        """Outputs for float32[D] or float32[..., D] in float32 alone."""
         if self.obs_mean is not None and self.obs_std is not None:
             x = x - self.obs_mean
             x /= self.obs_std
@@ -139,6 +212,28 @@ class Policy:
             outputs += inputs @ self.skip
         return outputs[..., 0, :]
 
+    def _repaired(self, x: Array, outputs: Array) -> Array:
+        """`outputs` without infinity and NaN; raises ``ValueError`` where that comes from a NaN in `x`."""
+        missing = np.isnan(x)
+        if missing.any():
+            component = int(np.argwhere(missing)[0][-1])
+            raise ValueError(
+                f"component {component} of the observation is NaN, on which this policy cannot act"
+            )
+        bad = ~np.isfinite(outputs).all(-1)
+        outputs = outputs.copy()
+        rows = x[bad].reshape(-1, x.shape[-1])
+        outputs[bad] = saturated_outputs(
+            rows, self.layers, self.activation, self.skip, self.normalisation
+        ).reshape(outputs[bad].shape)
+        return outputs
+
+    @property
+    def normalisation(self) -> tuple[Array, Array, float] | None:
+        """`obs_mean`, `obs_std` and `obs_clip`, or None."""
+        mean, std = self.obs_mean, self.obs_std
+        return None if mean is None or std is None else (mean, std, self.obs_clip)
+
     @property
     def observation_size(self) -> int:
         """D."""
@@ -167,8 +262,8 @@ class Policy:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, the observation statistics among them."""
-        return sum(tensor.nbytes for tensor in self.tensors().values())
+        """Bytes of all tensors that the best action depends on, the observation statistics among them."""
+        return sum(x.nbytes for name, x in self.tensors().items() if not name.startswith("log_std/"))
 
     def tensors(self) -> dict[str, Array]:
         """Every array under its name in the file: `layer_0/kernel`, ..., `head/bias`, `skip/kernel`, `obs_mean`, …"""
@@ -179,11 +274,15 @@ class Policy:
             named["skip/kernel"] = self.skip
         if self.obs_mean is not None and self.obs_std is not None:
             named |= {"obs_mean": self.obs_mean, "obs_std": self.obs_std}
+        if self.spread is not None:
+            named |= self.spread.tensors()
         return named
 
     def _reshaped(self, x: Array) -> Array:
-        size = self._obs_shape[0]
-        if x.ndim > 1 and x.shape[-1] == size:
+        size, shape = self._obs_shape[0], self.observation_shape
+        if shape is not None and x.ndim >= len(shape) and x.shape[x.ndim - len(shape) :] == shape:
+            return np.ascontiguousarray(x).reshape(*x.shape[: x.ndim - len(shape)], size)
+        if x.ndim and x.shape[-1] == size:
             return np.ascontiguousarray(x)
         if x.size == size:
             return x.reshape(size)
@@ -197,7 +296,7 @@ def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
 
     Raises:
         ValueError: the metadata is not JSON, or the policy is too large to be loaded again (1 MiB of description,
-            1 GiB of tensors).
+            64 MiB of tensors).
         OSError: the files cannot be written.
     """
     description = Description(
@@ -210,6 +309,9 @@ def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:
         squash=policy.squash,
         metadata=policy.metadata,
         skip=policy.skip is not None,
+        observation_shape=policy.observation_shape,
+        temperature=policy.temperature,
+        spread=describe_spread(policy.spread),
     )
     write_pair(Path(path), description.to_json(), policy.tensors())
 
@@ -218,13 +320,10 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
     """Load a policy from its directory, from a run directory that contains `policy/`, or from its `policy.json`.
 
     Raises:
-        PolicyFileError: the files are missing, damaged or malformed.
+        PolicyFileError: the files are missing, damaged or malformed, or cannot be read.
     """
-    path = Path(path)
-    folders = (path, path / "policy")
-    found = (folder / DESCRIPTION_FILE for folder in folders if (folder / DESCRIPTION_FILE).exists())
-    description_path = path if path.suffix == ".json" else next(found, path / DESCRIPTION_FILE)
-    document, tensors = read_pair(description_path, lambda document: Description.from_json(document).shapes())
+    found = description_path(Path(path))
+    document, tensors = read_pair(found, lambda document: Description.from_json(document).shapes())
     description = Description.from_json(document)
     names = layer_names(len(description.widths))
     try:
@@ -238,78 +337,9 @@ def load_policy(path: str | os.PathLike[str]) -> Policy:
             squash=description.squash,
             metadata=description.metadata,
             skip=tensors.get("skip/kernel"),
+            observation_shape=description.observation_shape,
+            spread=spread_of(description.spread, tensors),
+            temperature=description.temperature,
         )
     except ValueError as error:
-        raise PolicyFileError(f"cannot load the policy file {description_path}: {error}") from None
-
-
-def measure_latency(policy: Policy, *, repeats: int = 2000) -> float:
-    """Median time of one action at batch size 1, in seconds; includes about 0.05 µs for the clock.
-
-    Raises:
-        ValueError: `repeats` is not positive.
-    """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, got {repeats}")
-    obs = np.random.default_rng(0).standard_normal(policy.observation_size).astype(np.float32)
-    for _ in range(min(repeats, 100)):
-        policy(obs)
-    clock = time.perf_counter_ns
-    times = np.empty(repeats)
-    for i in range(repeats):
-        start = clock()
-        policy(obs)
-        times[i] = clock() - start
-    return float(np.median(times)) * 1e-9
-
-
-def _checked_layers(layers: tuple[Layer, ...], num_outputs: int) -> tuple[Layer, ...]:
-    if not layers:
-        raise ValueError("a policy needs at least one layer, the head")
-    checked = tuple((_tensor(x[0], f"kernel {i}"), _tensor(x[1], f"bias {i}")) for i, x in enumerate(layers))
-    width = checked[0][0].shape[0] if checked[0][0].ndim else 0
-    if width < 1:
-        raise ValueError("the first kernel must be [observation size, width] with a size of at least 1")
-    for i, (kernel, bias) in enumerate(checked):
-        if kernel.ndim != 2 or kernel.shape[0] != width or bias.shape != kernel.shape[1:]:
-            raise ValueError(
-                f"layer {i} does not chain: it has {width} inputs, a kernel {kernel.shape} and a bias {bias.shape}"
-            )
-        width = kernel.shape[1]
-    if width != num_outputs or width < 1:
-        raise ValueError(f"the head has {width} outputs where the action space needs {num_outputs}")
-    return checked
-
-
-def _tensor(value: ArrayLike, name: str) -> Array:
-    """A read-only float32 copy."""
-    with np.errstate(over="ignore"):
-        array = np.array(value, np.float32, order="C")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} holds NaN or infinity")
-    array.setflags(write=False)
-    return array
-
-
-def _post_processing(action: Discrete | Box, squash: bool) -> Callable[[Array], Any]:
-    if isinstance(action, Discrete):
-        if squash:
-            raise ValueError("squash is for Box actions only")
-        return lambda outputs: outputs.argmax(-1)
-    with np.errstate(over="ignore"):
-        low, high = np.array(action.low, np.float32), np.array(action.high, np.float32)
-    if not (low <= high).all() or (low == np.inf).any() or (high == -np.inf).any():
-        raise ValueError("each lower action bound must be at most its upper bound, and neither NaN")
-    if squash and not np.isfinite([low, high]).all():
-        raise ValueError("squash needs finite action bounds, and these are not")
-    with np.errstate(invalid="ignore"):  # inf - inf for unbounded actions, which are not squashed
-        centre, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
-    shape = action.shape
-
-    def to_action(outputs: Array) -> Array:
-        if squash:
-            outputs = centre + half * np.tanh(outputs)
-        bounded = np.minimum(np.maximum(outputs, low), high)
-        return bounded if len(shape) == 1 else bounded.reshape(outputs.shape[:-1] + shape)
-
-    return to_action
+        raise PolicyFileError(f"cannot load the policy file {found}: {error}") from None

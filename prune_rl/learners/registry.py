@@ -40,7 +40,9 @@ class Learner(Protocol):
 
     It may also have ``shrink(state, widths, config)``, which gathers the state into arrays of {group name: neurons};
     its ``State`` then holds a ``PruningState`` as ``pruning``. Without it, arrays keep their size. One whose ``Config``
-    can be ``acts_ahead`` has ``acting(state)``, the part of a state that ``act`` reads.
+    can be ``acts_ahead`` has ``acting(state)``, the part of a state that ``act`` reads. One whose actor puts out a
+    log standard deviation beside the mean may bound it by ``LOG_STD_RANGE``. One whose state depends on the length of
+    training has ``extend(state, config)``, the state at the end of a run as one of a longer run.
     """
 
     @property

@@ -73,6 +73,22 @@ def sample_normalized(
     return dataclasses.replace(batch, obs=obs, next_obs=next_obs)
 
 
+def enlarged(replay: Replay, capacity: int) -> Replay:
+    """The buffer with room for more transitions; what it holds stays. It must not have begun to replace old ones."""
+    more = capacity - capacity_of(replay)
+    if more <= 0:
+        return replay
+    experience = jax.tree.map(
+        lambda x: jnp.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)]), replay.experience
+    )
+    # The place after the last one was the first one.
+    index = jnp.where(replay.is_full, capacity_of(replay), replay.current_index).astype(
+        replay.current_index.dtype
+    )
+    full = jnp.zeros_like(replay.is_full)
+    return replay.replace(experience=experience, current_index=index, is_full=full)
+
+
 def capacity_of(replay: Replay) -> int:
     """Transitions that the buffer has room for."""
     capacity: int = replay.experience.reward.shape[-1]

@@ -36,6 +36,7 @@ from prune_rl.reporting.tables import (
 from prune_rl.runs.config_file import read_config, read_json
 from prune_rl.runs.evaluation_file import Entries, Policy, as_evaluated, own_policy, read_evaluation
 from prune_rl.runs.frontier import FRONTIER_FILE, read_frontier
+from prune_rl.runs.json_text import check_types
 from prune_rl.runs.logging import read_metrics
 
 COLUMNS = {"dense": "dense control", "masked": "masked", "compact": "compact"}
@@ -52,7 +53,15 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
     config = read_config(path)
     versions: dict[str, Any] = {}
     if (path / "versions.json").exists():
-        versions = read_json(path / "versions.json", "delete it, only the summary reads it")
+        remedy = "delete it, only the summary reads it"
+        versions = read_json(path / "versions.json", remedy)
+        try:
+            check_types(
+                versions, {"git": dict, "device": dict, "continued_with": list, "cpu": str}, null=True
+            )
+            check_types(versions.get("git") or {}, {"commit": str, "dirty": bool}, "git.", null=True)
+        except ValueError as error:
+            raise ValueError(f"{path / 'versions.json'} is damaged ({error}): {remedy}") from None
     evaluation = read_evaluation(path) if (path / "evaluation.json").exists() else {"seeds": []}
     seeds: Entries = evaluation["seeds"]
     config = as_evaluated(config, evaluation)
@@ -232,6 +241,8 @@ def _origin(config: Config, versions: Mapping[str, Any], seeds: Entries) -> str:
         "seeds": f"{first}" if count == 1 else f"{first} to {first + count - 1}",
         "steps per seed": number(learner.get("total_timesteps", float("nan")))
         + (f", in whole rollouts of {number(rollout)}" if rollout else ""),
+        "extends": " and ".join(f"a run of {number(steps)} steps" for steps in config.get("extends") or ())
+        + " (the learning rate started again)" * bool(config.get("extends")),
         "evaluation": f"in Gymnasium, episodes seeded from {config.get('evaluation_seed', '?')}, best action instead "
         f"of a sampled one, {'the policy that was chosen' if chosen else 'policy at the end of training'}"
         if seeds

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ import orbax.checkpoint as ocp
 
 from prune_rl.atomic_files import write_json
 from prune_rl.runs import serialization as leaf_layout
+from prune_rl.runs.json_text import read_object
 from prune_rl.runs.serialization import Layout
 
 FORMAT = 2
@@ -87,6 +91,7 @@ class Checkpoints:
         Raises:
           ValueError: `step` is not larger than the newest step.
           TypeError: a leaf is not an array, or `metadata` is not JSON data.
+          OSError: it cannot be written, for example because the disk is full. Earlier checkpoints are untouched.
         """
         steps = self.steps()
         if step < 0 or (steps and step <= steps[-1]):
@@ -105,14 +110,20 @@ class Checkpoints:
         stored = {name: array for name, array in arrays.items() if array.size} or {
             "empty": np.zeros(1, np.int8)
         }
-        with _quiet():
-            self._manager.save(
-                int(step),
-                args=ocp.args.Composite(
-                    leaves=ocp.args.StandardSave(stored), header=ocp.args.JsonSave(header)
-                ),
-                force=True,
-            )
+        try:
+            with _quiet():
+                self._manager.save(
+                    int(step),
+                    args=ocp.args.Composite(
+                        leaves=ocp.args.StandardSave(stored), header=ocp.args.JsonSave(header)
+                    ),
+                    force=True,
+                )
+        except (
+            Exception
+        ) as error:  # orbax passes on what it gets: OSError, ValueError, errors of its C++ part
+            _silence_late_writes()
+            raise _as_os_error(error, step, self._path) from error
         folder = self._folder(int(step))
         # If the process is killed before this line, the header's checksum still verifies the checkpoint.
         write_json(folder / FILE_SUMS, _digest_files(folder))
@@ -157,17 +168,20 @@ class Checkpoints:
     def _folder(self, step: int) -> Path:
         for folder in self._path.glob("step_*"):
             number = folder.name.removeprefix("step_")
-            if number.isdigit() and int(number) == step:
+            if number.isascii() and number.isdigit() and int(number) == step:
                 return folder
         raise _DamagedError("its folder is gone")
 
     def _check_files(self, step: int) -> None:
         folder = self._folder(step)
         try:
-            sums = dict(json.loads((folder / FILE_SUMS).read_bytes()))
-        except (FileNotFoundError, ValueError, TypeError):
+            sums = read_object(folder / FILE_SUMS)
+        except (FileNotFoundError, ValueError):
             return  # the header's checksum is checked instead
-        present = _digest_files(folder)
+        try:
+            present = _digest_files(folder)
+        except OSError as error:
+            raise _DamagedError(f"a file cannot be read: {error.strerror}") from None
         for name in sorted(sums):
             if present.get(name) != sums[name]:
                 raise _DamagedError(f"{name} is {'changed' if name in present else 'missing'}")
@@ -245,6 +259,43 @@ def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     text = lines[0] if len(lines[0]) <= 160 else lines[0][:160] + "…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _as_os_error(error: Exception, step: int, path: Path) -> OSError:
+    """One sentence instead of what orbax and tensorstore say when they cannot write."""
+    text = str(error)
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        if os.strerror(code) in text or getattr(error, "errno", None) == code:
+            return OSError(code, os.strerror(code), str(path))
+    reason = next(
+        (os.strerror(code) for code in errno.errorcode if os.strerror(code) in text), _reason(error)
+    )
+    return OSError(f"checkpoint {step} cannot be written to {path} ({reason}); earlier ones are untouched")
+
+
+def _silence_late_writes() -> None:
+    """Drops what tensorstore's threads print when files of a failed write end after orbax closed its event loop."""
+    global _silenced
+    if _silenced:
+        return
+    _silenced = True
+    print_error, print_unraisable = sys.excepthook, sys.unraisablehook
+
+    def is_late(error: object) -> bool:
+        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not is_late(error):
+            print_error(kind, error, trace)
+
+    def unraisablehook(unraisable: Any) -> None:
+        if not is_late(unraisable.exc_value):
+            print_unraisable(unraisable)
+
+    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
+
+
+_silenced = False
 
 
 @contextlib.contextmanager

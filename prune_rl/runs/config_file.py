@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from prune_rl.runs.json_text import check_types, items, read_object, whole_number
+
+# A second config.json, for the case that the first one is damaged.
+COPY_NAME = ".config-copy.json"
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -19,10 +23,15 @@ def read_config(run: Path) -> dict[str, Any]:
     """
     path = run / "config.json"
     if path.is_file():
-        remedy = "restore the file, or train again in another --run-dir"
+        remedy = (
+            f"restore the file from {COPY_NAME} beside it, or give the command that trained the run again, which does "
+            "so"
+        )
         config = read_json(path, remedy)
-        if not isinstance(config.get("learner") or {}, dict):
-            raise ValueError(f"{path} is damaged (learner must be an object): {remedy}")
+        try:
+            _check(config)
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
         return _in_todays_layout(config)
     if not run.exists():
         reason = "it does not exist"
@@ -42,9 +51,41 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
       ValueError: the file is damaged; the message ends in `remedy`.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        return read_object(path)
+    except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
+
+
+# Fields that the reports read, with their types in JSON.
+_NUMBER = (int, float)
+_FIELDS: dict[str, Any] = {
+    **dict.fromkeys(("env", "algo", "method", "command"), str),
+    **dict.fromkeys(("seed", "seeds", "episodes", "evaluation_seed", "steps"), int),
+}
+_LEARNER: dict[str, Any] = {
+    **dict.fromkeys(("num_envs", "num_steps", "total_timesteps"), int),
+    "hidden": list,
+}
+_PRUNE: dict[str, Any] = {
+    **dict.fromkeys(("sparsity", "begin", "end", "strength", "width_exponent"), _NUMBER),
+    **dict.fromkeys(("scope", "score"), str),
+    "min_width": int,
+}
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    check_types(config, _FIELDS)
+    check_types(config, {"learner": dict}, null=True)
+    learner = config.get("learner") or {}
+    check_types(learner, _LEARNER, "learner.")
+    check_types(learner, {"critic_hidden": list, "prune": dict}, "learner.", null=True)
+    prune = learner.get("prune") or {}
+    check_types(prune, _PRUNE, "learner.prune.")
+    rules = dict.fromkeys(("tolerance", "gate", "energy"), _NUMBER)
+    check_types(prune, rules, "learner.prune.", null=True)
+    for whole in (learner.get("hidden"), learner.get("critic_hidden"), config.get("extends")):
+        for value in items(whole or []):
+            whole_number(value)
 
 
 def _in_todays_layout(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import filelock
 
-from prune_rl.atomic_files import TEMPORARY_SUFFIX, write_bytes, write_json
+from prune_rl.atomic_files import remove_leftovers, write_bytes, write_json
+from prune_rl.runs.config_file import COPY_NAME
+from prune_rl.runs.json_text import entries, items, read_object
 from prune_rl.runs.versions import current_versions
 
 LOCK_NAME = ".lock"
@@ -56,11 +58,13 @@ class RunDirectory:
         *,
         defaults: Mapping[str, Any] | None = None,
         not_compared: Collection[str] = ("command",),
+        wait: Callable[[str], None] | None = None,
     ) -> RunDirectory:
         """Makes the folder for `config`, or continues the one that already belongs to it.
 
         A folder that does not exist yet is made, with config.json and versions.json, each complete from the
-        moment it has its name. An existing config.json is left as it is.
+        moment it has its name. An existing config.json is left as it is, unless it is damaged or gone: then its copy
+        takes its place, and a note says so. Temporary files of killed processes are removed.
 
         Args:
           path: the folder.
@@ -69,16 +73,18 @@ class RunDirectory:
             newer than it.
           not_compared: keys at the top of `config` that are stored, but may differ in an existing config.json, since
             they do not change what the run computes.
+          wait: where another process uses the folder, called once with a sentence that says so; then this waits until
+            the folder is free. Without it that is an error.
 
         Raises:
           RunDirectoryError: the folder belongs to another configuration, holds something else, is in use by
-            another process, cannot be made or written to, or `config` is not plain JSON data.
+            another process, cannot be made or written to, its lock is a link, or `config` is not plain JSON data.
         """
         path = Path(path)
         wanted = _json_types(config)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = _lock(path)
+            lock = _lock(path, wait)
         except (FileExistsError, NotADirectoryError):
             raise RunDirectoryError(
                 f"the run directory {path} cannot be made because a file has that name: "
@@ -89,14 +95,19 @@ class RunDirectory:
                 f"the run directory {path} cannot be written to ({error.strerror}): choose another --run-dir"
             ) from None
         try:
-            continued = _check_config(path, wanted, _json_types(defaults or {}), not_compared)
-            if not continued:
+            remove_leftovers(path)
+            found, notes = _stored_config(path)
+            if found is not None:
+                _compare(path, found, wanted, _json_types(defaults or {}), not_compared)
+            else:
                 write_json(path / "config.json", wanted)
-            notes = _record_versions(path / "versions.json")
+            if not (path / COPY_NAME).exists():
+                write_json(path / COPY_NAME, wanted if found is None else found)
+            notes += _record_versions(path / "versions.json")
         except BaseException:
             _unlock(path, lock)
             raise
-        return cls(path, wanted, continued, notes, lock)
+        return cls(path, wanted, found is not None, notes, lock)
 
     def close(self) -> None:
         """Lets other processes use the folder. Does nothing the second time."""
@@ -121,17 +132,24 @@ def _json_types(config: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _lock(path: Path) -> filelock.BaseFileLock:
+def _lock(path: Path, wait: Callable[[str], None] | None) -> filelock.BaseFileLock:
     """Takes the folder's lock, which the operating system frees with the process, however it ends."""
+    if (path / LOCK_NAME).is_symlink():  # in a stranger's folder it may name any file of the user
+        raise RunDirectoryError(
+            f"{path / LOCK_NAME} is a link, and a lock is not taken through one: delete it if you trust the folder"
+        )
     lock = filelock.FileLock(path / LOCK_NAME)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         owner = _owner(path / OWNER_NAME)
-        raise RunDirectoryError(
-            f"the run directory {path} is in use by another training process"
-            f"{f' ({owner})' if owner else ''}: wait for it to end, or choose another --run-dir"
-        ) from None
+        in_use = (
+            f"the run directory {path} is in use by another training process{f' ({owner})' if owner else ''}"
+        )
+        if wait is None:
+            raise RunDirectoryError(f"{in_use}: wait for it to end, or choose another --run-dir") from None
+        wait(in_use)
+        lock.acquire(poll_interval=0.5)
     write_bytes(path / OWNER_NAME, f"pid {os.getpid()}\n".encode())
     return lock
 
@@ -149,29 +167,50 @@ def _owner(path: Path) -> str:
         return ""
 
 
-def _check_config(
-    path: Path, wanted: dict[str, Any], defaults: dict[str, Any], not_compared: Collection[str]
-) -> bool:
-    """Whether `path` already holds this configuration; an error if it holds another one or something else."""
+def _stored_config(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The configuration that `path` belongs to, from its copy if need be, with a note then; None for a new folder."""
+    config, copy = path / "config.json", path / COPY_NAME
+    problem = "was gone"
     try:
-        found = dict(json.loads((path / "config.json").read_text()))
+        return read_object(config), []
     except FileNotFoundError:
-        # A process killed before its first config.json leaves only the lock and temporary files.
-        foreign = sorted(
-            entry.name
-            for entry in path.iterdir()
-            if entry.name not in (LOCK_NAME, OWNER_NAME) and not _is_leftover(entry.name)
-        )
-        if foreign:
-            raise RunDirectoryError(
-                f"{path} is not a run directory, it holds {foreign[0]!r} but no config.json: "
-                "choose another --run-dir"
-            ) from None
-        return False
-    except (ValueError, TypeError) as error:
+        if not copy.exists():
+            _refuse_foreign(path)
+            return None, []
+    except ValueError as error:
+        problem = f"was damaged ({error})"
+    try:
+        found = read_object(copy)
+    except (FileNotFoundError, ValueError) as error:
+        reason = "it has no copy" if isinstance(error, FileNotFoundError) else f"its copy too ({error})"
         raise RunDirectoryError(
-            f"{path / 'config.json'} is damaged ({error}): choose another --run-dir, or delete {path}"
+            f"{config} {problem.replace('was', 'is', 1)}, {reason}: checkpoints, log and policies beside it are "
+            "untouched; to train on, restore it from a backup (summary.md has the command); load_policy reads policy/ "
+            "without it; for a new run, choose another --run-dir"
         ) from None
+    write_json(config, found)
+    return found, [f"config.json {problem} and was restored from its copy"]
+
+
+def _refuse_foreign(path: Path) -> None:
+    """An error if a folder without config.json holds more than a process killed before it wrote that leaves."""
+    foreign = sorted(
+        entry.name for entry in path.iterdir() if entry.name not in (LOCK_NAME, OWNER_NAME, COPY_NAME)
+    )
+    if foreign:
+        raise RunDirectoryError(
+            f"{path} is not a run directory, it holds {foreign[0]!r} but no config.json: choose another --run-dir"
+        )
+
+
+def _compare(
+    path: Path,
+    found: dict[str, Any],
+    wanted: dict[str, Any],
+    defaults: dict[str, Any],
+    not_compared: Collection[str],
+) -> None:
+    """An error if `path` belongs to another configuration."""
     differences = _differences(
         {key: value for key, value in _completed(found, defaults).items() if key not in not_compared},
         {key: value for key, value in wanted.items() if key not in not_compared},
@@ -183,11 +222,6 @@ def _check_config(
             f"the run directory {path} belongs to another configuration ({shown}{more}): "
             "choose another --run-dir, or delete it"
         )
-    return True
-
-
-def _is_leftover(name: str) -> bool:
-    return name.startswith(".") and name.endswith(TEMPORARY_SUFFIX)
 
 
 def _completed(found: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -226,12 +260,20 @@ def _record_versions(path: Path) -> list[str]:
     """Writes versions.json at the start; later only adds what is new to its list "continued_with"."""
     now = _json_types(current_versions())
     try:
-        recorded = json.loads(path.read_text())
+        recorded = read_object(path)
         begun = {key: value for key, value in recorded.items() if key != "continued_with"}
-        later = list(recorded.get("continued_with", []))
-    except (FileNotFoundError, ValueError, AttributeError, TypeError):
+        later = [dict(entries(entry)) for entry in items(recorded.get("continued_with", []))]
+    except FileNotFoundError:
         write_json(path, now)
         return []
+    except ValueError as error:
+        aside = path.with_name(path.name + ".damaged")
+        os.replace(path, aside)
+        write_json(path, now)
+        return [
+            f"{path.name} was damaged ({error}) and was written anew: what the run began with is not known, what there "
+            f"was lies in {aside.name}"
+        ]
     last = later[-1] if later else begun
     changed = _differences(last, now)
     if not changed:

@@ -14,12 +14,12 @@ compared in pairs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prune_rl.runs.config_file import read_json
+from prune_rl.runs.json_text import check_types, entries, items, number, whole_number
 
 Policy = Mapping[str, Any]
 Entries = Sequence[Mapping[str, Any]]  # evaluation.json["seeds"]
@@ -36,11 +36,12 @@ def read_evaluation(run: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing, the run has not been evaluated: {remedy}")
     data = read_json(path, remedy)
     try:
-        for entry in data["seeds"]:
-            int(entry["seed"])
-            for policy in entry["policies"].values():
-                _check_policy(policy)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        for entry in items(data["seeds"]):
+            whole_number(entries(entry)["seed"])
+            for policy in entries(entry["policies"]).values():
+                _check_policy(entries(policy))
+        check_types(data, {"env_id": str, "episodes": int, "evaluation_seed": int})
+    except (KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): {remedy}") from None
     return data
 
@@ -58,9 +59,18 @@ def own_policy(entry: Mapping[str, Any]) -> Policy | None:
 
 
 def _check_policy(policy: Policy) -> None:
-    returns = [float(value) for value in policy["returns"]]
-    if not returns or not all(math.isfinite(value) for value in returns):
-        raise ValueError("returns must be finite numbers, at least one")
+    check_returns(policy["returns"])
     for key in ("neurons", "weights"):
-        int(policy[key]["kept"]), int(policy[key]["total"])
-    int(policy["macs"]), int(policy["bytes"]), float(policy["latency_us"]), list(policy["widths"])
+        for part in ("kept", "total"):
+            whole_number(entries(policy[key])[part])
+    whole_number(policy["macs"]), whole_number(policy["bytes"]), number(policy["latency_us"])
+    for width in items(policy["widths"]):
+        whole_number(width)
+
+
+def check_returns(returns: Any) -> None:
+    """Raises ``ValueError`` unless it is a list of at least one number."""
+    if not items(returns):
+        raise ValueError("returns must be finite numbers, at least one")
+    for value in returns:
+        number(value)

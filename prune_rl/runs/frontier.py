@@ -15,7 +15,6 @@ that what is reported of the chosen policy was not part of the choice.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,6 +23,9 @@ from typing import Any
 
 from prune_rl.export.policy import Policy, save_policy
 from prune_rl.runs.config_file import read_json
+from prune_rl.runs.evaluation_file import check_returns
+from prune_rl.runs.json_text import entries, items, whole_number
+from prune_rl.runs.step_names import named_steps, step_name
 
 FRONTIER_FILE = "frontier.json"
 Point = Mapping[str, Any]
@@ -41,8 +43,7 @@ class FrontierFolder:
 
     def steps(self) -> list[int]:
         """Steps at which policies were kept, in order."""
-        names = (folder.name.removeprefix("step_") for folder in self.path.glob("step_*"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return named_steps(self.path)
 
     def save(self, step: int, seed: int, policy: Policy) -> None:
         """Keep the policy of a seed after ``step``."""
@@ -63,7 +64,7 @@ class FrontierFolder:
                 shutil.rmtree(self._folder(later))
 
     def _folder(self, step: int) -> Path:
-        return self.path / f"step_{step:012d}"
+        return self.path / step_name(step)
 
 
 def read_frontier(run: Path) -> dict[str, Any]:
@@ -78,15 +79,18 @@ def read_frontier(run: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is missing: {remedy}")
     data = read_json(path, f"delete it and {remedy}")
     try:
-        for point in data["points"]:
+        for point in items(data["points"]):
             for key in ("seed", "step", "neurons", "weights", "bytes"):
-                int(point[key])
-            returns = [float(value) for value in point["returns"]]
-            if not returns or not all(map(math.isfinite, returns)):
-                raise ValueError("returns must be finite numbers, at least one")
-            list(point["widths"])
-        dict(data["dense"]), dict(data["chosen"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+                whole_number(entries(point)[key])
+            check_returns(point["returns"])
+            for width in items(point["widths"]):
+                whole_number(width)
+        for returns in entries(data["dense"]).values():
+            check_returns(returns)
+        for step in entries(data["chosen"]).values():
+            whole_number(step)
+        whole_number(data["episodes"])
+    except (KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}): delete it and {remedy}"
         ) from None

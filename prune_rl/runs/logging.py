@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -11,11 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from prune_rl.atomic_files import write_bytes
+from prune_rl.atomic_files import replacing
+from prune_rl.runs.json_text import entries, kind_of, number, parse_object, whole_number
+from prune_rl.runs.tensorboard import Events
 
 # TensorBoard gets one curve per seed up to this many seeds, and always the mean.
 SEEDS_IN_TENSORBOARD = 16
 _TO_JSON = {math.inf: "Infinity", -math.inf: "-Infinity"}
+# What the reports read of a record: lists over seeds, and mappings from a group of neurons to such lists.
+PER_SEED = ("return", "running_return", "episodes", "prune_progress")
+PER_GROUP = ("widths", "threshold", "removed_importance", "nan_scores")
 _FROM_JSON = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 
 
@@ -23,18 +29,20 @@ class MetricsLog:
     """Appends records to metrics.jsonl and to TensorBoard events in the folder tensorboard/ beside it.
 
     Opening an existing file removes an incomplete last line. A continued run calls `rewind` before its first
-    `write`, so that its lines equal those of an uninterrupted run.
+    `write`, so that its lines equal those of an uninterrupted run. Memory does not grow with the number of lines.
+
+    Attributes:
+      notes: sentences worth printing about lines that are missing or were left out.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._purge_step: int | None = None
-        self._events: Any = None
+        self.notes: list[str] = []
+        self._events = Events(self.path.parent / "tensorboard")
+        self._told = 0  # of the events' notes
+        self._lines = 0
         if self.path.exists():
-            content = self.path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if whole != content:
-                write_bytes(self.path, whole)
+            self._lines = _cut_incomplete_line(self.path)
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, record: Mapping[str, Any]) -> None:
@@ -48,61 +56,85 @@ class MetricsLog:
 
         Raises:
           TypeError: a value is none of these.
+          OSError: the disk is full. TensorBoard's events never raise; `take_notes` says what became of them.
         """
         plain = {"step": int(step)} | {
             key: _plain(value, key) for key, value in record.items() if key != "step"
         }
         self._file.write(json.dumps(plain, allow_nan=False, separators=(",", ":"), ensure_ascii=False) + "\n")
         self._file.flush()
-        for tag, value in _scalars(plain):
-            self._tensorboard().add_scalar(tag, value, step)
+        self._lines += 1
+        self._events.write(step, _scalars(plain))
 
-    def rewind(self, step: int) -> None:
+    def sync(self) -> int:
+        """Flushes metrics.jsonl to the disk, before a checkpoint; returns its number of lines, for `rewind`."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return self._lines
+
+    def rewind(self, step: int, lines: int | None = None) -> None:
         """Removes every line after `step` (all of them for -1), here and in TensorBoard.
+
+        Blank lines and those whose step does not lie after the one before, such as doubled ones, are removed too.
+        `lines`, from `sync`, is how many there should be: fewer are a note, and no error, since training does not
+        depend on its log.
 
         Raises:
           ValueError: a line other than the last one is damaged.
         """
-        kept = [json.dumps(record, separators=(",", ":"), ensure_ascii=False) + "\n"
-                for record in _read_lines(self.path) if record["step"] <= step]  # fmt: skip
+        blank = _Count()
+        doubled, kept, last = 0, 0, -1
+        with replacing(self.path) as file:
+            for line, record in _read_lines(self.path, blank):
+                if record["step"] > step:
+                    continue
+                if record["step"] <= last:
+                    doubled += 1
+                    continue
+                file.write(line)
+                kept, last = kept + 1, record["step"]
         self._file.close()
-        write_bytes(self.path, "".join(kept).encode())
         self._file = self.path.open("a", encoding="utf-8")
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-        self._purge_step = step + 1
+        self._lines = kept
+        for count, what in ((blank.value, "blank"), (doubled, "doubled")):
+            if count:
+                self.notes.append(
+                    f"{self.path.name} had {count} {what} line{'s' * (count > 1)}, now left out"
+                )
+        if lines is not None and kept < lines:
+            self.notes.append(
+                f"{self.path.name} lacks {lines - kept} of the {lines} lines that it had up to step {step}: its curves "
+                "have holes, the training does not depend on them"
+            )
+        self._events.close()
+        self._events, self._told = Events(self.path.parent / "tensorboard", purge_step=step + 1), 0
+
+    def take_notes(self) -> list[str]:
+        """The notes since the last call."""
+        taken = self.notes + self._events.notes[self._told :]
+        self.notes, self._told = [], len(self._events.notes)
+        return taken
 
     def close(self) -> None:
         """Flushes and closes both logs."""
         self._file.close()
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-
-    def _tensorboard(self) -> Any:
-        # Created at the first write, when purge_step, from which on older events are ignored, is known.
-        if self._events is None:
-            from tensorboardX import SummaryWriter
-
-            folder = self.path.parent / "tensorboard"
-            # Event files are named by the second; the number keeps two writers in one second apart.
-            number = len(list(folder.glob("events.*")))
-            self._events = SummaryWriter(
-                str(folder), purge_step=self._purge_step, flush_secs=10, filename_suffix=f".{number:03d}"
-            )
-            self._purge_step = None
-        return self._events
+        self._events.close()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl in order, null as NaN. An incomplete last line is skipped.
+    """The records of metrics.jsonl in order, null as NaN.
+
+    An incomplete last line, blank lines, and lines whose step does not lie after the one before are skipped.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: another line is damaged; the message names it.
     """
-    return [_restore(record) for record in _read_lines(Path(path))]
+    found: list[dict[str, Any]] = []
+    for _, record in _read_lines(Path(path)):
+        if not found or record["step"] > found[-1]["step"]:
+            found.append(_restore(record))
+    return found
 
 
 def _plain(value: Any, key: str) -> Any:
@@ -142,20 +174,73 @@ def _restore(value: Any) -> Any:
     return _FROM_JSON.get(value, value) if isinstance(value, str) else value
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        # What follows the last line break is empty, or the incomplete line of a killed process.
-        if number == len(lines):
-            return
-        try:
-            record = json.loads(line)
-            record["step"] = int(record["step"])
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"line {number} of {path} is damaged ({type(error).__name__}: {error}): delete that line"
-            ) from None
-        yield record
+@dataclasses.dataclass
+class _Count:
+    value: int = 0
+
+
+def _read_lines(path: Path, blank: _Count | None = None) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line with what it holds. An incomplete last one, of a killed process, is not among them."""
+    lists = _Lists()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            if not line.strip():
+                if blank is not None:
+                    blank.value += 1
+                continue
+            try:
+                record = parse_object(line)
+                record["step"] = whole_number(record.get("step"))
+                lists.check(record)
+            except ValueError as error:
+                raise ValueError(f"line {number} of {path} is damaged ({error}): delete that line") from None
+            yield line, record
+
+
+class _Lists:
+    """Checks that the records of a log have the lists over seeds that the reports read, all of one length."""
+
+    def __init__(self) -> None:
+        self._length: int | None = None
+
+    def check(self, record: Mapping[str, Any]) -> None:
+        """Raises ``ValueError`` for a value of another type or length."""
+        for name in PER_SEED:
+            if name in record:
+                self._check_list(name, record[name])
+        for name in PER_GROUP:
+            if name in record:
+                for group, values in entries(record[name]).items():
+                    self._check_list(f"{name}/{group}", values)
+
+    def _check_list(self, name: str, value: Any) -> None:
+        if not isinstance(value, list):  # of a run without seeds, as other programs may log
+            if name in PER_SEED and type(value) in (int, float):
+                return
+            raise ValueError(f"{name} is {kind_of(value)}, not a list over seeds")
+        for entry in value:
+            if entry is not None and not (isinstance(entry, str) and entry in _FROM_JSON):
+                number(entry)
+        self._length = len(value) if self._length is None else self._length
+        if len(value) != self._length:
+            raise ValueError(f"{name} has {len(value)} values, and the log {self._length} seeds")
+
+
+def _cut_incomplete_line(path: Path) -> int:
+    """Removes what follows the last line break, and returns the number of lines."""
+    lines, size = 0, 0
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                break
+            lines, size = lines + 1, size + len(line)
+        else:
+            return lines
+    with path.open("r+b") as file:
+        file.truncate(size)
+    return lines
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prune_rl.atomic_files import write_bytes
+from prune_rl.runs.step_names import named_steps, step_name
 
 
 class MaskHistory:
@@ -19,18 +21,21 @@ class MaskHistory:
 
     Each file holds bool[S, n] per group. Masks equal to the previous ones are not written again: the masks at a step
     are those of the newest file up to it.
+
+    Attributes:
+      notes: sentences worth printing about damaged files; training does not depend on them.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
+        self.notes: list[str] = []
         self._last: dict[str, np.ndarray[Any, Any]] | None = None
         self._looked_back = False
 
     def steps(self) -> list[int]:
         """Steps at which the masks changed, in order."""
-        names = (file.stem.removeprefix("step_") for file in self.path.glob("step_*.npz"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return named_steps(self.path, ".npz")
 
     def write(self, step: int, masks: Mapping[str, Any]) -> None:
         """Stores bool[S, n] per group, unless they are equal to the last ones.
@@ -63,16 +68,32 @@ class MaskHistory:
         if at is None:
             raise ValueError(f"{self.path} holds no masks up to step {step}")
         try:
-            with np.load(self._file(at), allow_pickle=False) as stored:
+            content = io.BytesIO(self._file(at).read_bytes())  # NumPy would not close a damaged file
+            with np.load(content, allow_pickle=False) as stored:
                 return {name.removeprefix("masks/"): stored[name] for name in stored.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except (
+            OSError,
+            ValueError,
+            EOFError,
+            KeyError,
+            NotImplementedError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise ValueError(f"{self._file(at)} is damaged ({error}): delete it") from None
 
     def rewind(self, step: int) -> None:
-        """Removes the masks stored after `step` (all of them for -1)."""
-        for later in self.steps():
-            if later > step:
-                self._file(later).unlink()
+        """Removes the masks stored after `step` (all of them for -1), and notes which others are damaged."""
+        for known in self.steps():
+            if known > step:
+                self._file(known).unlink()
+                continue
+            try:
+                self.read(known)
+            except ValueError as error:
+                self.notes.append(
+                    f"{error}; the masks from step {known} to the next change are lost, nothing else is"
+                )
         self._looked_back = False
 
     def _newest(self) -> dict[str, np.ndarray[Any, Any]] | None:
@@ -84,7 +105,7 @@ class MaskHistory:
             return None  # then the next masks are written even if they are equal
 
     def _file(self, step: int) -> Path:
-        return self.path / f"step_{step:012d}.npz"
+        return self.path / step_name(step, ".npz")
 
 
 def _equal(left: dict[str, np.ndarray[Any, Any]], right: dict[str, np.ndarray[Any, Any]]) -> bool:

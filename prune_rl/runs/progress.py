@@ -15,12 +15,13 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskProgressColumn, T
 from rich.progress import Progress as Display
 from rich.text import Text
 
+from prune_rl.plain_text import readable
+
 SEEDS_SHOWN = 8
 # Speed and time left are measured over the last 5 minutes, and without the first update, which compiles: a network that
 # has become faster by pruning counts with its present speed.
 SPEED_PERIOD = 300.0
 REDRAW_INTERVAL = 1 / 8  # s
-_ASCII = str.maketrans({"·": "x", "→": "->", "–": "-"})
 
 
 class SpeedColumn(ProgressColumn):
@@ -204,11 +205,7 @@ class Progress:
 
     def _readable(self, text: str) -> str:
         """`text` in characters that the console's encoding has."""
-        try:
-            text.encode(self._console.encoding or "ascii")
-        except (UnicodeError, LookupError):
-            text = text.translate(_ASCII).encode("ascii", "replace").decode("ascii")
-        return text
+        return readable(text, self._console.encoding)
 
     def _start_live(self) -> None:
         self._display.start()

@@ -53,6 +53,8 @@ class Config:
     """Episodes that the best candidates of each width are measured on, apart from those of the evaluation."""
     evaluation_seed: int = 1_000_000
     """Seed of the evaluation episodes, the same for every policy, so that returns can be compared in pairs."""
+    extends: tuple[int, ...] = ()
+    """Steps per seed at which shorter runs ended whose training this one continued, in order."""
     learner: LearnerConfig = cast(LearnerConfig, None)
     """Hyperparameters of the learner; by default those of ``algo``."""
 

@@ -4,54 +4,82 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 
 from prune_rl.atomic_files import write_json
 from prune_rl.envs.task import Task, resolve_task
 from prune_rl.evaluation.evaluate import EVALUATION_ENVS, evaluate_policy
 from prune_rl.evaluation.video import check_video, video_paths, write_video
-from prune_rl.export.policy import Policy, load_policy, measure_latency
+from prune_rl.export.latency import measure_latency
+from prune_rl.export.policy import Policy, load_policy
 from prune_rl.methods.registry import METHODS
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.directory import RunDirectoryError
 from prune_rl.runs.evaluation_file import read_evaluation
 from prune_rl.runs.frontier import FrontierFolder
 from prune_rl.training.config import Config
+from prune_rl.training.extension import extended_config, extension
 from prune_rl.training.frontier import Wish, choose_policies, measure_frontier
-from prune_rl.training.loop import TIMING, check_engine, train
+from prune_rl.training.loop import TIMING, check_engine, is_trained, make_engine, train
 from prune_rl.training.policy_export import policy_paths
 from prune_rl.training.run_config import read_config
 from prune_rl.training.timing import Timing
 
 
-def experiment(config: Config, run_dir: Path | None, control: bool, command: str, console: Console) -> Path:
+def experiment(
+    config: Config,
+    run_dir: Path | None,
+    control: bool,
+    command: str,
+    console: Console,
+    extend: Path | None = None,
+) -> Path:
     """Train, compact, evaluate and summarise; returns the run directory.
 
     With ``control`` the run is compared with a dense one of the same seeds and steps beside it, which is trained
-    too if it is not there yet. The environment is resolved once, here. Everything that can be refused is refused
-    before training starts.
+    too if it is not there yet. With ``extend``, a finished run, training goes on from its end. The environment is
+    resolved once, here. Everything that can be refused is refused before training starts.
     """
     task = resolve_task(config.env, config.backend)
     config = config.resolved(task)
     check_engine(config, task)
+    prepare: Callable[[Path], None] | None = None
+    prepare_control: Callable[[Path], None] | None = None
+    if extend is not None:
+        config = extended_config(config, extend)
+        if not is_trained(extend, read_config(extend)):
+            raise RunDirectoryError(f"{extend} is not finished: give the command that began it again first")
+
+        def say(sentence: str) -> None:
+            console.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True)
+
+        prepare = extension(extend, config, task, make_engine, say)
     if task.note:
         console.print(f"{config.env} {task.note}")
     on_backend = task.backend_note(jax.default_backend())
     if on_backend:
         console.print(f"[yellow]note:[/] {on_backend}")
     path = run_dir or config.default_run_dir()
-    train(config, task, path, command, console)
+    train(config, task, path, command, console, prepare=prepare)
     dense = control_of(config)
     dense_path = path.parent / dense.default_run_dir().name
+    if extend is not None and control and config.method != "dense":
+        old_dense = control_of(read_config(extend))
+        old_dense_path = extend.parent / old_dense.default_run_dir().name
+        if control := is_trained(old_dense_path, old_dense):
+            prepare_control = extension(old_dense_path, dense, task, make_engine, say)
+        else:
+            say(f"{extend} has no dense control beside it to extend, so there is none to compare with")
     if control and config.method != "dense":
-        train(dense, task, dense_path, control_command(config, command), console)
-        if not (dense_path / "evaluation.json").exists():
-            evaluate_timed(dense, task, dense_path, None, console)
-            write_summary(dense_path)
+        control = train_control(
+            dense, task, dense_path, control_command(config, command), console, prepare_control
+        )
     evaluate_timed(config, task, path, dense_path if control else None, console)
     summary = write_summary(path)
     console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
@@ -63,6 +91,32 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
     ):
         console.print(f"{what:8} {where}", markup=False, soft_wrap=True)
     return path
+
+
+def train_control(
+    dense: Config,
+    task: Task,
+    path: Path,
+    command: str,
+    console: Console,
+    prepare: Callable[[Path], None] | None = None,
+) -> bool:
+    """Train and evaluate the dense control, unless it is there; wait for a process that trains it already.
+
+    Returns whether there is one. What is wrong with it is said, and does not cost the run its own evaluation.
+    """
+    try:
+        train(dense, task, path, command, console, wait=True, prepare=prepare)
+        if not (path / "evaluation.json").exists():
+            evaluate_timed(dense, task, path, None, console)
+            write_summary(path)
+    except ValueError as error:
+        console.print(
+            f"[yellow]note:[/] there is no dense control to compare with: {escape(str(error))}",
+            soft_wrap=True,
+        )
+        return False
+    return True
 
 
 def control_of(config: Config) -> Config:
@@ -77,7 +131,7 @@ def control_command(config: Config, command: str) -> str:
     while words:
         word = words.pop(0)
         name, _, value = word.partition("=")
-        if name in ("--run-dir", "--method", "--like"):
+        if name in ("--run-dir", "--method", "--like", "--extend"):
             if not value:
                 words.pop(0)
         elif widths and name in ("--hidden", "--critic-hidden"):
@@ -181,13 +235,21 @@ def measure(policy: Policy, wide: Policy, config: Config, task: Task) -> dict[st
 
 
 def evaluate_run(
-    run: Path, episodes: int | None, seed: int | None, write: bool, video: Path | None, console: Console
+    run: Path,
+    episodes: int | None,
+    seed: int | None,
+    write: bool,
+    video: Path | None,
+    console: Console,
+    trust: Trust,
 ) -> dict[str, Any]:
     """Measure a run's policies again; raises ``RunDirectoryError`` if ``run`` is no run directory, or not finished.
 
+    It raises that, too, if the run names an environment whose module ``trust`` does not cover, and imports nothing.
     With ``video``, a file's name, they are filmed first: what cannot be filmed is then known before the long part.
     """
     recorded = read_config(run)
+    trust.check(run, recorded.env)
     task = resolve_task(recorded.env, recorded.backend)
     recorded = recorded.resolved(task)
     config = dataclasses.replace(
@@ -209,13 +271,39 @@ def evaluate_run(
     return result
 
 
-def choose_run(run: Path, wish: Wish, console: Console) -> None:
+def choose_run(run: Path, wish: Wish, console: Console, trust: Trust) -> None:
     """Make other policies of a run's frontier those in ``policy/``, evaluate them and write the summary anew.
 
-    Raises ``RunDirectoryError`` if ``run`` is no run directory, ``ValueError`` if the wish cannot be met.
+    Raises ``RunDirectoryError`` as ``evaluate_run``, ``ValueError`` if the wish cannot be met.
     """
-    choose_policies(read_config(run), run, wish, console)
-    evaluate_run(run, None, None, True, None, console)
+    config = read_config(run)
+    trust.check(run, config.env)
+    choose_policies(config, run, wish, console)
+    evaluate_run(run, None, None, True, None, console, trust)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trust:
+    """Whether the module that a run's environment comes from may be imported.
+
+    Attributes:
+        given: whatever module it is.
+        env: the environment that is expected, which may be imported if the run names the same.
+    """
+
+    given: bool = False
+    env: str | None = None
+
+    def check(self, run: Path, env: str) -> None:
+        """Raise ``RunDirectoryError`` if the run names another environment than expected, or a module without trust."""
+        if self.env is not None and self.env != env:
+            raise RunDirectoryError(f"{run} was trained in {env!r}, not in {self.env!r}")
+        module = env.rpartition(":")[0]
+        if module and not self.given and self.env is None:
+            raise RunDirectoryError(
+                f"{run} names the environment {env!r}, for which the Python module {module!r} would be imported and "
+                f"run: give --trust if you trust the run, or --env {env} if you know the environment"
+            )
 
 
 def film(config: Config, task: Task, run: Path, video: Path, console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.markup import escape
 from prune_rl.atomic_files import write_json
 from prune_rl.envs.task import Task
 from prune_rl.envs.vector import make_vector
+from prune_rl.export.files import MAX_TENSORS_BYTES
 from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners.registry import Metrics, State, learner_of
 from prune_rl.runs.checkpoints import Checkpoints
@@ -36,20 +38,37 @@ TIMING = "timing.json"
 CHUNK = 25
 
 
-def train(config: Config, task: Task, run_dir: Path, command: str, console: Console) -> None:
+def train(
+    config: Config,
+    task: Task,
+    run_dir: Path,
+    command: str,
+    console: Console,
+    *,
+    wait: bool = False,
+    prepare: Callable[[Path], None] | None = None,
+) -> None:
     """Train in ``run_dir``, continuing from its newest checkpoint, until the compact policies are written.
 
     ``config`` must be resolved. Raises ``RunDirectoryError`` before any training if the folder belongs to another
-    configuration or is in use.
+    configuration or is in use; with ``wait`` it waits while another process uses it. ``prepare`` is called with the
+    locked folder before that.
     """
+
+    def say_so(sentence: str) -> None:
+        console.print(f"[yellow]note:[/] {escape(sentence)}; waiting for it to end", soft_wrap=True)
+
     with RunDirectory.open(
         run_dir,
         {**config.to_json(), "command": command},
         defaults=config.defaults(task).to_json(),
         not_compared=("command", *NOT_PART_OF_THE_RESULT),
+        wait=say_so if wait else None,
     ) as run:
         for note in run.notes:
             console.print(f"[yellow]note:[/] {escape(note)}")
+        if prepare is not None:
+            prepare(run.path)
         if not is_trained(run.path, config):
             if config.truncates_every_episode(task):
                 console.print(
@@ -78,10 +97,20 @@ def is_trained(path: Path, config: Config) -> bool:
 
 
 def check_engine(config: Config, task: Task) -> None:
-    """Raise ``ValueError`` for what ``make_engine`` would refuse: a missing package, actions unfit for the learner."""
+    """Raise ``ValueError`` for what cannot be trained or saved.
+
+    That is what ``make_engine`` would refuse (a missing package, actions unfit for the learner) and an actor too large
+    for a policy file.
+    """
     task.check()
     learner = config.learner
-    jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, task.spec))
+    state = jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, task.spec))
+    size = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params["actor"]))
+    if size + 8 * task.spec.observation_size > MAX_TENSORS_BYTES:
+        raise ValueError(
+            f"an actor of hidden widths {learner.hidden} takes {size} bytes, more than the {MAX_TENSORS_BYTES} that a "
+            "policy file may have: choose smaller ones (--hidden)"
+        )
 
 
 def make_engine(config: Config, task: Task) -> Engine[Any]:
@@ -110,9 +139,12 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
         start -= restored.metadata["timing"]["total"]
         engine.timing.add(restored.metadata["timing"])
         console.print(f"continuing from the checkpoint at {done * config.learner.steps_per_update:,} steps")
-    log.rewind(done * config.learner.steps_per_update)
+    lines = None if restored is None else restored.metadata.get("log_lines")
+    log.rewind(done * config.learner.steps_per_update, lines)
     history.rewind(done * config.learner.steps_per_update)
     FrontierFolder(path).rewind(done * config.learner.steps_per_update)
+    for note in (*log.take_notes(), *history.notes):
+        console.print(f"[yellow]note:[/] {escape(note)}")
     total, every = config.learner.num_updates, config.checkpoint_every
     rows: list[Metrics] = []
     widths = {name: mask.shape[-1] for name, mask in engine.masks.items()}
@@ -146,6 +178,8 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
                 if done % config.log_every == 0 or done % every == 0 or done == total:
                     log.write(done * config.learner.steps_per_update, record(joined(rows), done, start))
                     rows.clear()
+                    for note in log.take_notes():
+                        progress.note(f"note: {note}")
             steps = done * config.learner.steps_per_update
             last = jax.tree.map(lambda x: x[-1], metrics)
             if done % check == 0 and done < total:
@@ -162,7 +196,11 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
             if done % every == 0 or done == total:
                 engine.timing.total = time.monotonic() - start
                 with engine.timing.measured("checkpoints"):
-                    metadata = {"widths": engine.widths, "timing": engine.timing.to_json()}
+                    metadata = {
+                        "widths": engine.widths,
+                        "timing": engine.timing.to_json(),
+                        "log_lines": log.sync(),  # before the checkpoint, which must not know more than the log
+                    }
                     checkpoints.save(done, engine.tree, metadata)
         engine.timing.total = time.monotonic() - start
 

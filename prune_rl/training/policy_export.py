@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from prune_rl.dependency.compaction import compact, expand
+from prune_rl.export.actions import Spread
 from prune_rl.export.empty_layers import fold_empty_layers
 from prune_rl.export.policy import Policy
 from prune_rl.learners.networks import num_hidden
@@ -80,14 +81,19 @@ def _policy(
     learner = config.learner
     layers = [actor[f"layer_{i}"] for i in range(num_hidden(actor))] + [actor["head"]]
     tensors = [(np.asarray(layer["kernel"]), np.asarray(layer["bias"])) for layer in layers]
-    # The mean comes first, or alone; what a head puts out beyond it is the spread, which acting greedily ignores.
-    kernel, bias = tensors[-1]
-    tensors[-1] = (kernel[:, : spec.action.num_outputs], bias[: spec.action.num_outputs])
-    skip = np.asarray(actor["skip"]["kernel"])[:, : spec.action.num_outputs] if "skip" in actor else None
+    skip = np.asarray(actor["skip"]["kernel"]) if "skip" in actor else None
     layers_left, skip = fold_empty_layers(tensors, skip, learner.activation)
+    # The mean comes first, or alone; what a head puts out beyond it is the spread, which acting greedily ignores.
+    (*hidden, (kernel, bias)), size = layers_left, spec.action.num_outputs
+    spread = None
+    if "log_std" in actor:
+        spread = Spread(np.asarray(actor["log_std"]))
+    elif len(bias) > size:
+        low, high = getattr(learner_of(learner), "LOG_STD_RANGE", (-np.inf, np.inf))
+        spread = Spread(bias[size:], kernel[:, size:], None if skip is None else skip[:, size:], low, high)
     stats = state.obs_stats if learner.normalize_obs else None
     return Policy(
-        layers=layers_left,
+        layers=(*hidden, (kernel[:, :size], bias[:size])),
         activation=learner.activation,
         action=spec.action,
         obs_mean=None if stats is None else np.asarray(stats.mean),
@@ -101,5 +107,7 @@ def _policy(
             "seed": seed,
             "steps": config.steps if step is None else step,
         },
-        skip=skip,
+        skip=None if skip is None else skip[:, :size],
+        observation_shape=spec.observation_shape,
+        spread=spread,
     )

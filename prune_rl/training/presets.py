@@ -29,5 +29,7 @@ def load_preset(path: Path, config: Config) -> Config:
         return merged(config, tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise ValueError(f"there is no preset {str(path)!r}") from None
+    except RecursionError:
+        raise ValueError(f"preset {path.name}: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"preset {path.name}: {error}") from error

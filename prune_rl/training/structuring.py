@@ -107,7 +107,10 @@ def _exactly(kind: type, wanted: str) -> Hook:
 def _number(value: Any, _: Any) -> float:
     if type(value) not in (int, float):
         raise ValueError(f"must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError("is too large for a floating-point number") from None
 
 
 def _choice(value: Any, hint: Any) -> Any:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from prune_rl.runs.json_text import number, read_object
 
 # The three parts of making a program; loading one from the persistent cache counts as compiling it.
 _EVENTS = {
@@ -90,9 +91,12 @@ class Timing:
     def read(cls, path: Path) -> Timing:
         """From a file that holds ``to_json``; all 0 where there is none, or it cannot be read."""
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{field.name: data[field.name] for field in dataclasses.fields(cls)})
-        except (OSError, ValueError, TypeError, KeyError):
+            data = read_object(path)
+            values: dict[str, Any] = {
+                field.name: number(data[field.name]) for field in dataclasses.fields(cls)
+            }
+            return cls(**values)
+        except (OSError, ValueError, KeyError):
             return cls()
 
     def compilation(self) -> str:

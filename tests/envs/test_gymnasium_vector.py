@@ -193,7 +193,7 @@ def test_different_seed_and_index_never_share_a_stream(ids: Any) -> None:
 
 def test_box_actions_are_clipped_and_reshaped(ids: Any) -> None:
     env = HostEnv(resolve_task(ids["echo"]), 2)
-    assert env.spec == Spec(4, Box((-1.0, -2.0, -np.inf, 0.0), (1.0, 2.0, np.inf, 0.5), (2, 2)))
+    assert env.spec == Spec(4, Box((-1.0, -2.0, -np.inf, 0.0), (1.0, 2.0, np.inf, 0.5), (2, 2)), (2, 2))
     env.reset(0)
     obs, *_ = env.step(np.array([[-5, -5, -5, -5], [0.5, 5, 5e3, 0.25]], np.float64))
     np.testing.assert_array_equal(obs, np.array([[-1, -2, -5, 0], [0.5, 2, 5e3, 0.25]], np.float32))
@@ -276,7 +276,7 @@ def test_supported_spaces() -> None:
     ram = Adapter.of(Shell(spaces.Box(0, 255, (128,), np.uint8), spaces.Discrete(3)), "Ram-v0")
     assert ram.spec == Spec(128, Discrete(3))
     grid = Adapter.of(Shell(spaces.Box(-1, 1, (2, 3, 4)), spaces.Box(-1, 1, ())), "Grid-v0")
-    assert grid.spec == Spec(24, Box((-1.0,), (1.0,), ()))
+    assert grid.spec == Spec(24, Box((-1.0,), (1.0,), ()), (2, 3, 4))
     obs = np.arange(48, dtype=np.float64).reshape(2, 2, 3, 4)
     np.testing.assert_array_equal(grid.flatten(obs), obs.reshape(2, 24))
     np.testing.assert_array_equal(grid.flatten(obs[0]), obs[0].reshape(24))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import hashlib
 import itertools
 import json
@@ -26,7 +27,8 @@ from hypothesis import strategies as st
 from prune_rl.export import files
 from prune_rl.export.activations import ACTIVATIONS
 from prune_rl.export.files import PolicyFileError
-from prune_rl.export.policy import Policy, load_policy, measure_latency, save_policy
+from prune_rl.export.latency import measure_latency
+from prune_rl.export.policy import Policy, load_policy, save_policy
 from prune_rl.learners import networks
 from prune_rl.spaces import Box, Discrete
 
@@ -290,13 +292,14 @@ def test_round_trip(tmp_path: Path, policy: Policy) -> None:
 def test_the_description_says_what_the_policy_is(tmp_path: Path) -> None:
     save_policy(tmp_path, make(action=BOX, metadata={"seed": 3, "hidden": (256, 256), 10: "a", 9: "b"}))
     document = json.loads((tmp_path / "policy.json").read_text())
-    assert (document["format"], document["version"]) == ("prune_rl.policy", 1)
+    assert (document["format"], document["version"]) == ("prune_rl.policy", 2)
     assert (document["observation_size"], document["widths"], document["activation"]) == (8, [17, 17], "tanh")
     assert document["action"] == {
         "type": "box",
         "shape": [2, 2],
         "low": [-1.0, -2.0, 0.0, -1.0],
         "high": [1.0, 2.0, 0.5, None],
+        "dtype": "float32",
     }
     sha256 = hashlib.sha256((tmp_path / "policy.safetensors").read_bytes()).hexdigest()
     assert document["tensors_sha256"] == sha256
@@ -359,6 +362,36 @@ def test_a_save_cut_short_leaves_the_old_policy_or_the_new(
     assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("first", range(5))
+@pytest.mark.parametrize("second", range(5))
+def test_two_saves_in_a_row_cut_short_leave_one_complete_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: int, second: int
+) -> None:
+    """Each dies before its n-th write to the disk or rename; a third save and its reader find all in order."""
+    versions = [make(metadata={"which": which}) for which in ("old", "new", "newest")]
+    save_policy(tmp_path, versions[0])
+    fsync, replace = os.fsync, os.replace
+    for number, dies_at in ((1, first), (2, second)):
+        done = 0
+
+        def or_die(function: Any, *arguments: Any, dies_at: int = dies_at) -> None:
+            nonlocal done
+            if done == dies_at:
+                raise Killed
+            done += 1
+            function(*arguments)
+
+        with monkeypatch.context() as patch, contextlib.suppress(Killed):
+            patch.setattr(os, "fsync", functools.partial(or_die, fsync))
+            patch.setattr(os, "replace", functools.partial(or_die, replace))
+            save_policy(tmp_path, versions[number])
+        found = load_policy(tmp_path).metadata["which"]
+        assert found in [policy.metadata["which"] for policy in versions[: number + 1]]
+    save_policy(tmp_path, versions[2])
+    assert_equal(load_policy(tmp_path), versions[2])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_save_cut_short_while_writing_leaves_the_old_policy(tmp_path: Path) -> None:
     save_policy(tmp_path, make())
     (tmp_path / "policy.safetensors.new").write_bytes(b"half")
@@ -411,7 +444,7 @@ def hostile_fields() -> list[Any]:
     return [
         case("other", "format"),
         case(None, "format"),
-        case(2, "version", match="version is 2"),
+        case(3, "version", match="version is 3"),
         case("1", "version"),
         case(True, "version"),
         case("sin", "activation", match="unknown activation 'sin'"),
@@ -426,7 +459,7 @@ def hostile_fields() -> list[Any]:
         ),
         case([17], "widths", match="missing or unexpected"),
         case([17, 18], "widths", match="shape"),
-        case([1 << 28, 1 << 28], "widths", match="more than the"),
+        case([1 << 24, 1 << 24], "widths", match="more than the"),
         case(1, "normalised"),
         case(False, "normalised", match="missing or unexpected"),
         *(case(v, "obs_clip") for v in clips),
@@ -461,7 +494,7 @@ def test_hostile_descriptions(tmp_path: Path, change: Any, message: str) -> None
         (setter("action", "high", value=[1.0]), "4 lower and 1 upper bounds"),
         (setter("action", "high", value={}), "'high'"),
         (setter("action", "shape", value=[2, 0, 2]), "'shape'"),
-        (setter("action", "shape", value=[1 << 28] * 64), "'shape' asks otherwise"),
+        (setter("action", "shape", value=[1 << 24] * 64), "'shape' asks otherwise"),
         (setter("action", "shape", value=[4.0]), "'shape'"),
     ],
 )
@@ -573,6 +606,29 @@ def test_missing_files_and_things_that_are_no_files(tmp_path: Path) -> None:
         load_policy("a\0b.json")
     with pytest.raises(PolicyFileError):
         load_policy("a\0b")
+    for name in ("x" * 300, "x" * 300 + ".json", "y" * 5000):
+        with pytest.raises(PolicyFileError, match="File name too long"):
+            load_policy(tmp_path / name)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read everything")
+def test_a_folder_that_may_not_be_read(tmp_path: Path) -> None:
+    save_policy(tmp_path / "policy", make())
+    (tmp_path / "policy").chmod(0)
+    try:
+        refused(tmp_path, "Permission denied")
+        refused(tmp_path / "policy", "Permission denied")
+    finally:
+        (tmp_path / "policy").chmod(0o700)
+
+
+def test_a_description_cannot_ask_for_more_than_policies_are(tmp_path: Path) -> None:
+    """A sparse file of 1 GiB that fits its description took 40 s and 3.6 GB."""
+    save_policy(tmp_path, make())
+    rewrite(tmp_path, setter("widths", value=[1 << 14, 1 << 14]))
+    with (tmp_path / "policy.safetensors").open("r+b") as file:
+        file.truncate(1 << 30)
+    refused(tmp_path, f"more than the {1 << 26} allowed")
 
 
 def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:

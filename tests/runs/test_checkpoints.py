@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +15,7 @@ import pytest
 
 from prune_rl.learners import replay_buffer as replay
 from prune_rl.learners import sac
-from prune_rl.runs.checkpoints import CheckpointMismatchError, Checkpoints
+from prune_rl.runs.checkpoints import CheckpointMismatchError, Checkpoints, _as_os_error
 from tests.learners.random_rollouts import CONTINUOUS, SMALL_SAC, random_rollout
 from tests.runs.train_states import State, assert_identical, make_state, raw
 
@@ -133,3 +137,46 @@ def test_another_template_is_an_error_and_no_damage(tmp_path: Path) -> None:
         checkpoints.restore(make_state(1, width=8))
     assert checkpoints.steps() == [1]
     assert checkpoints.notes == []
+
+
+FILL = """
+import resource, sys
+from prune_rl.runs.checkpoints import Checkpoints
+from tests.runs.train_states import make_state
+checkpoints = Checkpoints(sys.argv[1])
+checkpoints.save(1, make_state(1))
+limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+try:
+    checkpoints.save(2, make_state(2))
+except OSError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+found = Checkpoints(sys.argv[1]).restore(make_state(0))
+print(found.step)
+"""
+
+
+def test_a_file_system_that_fails_is_one_sentence(tmp_path: Path) -> None:
+    """Files may not grow beyond 64 bytes, which fails like a full disk does; the checkpoint before stays usable."""
+    done = subprocess.run(
+        [sys.executable, "-c", FILL, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout == (
+        f"checkpoint 2 cannot be written to {tmp_path} (File too large); earlier ones are untouched\n1\n"
+    )
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_recognised_in_what_tensorstore_says(tmp_path: Path, code: int) -> None:
+    said = (
+        f'RESOURCE_EXHAUSTED: Failed writing: "d/e1": Failed to write 9 bytes to file 9: {os.strerror(code)}'
+    )
+    error = _as_os_error(ValueError(said), 3, tmp_path)
+    assert (error.errno, error.filename) == (code, str(tmp_path))

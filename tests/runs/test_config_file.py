@@ -58,7 +58,9 @@ def test_what_is_no_run_directory(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"^{path} is not a run directory of prune-rl: {reason}$"):
             read_config(path)
     (run / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is damaged \(.*\): restore the file, or train again"):
+    with pytest.raises(
+        ValueError, match=r"config.json is damaged \(.*\): restore the file from .config-copy.json"
+    ):
         read_config(run)
-    with pytest.raises(ValueError, match=r"config.json is damaged \(learner must be an object\): restore"):
+    with pytest.raises(ValueError, match=r"config.json is damaged \(learner is a list\): restore"):
         read_config(write(run, {"learner": [1]}))

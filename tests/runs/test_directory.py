@@ -4,9 +4,11 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -146,14 +148,24 @@ def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path: Path) 
 def test_a_damaged_configuration_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(
-        RunDirectoryError, match=r"config.json is damaged .*choose another --run-dir, or delete"
+        RunDirectoryError,
+        match=r"config.json is damaged .*, it has no copy: checkpoints, log and policies beside it",
     ):
         RunDirectory.open(tmp_path, CONFIG)
 
 
 def test_what_a_killed_start_leaves_is_no_obstacle(tmp_path: Path) -> None:
     (tmp_path / ".lock").write_text("pid 1\n")
-    (tmp_path / ".config.json.abc.partial").write_text('{"env')
+    leftovers = [".config.json.0123456789ab.partial", "masks/.step_000000000001.npz.ba9876543210.partial"]
+    (tmp_path / "masks").mkdir()
+    for name in leftovers:
+        (tmp_path / name).write_text('{"env')
+    (tmp_path / "masks" / ".mine.partial").write_text("not ours")
+    with pytest.raises(RunDirectoryError, match="it holds 'masks' but no config"):
+        RunDirectory.open(tmp_path, CONFIG)
+    assert not any((tmp_path / name).exists() for name in leftovers)
+    assert (tmp_path / "masks" / ".mine.partial").read_text() == "not ours"
+    shutil.rmtree(tmp_path / "masks")
     with RunDirectory.open(tmp_path, CONFIG) as run:
         assert not run.continued
 
@@ -184,9 +196,91 @@ def test_changed_versions_are_noted_once(tmp_path: Path) -> None:
     assert recorded["continued_with"] == [versions]
     with RunDirectory.open(tmp_path, CONFIG) as run:
         assert run.notes == []
-    (tmp_path / "versions.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[" * 100_000, '{"continued_with": 5}', '{"continued_with": [5]}', '{"a": 1e400}']
+)
+def test_damaged_versions_are_noted_and_kept(tmp_path: Path, content: str) -> None:
     RunDirectory.open(tmp_path, CONFIG).close()
-    assert json.loads((tmp_path / "versions.json").read_text()) == versions
+    versions = (tmp_path / "versions.json").read_text()
+    (tmp_path / "versions.json").write_text(content)
+    with RunDirectory.open(tmp_path, CONFIG) as run:
+        (note,) = run.notes
+    assert re.match(
+        r"versions.json was damaged \(.*\) and was written anew: what the run began with is not known", note
+    )
+    assert (tmp_path / "versions.json").read_text() == versions
+    assert (tmp_path / "versions.json.damaged").read_text() == content
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", "[" * 100_000, '{"env_id": 1e400}'])
+def test_a_damaged_configuration_comes_back_from_its_copy(tmp_path: Path, content: str | None) -> None:
+    RunDirectory.open(tmp_path, CONFIG).close()
+    (tmp_path / "checkpoints").mkdir()
+    good = (tmp_path / "config.json").read_bytes()
+    if content is None:
+        (tmp_path / "config.json").unlink()
+    else:
+        (tmp_path / "config.json").write_text(content)
+    with RunDirectory.open(tmp_path, CONFIG) as run:
+        assert run.continued
+        (note,) = run.notes
+        assert note.startswith("config.json was gone" if content is None else "config.json was damaged (")
+        assert note.endswith("and was restored from its copy")
+    assert (tmp_path / "config.json").read_bytes() == good
+    # A damaged copy alone does no harm; a run of an earlier version has none, and gets one.
+    (tmp_path / ".config-copy.json").unlink()
+    with RunDirectory.open(tmp_path, CONFIG) as run:
+        assert run.notes == []
+    assert (tmp_path / ".config-copy.json").read_bytes() == good
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / ".config-copy.json").write_text("{")
+    with pytest.raises(
+        RunDirectoryError, match=r"is damaged \(.*\), its copy too \(.*\): checkpoints, log and policies"
+    ):
+        RunDirectory.open(tmp_path, CONFIG)
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("years of work")
+    (tmp_path / "run").mkdir()
+    for name in ("precious", "nothing"):
+        (tmp_path / "run" / ".lock").symlink_to(tmp_path / name)
+        with pytest.raises(RunDirectoryError, match=r"\.lock is a link, and a lock is not taken through one"):
+            RunDirectory.open(tmp_path / "run", CONFIG)
+        (tmp_path / "run" / ".lock").unlink()
+    assert target.read_text() == "years of work"
+    assert not (tmp_path / "nothing").exists()
+    # Who holds the lock is written beside it, and replaces a link.
+    (tmp_path / "run" / ".lock-owner").symlink_to(target)
+    RunDirectory.open(tmp_path / "run", CONFIG).close()
+    assert target.read_text() == "years of work"
+
+
+def test_a_folder_in_use_can_be_waited_for(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    said: list[str] = []
+
+    def free(sentence: str) -> None:
+        said.append(sentence)
+        threading.Timer(0.2, holder.kill).start()
+
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "open\n"
+        with RunDirectory.open(tmp_path, {"x": 1}, wait=free) as run:
+            assert run.continued
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert said == [f"the run directory {tmp_path} is in use by another training process (pid {holder.pid})"]
 
 
 HOLD = """
@@ -253,6 +347,7 @@ def test_closing_twice_frees_nobody_elses_lock(tmp_path: Path) -> None:
     first = RunDirectory.open(tmp_path, CONFIG)
     first.close()
     assert sorted(file.name for file in tmp_path.iterdir() if file.name != ".lock") == [
+        ".config-copy.json",
         "config.json",
         "versions.json",
     ]

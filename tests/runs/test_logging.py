@@ -3,9 +3,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from prune_rl.runs.logging import MetricsLog, read_metrics
 from prune_rl.runs.mask_history import MaskHistory
+from prune_rl.runs.tensorboard import Events
 
 ROOT = Path(__file__).parents[2]
 
@@ -178,10 +181,138 @@ def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path, bad: str) -> None
     assert path.read_text().count("\n") == 3
 
 
+def whole_log(path: Path, lines: int = 5) -> list[str]:
+    log = MetricsLog(path / "metrics.jsonl")
+    for step in range(10, 10 * (lines + 1), 10):
+        log.write(step, record(step))
+    assert log.sync() == lines
+    log.close()
+    return (path / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("change", "notes"),
+    [
+        (lambda lines: lines, []),
+        (lambda lines: [*lines[:2], "", "  ", *lines[2:]], ["metrics.jsonl had 2 blank lines, now left out"]),
+        (lambda lines: [*lines[:2], *lines[1:]], ["metrics.jsonl had 1 doubled line, now left out"]),
+        (lambda lines: [*lines, *lines], ["metrics.jsonl had 5 doubled lines, now left out"]),
+        (
+            lambda lines: lines[:1] + lines[3:],
+            ["metrics.jsonl lacks 2 of the 5 lines that it had up to step 50"],
+        ),
+        (lambda lines: lines[:3], ["metrics.jsonl lacks 2 of the 5 lines that it had up to step 50"]),
+        (lambda lines: [], ["metrics.jsonl lacks 5 of the 5 lines that it had up to step 50"]),
+    ],
+)
+def test_lost_blank_and_doubled_lines_are_noted(tmp_path: Path, change: Any, notes: list[str]) -> None:
+    lines = whole_log(tmp_path)
+    changed = change(lines)
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{line}\n" for line in changed))
+    steps = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.rewind(50, lines=5)
+    taken = log.take_notes()
+    assert len(taken) == len(notes)
+    assert all(note.startswith(start) for note, start in zip(taken, notes, strict=True))
+    assert log.take_notes() == []
+    expected = [line for line in lines if line in changed]
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == expected
+    log.write(60, record(60))
+    assert log.sync() == len(expected) + 1
+    log.close()
+
+
+def test_events_that_cannot_be_written_are_noted_once_and_never_block(tmp_path: Path) -> None:
+    """The disk fails, as a full one does, and recovers."""
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    (tmp_path / "tensorboard").write_text("in the way")
+    for step in range(30):
+        log.write(step, record(step))
+    (note,) = log.take_notes()
+    assert note.startswith(f"TensorBoard events cannot be written to {tmp_path / 'tensorboard'} (")
+    assert note.endswith("the run goes on, and metrics.jsonl has all of them")
+    (tmp_path / "tensorboard").unlink()
+    for step in range(30, 40):
+        log.write(step, record(step))
+    # Python ignores SIGXFSZ: a file at the limit fails like one on a full disk, in the middle of a record.
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + 10, hard))
+    try:
+        log._events.write(40, [("return", 1.0)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    for step in range(41, 45):
+        log.write(step, record(step))
+    log.close()
+    assert log.take_notes() == []
+    shown = scalars(tmp_path / "tensorboard")
+    assert list(shown["iteration"]) == [*range(30, 40), *range(41, 45)]
+    assert [line["step"] for line in read_metrics(log.path)] == [*range(40), *range(41, 45)]
+
+
+def test_a_clock_that_goes_back_leaves_events_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([*np.linspace(2e9, 2e9 + 50, 20), *np.linspace(1e9, 1e9 + 50, 400)])
+    monkeypatch.setattr("prune_rl.runs.tensorboard.time.time", lambda: float(next(clock)))
+    for start in (0, 20, 40):
+        log = MetricsLog(tmp_path / "metrics.jsonl")
+        log.rewind(start)
+        for step in range(start, start + 20):
+            log.write(step + 1, record(step + 1))
+        log.close()
+    files = sorted((tmp_path / "tensorboard").iterdir())
+    assert len(files) == 3
+    for number, file in enumerate(files):
+        folder = tmp_path / f"alone{number}"
+        folder.mkdir()
+        (folder / file.name).write_bytes(file.read_bytes())
+        times = [event.wall_time for event in events(folder)]
+        assert times == sorted(times)
+        steps = [event.step for event in events(folder) if event.summary.value]
+        assert steps == list(range(20 * number + 1, 20 * number + 21))
+
+
+def test_a_long_log_takes_no_memory(tmp_path: Path) -> None:
+    """100,000 lines: what a process holds does not grow, neither while it writes nor when it continues."""
+    path = tmp_path / "metrics.jsonl"
+    row = {"iteration": 1, "return": [1.0, 2.0], "widths": {"actor/layer_0": [7, 8]}}
+    log = MetricsLog(path)
+    log._events = Events(tmp_path / "tensorboard")
+    log.write(0, row)
+    tracemalloc.start()
+    try:
+        for step in range(1, 2_000):
+            log.write(step, row)
+        log.close()
+        line = path.read_bytes().splitlines(keepends=True)[-1].replace(b"1999", b"%d")
+        with path.open("ab") as file:
+            for step in range(2_000, 100_000):
+                file.write(line % step)
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        log = MetricsLog(path)
+        log.rewind(99_999, lines=100_000)
+        for step in range(100_000, 100_100):
+            log.write(step, row)
+        assert log.sync() == 100_100
+        log.close()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert log.take_notes() == []
+    assert path.stat().st_size > 8_000_000
+    assert peak - before < 1_000_000
+
+
 LOG_FOREVER = """
 import sys
 from prune_rl.runs.logging import MetricsLog
 from prune_rl.runs.mask_history import MaskHistory
+from prune_rl.runs.tensorboard import Events
 import numpy as np
 log, history, step = MetricsLog(sys.argv[1] + "/metrics.jsonl"), MaskHistory(sys.argv[1] + "/masks"), 0
 while True:

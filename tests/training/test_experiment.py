@@ -10,6 +10,9 @@ import os
 import shlex
 import shutil
 import socket
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +262,44 @@ def test_the_dense_control_is_trained_once(host_run: Any, start: Any, tmp_path: 
     assert "steps to do" not in again
     assert os.stat(dense / "metrics.jsonl").st_mtime_ns == before
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == sorted([run.name, dense.name])
+
+
+HOLD = """
+import sys, time
+from prune_rl.runs.directory import RunDirectory
+run = RunDirectory.open(sys.argv[1], {"x": 1})
+print("open", flush=True)
+time.sleep(120)
+"""
+
+
+def test_a_control_in_use_is_waited_for_and_one_that_cannot_be_is_done_without(
+    host_run: Any, tmp_path: Path
+) -> None:
+    """Another process trains in the control's folder, and leaves there what is no control."""
+    run = shutil.copytree(host_run.path, tmp_path / "runs" / host_run.path.name)
+    (run / "summary.md").unlink()
+    dense = tmp_path / control_of(read_config(run)).default_run_dir()
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(dense)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(prune_rl.__file__).parents[1])},
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"open\n"
+        threading.Timer(1.0, holder.kill).start()
+        arguments = [argument for argument in host_run.arguments if argument != "--no-control"]
+        output = " ".join(dataclasses.replace(host_run, root=tmp_path, arguments=arguments).again().split())
+    finally:
+        holder.kill()
+        holder.communicate()
+    place = dense.relative_to(tmp_path)
+    waiting = f"note: the run directory {place} is in use by another training process (pid {holder.pid}); waiting for"
+    assert waiting in output
+    assert (
+        f"note: there is no dense control to compare with: the run directory {place} belongs to another"
+        in output
+    )
+    assert output.index("; waiting for it to end") < output.index("there is no dense control to compare with")
+    assert (run / "summary.md").exists()

@@ -14,7 +14,9 @@ from prune_rl.learners.sac.state import VMAP_AXES as VMAP_AXES
 from prune_rl.learners.sac.state import State as State
 from prune_rl.learners.sac.state import act as act
 from prune_rl.learners.sac.state import acting as acting
+from prune_rl.learners.sac.state import extend as extend
 from prune_rl.learners.sac.state import init as init
 from prune_rl.learners.sac.state import shrink as shrink
 from prune_rl.learners.sac.state import squashes as squashes
 from prune_rl.learners.sac.temperature import target_entropy as target_entropy
+from prune_rl.learners.sac.values import LOG_STD_RANGE as LOG_STD_RANGE

@@ -138,3 +138,8 @@ def shrink(state: State, widths: Mapping[str, int], config: Config) -> State:
 def squashes(spec: Spec) -> bool:
     """Whether the deterministic action is tanh of the actor's output, scaled to the bounds of the action space."""
     return not isinstance(spec.action, Discrete)
+
+
+def extend(state: State, config: Config) -> State:
+    """The state for a longer training than before: with room in the replay buffer for what follows. Pure."""
+    return dataclasses.replace(state, replay=replay_buffer.enlarged(state.replay, config.capacity))
