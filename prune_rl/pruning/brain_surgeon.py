@@ -36,7 +36,7 @@ def surgeon_importance(
     activations: Activations | None = None,
     masks: Masks | None = None,
     key: jax.Array | None = None,
-    ridge: float = 1e-4,
+    ridge: float = 1e-2,
 ) -> Scores:
     """The scores above, {group name: float32[size]}; 0 for neurons that are masked.
 
@@ -75,7 +75,7 @@ def refit(
     new_masks: Masks,
     *,
     bias_of: Callable[[KeyPath], KeyPath | None] = lambda path: None,
-    ridge: float = 1e-4,
+    ridge: float = 1e-2,
 ) -> Params:
     """``params`` in which the neurons of ``new_masks`` take over from those that only ``old_masks`` keeps.
 

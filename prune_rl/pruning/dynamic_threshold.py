@@ -42,7 +42,7 @@ class DynamicThreshold:
     start: float = 0.001
     growth: float = 2.0
     backoff: float = 0.25
-    trial: float = 20.0
+    trial: float = 16.0
     patience: float = 5.0
     at_once: float = 0.5
 

@@ -33,7 +33,7 @@ def elimination_importance(
     activations: Activations | None = None,
     masks: Masks | None = None,
     key: jax.Array | None = None,
-    ridge: float = 1e-4,
+    ridge: float = 1e-2,
 ) -> Scores:
     """The error that each step of the elimination adds, as a share of the whole: {group name: float32[size]}.
 
