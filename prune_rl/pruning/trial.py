@@ -35,7 +35,8 @@ def end_trial(removal: Removal, count: jax.Array) -> Pruned:
         }
 
         def remove(_: None) -> Pruned:
-            return jax.lax.cond(rises, nothing, lambda _: removal(bounds), None)
+            removed: Pruned = jax.lax.cond(rises, nothing, lambda _: removal(bounds), None)
+            return removed
 
         # Not batched, so that it costs nothing outside of the schedule.
         pruned: Pruned = jax.lax.cond(rules.schedule.due(count, gated=False), remove, nothing, None)

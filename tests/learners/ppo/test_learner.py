@@ -102,6 +102,8 @@ def test_distillation_adds_the_divergence_from_the_good_policy(spec: Spec) -> No
     params, good = (random_params(i, ppo.init(jax.random.key(i), SMALL, spec).params) for i in (1, 2))
     obs = jnp.asarray(rng.normal(size=(40, 3)), jnp.float32)
     discrete = spec is DISCRETE
+    policy: Any
+    teacher: Any
     policy, teacher = (actor_distribution(p, obs, SMALL, discrete) for p in (params, good))
     action = policy.sample(policy.sample_noise(jax.random.key(0), (40, spec.action.num_outputs)))
     value = jnp.zeros(40)
