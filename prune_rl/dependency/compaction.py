@@ -104,11 +104,12 @@ def compact_function(
 
         kept = resize(traced.program, len(traced.paths), assign, exact=True)
         values = evaluate(traced.program, jax.tree_util.tree_leaves((small, inputs)), kept)
-        return jax.tree_util.tree_unflatten(traced.out_tree, [values[v] for v in traced.program.outputs])
+        return traced.returned(values)
 
     if inputs:
         small = jax.eval_shape(lambda tree: compact(groups, tree, masks), shape_structs(params, "params"))
-        jax.eval_shape(small_fn, small, *inputs)
+        # Some types of outputs cannot be rebuilt from shapes.
+        jax.eval_shape(lambda *arguments: (small_fn(*arguments), None)[1], small, *inputs)
     return small_fn
 
 

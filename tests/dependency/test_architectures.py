@@ -158,8 +158,15 @@ ARCHITECTURES: dict[str, tuple[tuple[Fn, Params, Any], dict[str, int]]] = {
     "simple": (module(Recurrent(nn.SimpleCell), SERIES), {"params/SimpleCell_0": 9}),
     "gru": (module(Recurrent(nn.GRUCell), SERIES), {"params/GRUCell_0": 9}),
     "lstm": (module(Recurrent(nn.OptimizedLSTMCell), SERIES), {"params/OptimizedLSTMCell_0": 9}),
-    # Heads and what they compare stay; the features of the values go.
-    "attention": (module(Attention(), SERIES), {"params/MultiHeadDotProductAttention_0/value": 3}),
+    # What heads compare, whole heads, and the features of the values.
+    "attention": (
+        module(Attention(), SERIES),
+        {
+            "params/MultiHeadDotProductAttention_0/query/kernel[2]": 3,
+            "params/MultiHeadDotProductAttention_0/query/kernel[1]": 2,
+            "params/MultiHeadDotProductAttention_0/value": 3,
+        },
+    ),
     "fused gates": ((fused_gates, {"a": random_layer(4, 10), "head": random_layer(5, 2)}, X), {"a": 5}),
     "two halves": (
         (
@@ -330,7 +337,7 @@ def test_the_activations_of_a_flattened_image_are_those_of_its_channels() -> Non
     assert shapes["params/OptimizedLSTMCell_0"].shape[-1] == 9
 
 
-def test_ordinary_layer_norm_is_refused_with_the_advice_and_ours_is_the_same_when_nothing_is_removed() -> (
+def test_a_variance_in_two_passes_is_refused_with_the_advice_and_ours_is_the_same_when_nothing_is_removed() -> (
     None
 ):
     def ordinary(p: Params, x: jax.Array) -> jax.Array:
@@ -341,18 +348,28 @@ def test_ordinary_layer_norm_is_refused_with_the_advice_and_ours_is_the_same_whe
 
     (fn, params, x), _ = ARCHITECTURES["normalised"]
     assert error(*quick_jit(lambda: (fn(params, x), ordinary(params, x)))()) <= TOLERANCE
+    refused = find_groups(ordinary, params, x, keep_counts=True)
+    assert len(refused) == 0
+    assert any("variance in two passes" in reason for _, reason in refused.rejected)
+
+
+def test_a_norm_that_counts_the_neurons_anew_needs_the_word_that_it_will_not() -> None:
     flax = nn.LayerNorm()
-    norm = jax.eval_shape(flax.init, jax.random.key(0), normal(7, 6))
-    for refused in (
-        find_groups(ordinary, params, x),
-        find_groups(
-            lambda p, x: flax.apply(p["n"], x @ p["w"]) @ p["v"],
-            {"w": normal(4, 6), "v": normal(6, 2), "n": norm},
-            x,
-        ),
-    ):
-        assert len(refused) == 0
-        assert any("prune_rl.layer_norm" in reason for _, reason in refused.rejected)
+    params = {
+        "w": normal(4, 6),
+        "v": normal(6, 2),
+        "n": random_like(jax.eval_shape(flax.init, jax.random.key(0), normal(7, 6))),
+    }
+
+    def fn(p: Params, x: jax.Array) -> jax.Array:
+        normed: Any = flax.apply(p["n"], x @ p["w"])
+        return jnp.tanh(normed) @ p["v"]
+
+    refused = find_groups(fn, params, X)
+    assert len(refused) == 0
+    assert any("keep_counts=True" in reason for _, reason in refused.rejected)
+    groups = assert_removable(fn, params, X, keep_counts=True)
+    assert {name: group.size for name, group in groups.items()} == {"w": 6}
 
 
 def test_explain_names_groups_leaves_axes_and_reasons() -> None:
