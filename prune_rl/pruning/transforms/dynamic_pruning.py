@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from prune_rl.dependency.groups import NeuronGroups
@@ -17,6 +18,7 @@ from prune_rl.pruning.masks import mask_updates
 from prune_rl.pruning.ranking import Scope
 from prune_rl.pruning.targets import Target
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState, group_sparse
+from prune_rl.pruning.transforms.handed_masks import hand_masks
 from prune_rl.pruning.transforms.proximal_step import Metric, Scalar
 from prune_rl.pruning.transforms.trained_params import fit_groups, trained_part
 
@@ -85,6 +87,9 @@ def dynamic_pruning(
     * What looks at all gradients at once, such as ``optax.clip_by_global_norm``, belongs into ``inner``: before it in a
       chain, it would also see the gradients of neurons that are gone.
     * ``optax.MultiSteps`` and ``optax.apply_if_finite`` around it: updates that they hold back do not count.
+    * A line search inside, such as that of ``optax.lbfgs``, gets the ``value``, ``grad`` and ``value_fn`` that
+      ``update`` is given. ``scale_by_width`` inside gets the masks.
+    * ``optax.contrib.sam`` around it: its adversarial steps do not count.
     * ``optax.masked`` and ``optax.partition`` around it: the groups must lie in its part of the params.
     * ``optax.inject_hyperparams(dynamic_pruning, static_args=STATIC_ARGS)`` makes ``sparsity``, ``energy``,
       ``strength`` and ``learning_rate`` parts of the state. Optax gives them the dtype of the params, in which 0.9 may
@@ -125,7 +130,7 @@ def dynamic_pruning(
             )
     schedule = MaskSchedule.create(total_updates, begin, end, every)
     sparse = group_sparse(
-        inner,
+        hand_masks(inner, given=False),
         groups,
         strength,
         learning_rate,
@@ -154,10 +159,14 @@ def dynamic_pruning(
     ) -> tuple[Params, DynamicPruningState]:
         params = trained_part("dynamic_pruning", updates, params)
         here = fit_groups(groups, params)
-        updates, inner_state = sparse.update(updates, state.sparse, params, masks=state.masks, **extra)
+        # Around it, optax.contrib.sam multiplies every leaf of the state by 0 or 1: bool becomes int32, −inf NaN.
+        masks = {name: mask.astype(bool) for name, mask in state.masks.items()}
+        reference = jnp.where(jnp.isnan(state.pruning.reference), NO_PERFORMANCE, state.pruning.reference)
+        before = state.pruning._replace(masks=masks, reference=reference)
+        updates, inner_state = sparse.update(updates, state.sparse, params, masks=masks, **extra)
         pruned = mask_update(
             rules(here),
-            state.pruning,
+            before,
             optax.apply_updates(params, updates),
             inner_state.proximal,
             inner_state.importance,
@@ -167,7 +176,9 @@ def dynamic_pruning(
         # From the masks, not from the pruned params: params + updates must be exactly 0 at the masked slices.
         updates = mask_updates(here, updates, params, pruned.state.masks)
         sparse_state = inner_state._replace(proximal=pruned.opt_state)
-        return updates, DynamicPruningState(sparse_state, pruned.state)
+        # Of the type that they came in, so that a loop can carry them.
+        returned = {name: pruned.state.masks[name].astype(mask.dtype) for name, mask in state.masks.items()}
+        return updates, DynamicPruningState(sparse_state, pruned.state._replace(masks=returned))
 
     # optax types update without keyword extras; the extra-args protocol itself allows them.
     return optax.GradientTransformationExtraArgs(init_fn, cast(Any, update_fn))
@@ -193,4 +204,4 @@ def masks_of(opt_state: Any) -> dict[str, jax.Array]:
             "the part of the state, that holds exactly one"
         )
     # A Variable is a pytree with one leaf, its value.
-    return {name: jax.tree.leaves(mask)[0] for name, mask in found[0].masks.items()}
+    return {name: jax.tree.leaves(mask)[0].astype(bool) for name, mask in found[0].masks.items()}
