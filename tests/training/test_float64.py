@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.training.conftest import TIMEOUT
 
-SHORT = [
-    "train",
-    "CartPole-v1",
-    "--hidden",
-    "8",
-    "--num-envs",
-    "4",
-    "--num-steps",
-    "16",
-    "--steps",
-    "1024",
-    "--episodes",
-    "1",
-    "--frontier",
-    "0",
-    "--prune.critic",
-    "--prune.sparsity",
-    "0.5",
-    "--no-control",
-]
+SHORT = shlex.split(
+    "train CartPole-v1 --hidden 8 --num-envs 4 --num-steps 16 --steps 1024 --episodes 1 --frontier 0"
+    " --prune.critic --prune.sparsity 0.5 --no-control"
+)
 
 
 def test_a_run_with_64_bit_types_ends_well(

@@ -401,7 +401,8 @@ def test_statistics_beside_the_params_are_gathered_but_not_trained() -> None:
     small = compact(groups, variables, masks)
     assert small["batch_stats"]["BatchNorm_0"]["mean"].shape == (4,)
     small_fn = compact_function(Normalised().apply, groups, variables, masks, X)
-    np.testing.assert_allclose(small_fn(small, X), Normalised().apply(variables, X), rtol=1e-5, atol=1e-6)
+    masked: Any = Normalised().apply(variables, X)
+    np.testing.assert_allclose(small_fn(small, X), masked, rtol=1e-5, atol=1e-6)
 
 
 def test_statistics_among_the_params_of_nnx_and_in_the_state_of_equinox() -> None:
@@ -413,13 +414,14 @@ def test_statistics_among_the_params_of_nnx_and_in_the_state_of_equinox() -> Non
         def __call__(self, x: jax.Array) -> jax.Array:
             return self.head(jnp.tanh(self.norm(self.first(x), use_running_average=True)))
 
-    definition, trained, rest = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
+    parts: Any = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
+    definition, trained, rest = parts
     whole = nnx.merge_state(trained, rest)
     groups = find_groups(lambda state, x: nnx.merge(definition, state)(x), whole, X)
     assert [group.size for group in groups.values()] == [8]
     assert any("mean" in path_string(s.path) for group in groups.values() for s in group.slices)
     updates, _ = (tx := prune_all(groups)).update(trained, tx.init(trained), trained)
-    assert jax.tree.structure(updates) == jax.tree.structure(trained)
+    assert set(by_name(updates)) == set(by_name(trained))
 
     model, state = eqx.nn.make_with_state(EqxNormalised)(jax.random.key(0))
     arrays, static = eqx.partition((model, state), eqx.is_array)
@@ -429,7 +431,7 @@ def test_statistics_among_the_params_of_nnx_and_in_the_state_of_equinox() -> Non
     assert [group.size for group in found.values()] == [8]
     params = arrays[0]
     updates, _ = (tx := prune_all(found)).update(params, tx.init(params), params)
-    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    assert set(by_name(updates)) == set(by_name(params))
 
 
 class EqxNormalised(eqx.Module):
