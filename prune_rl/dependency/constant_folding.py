@@ -134,6 +134,8 @@ class ScalarTable:
         rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
         if not rows.shape[1]:
             return np.full(len(rows), UNKNOWN)
+        if len(rows) > 1 and (rows == rows[:1]).all() and not (rows == rows[0, 0]).all():
+            return np.full(len(rows), SHARED)
         finite = np.isfinite(rows).all(1) if rows.dtype.kind in "fc" else np.ones(len(rows), bool)
         equal, zero = (rows == rows[:, :1]).all(1), (rows == 0).any(1)
         return np.array(
@@ -269,7 +271,7 @@ class ConstantFolding(Analysis):
         if all(m.source is None and m.target is None for m in maps):
             by_operand = {m.operand: self.at(ins[m.operand], m.axis) for m in maps}
             held = [by_operand.get(j, self.everywhere.get(v, SHARED)) for j, v in enumerate(ins)]
-            if name == "select_n" and isinstance(held[0], int) and held[0] == SHARED:
+            if name == "select_n" and np.all(np.equal(held[0], SHARED)):
                 held = [SHARED if v in self.everywhere else ids for v, ids in zip(ins, held, strict=True)]
             if name == "broadcast_in_dim" and not maps:
                 return self.everywhere.get(ins[0], SHARED)

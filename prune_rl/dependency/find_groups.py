@@ -44,7 +44,11 @@ Members = dict[AxisOf, Indices]
 
 
 def find_groups(
-    fn: Callable[..., Any], params: Params, *inputs: Any, keep_counts: bool = False
+    fn: Callable[..., Any],
+    params: Params,
+    *inputs: Any,
+    keep_counts: bool = False,
+    whole_heads: bool = False,
 ) -> NeuronGroups:
     """Find the hidden neurons of fn(params, *inputs) from its jaxpr.
 
@@ -66,6 +70,9 @@ def find_groups(
         ShapeDtypeStructs all do.
       *inputs: further arguments of fn, pytrees of arrays.
       keep_counts: accept neurons that fn counts, although it would count fewer in smaller arrays.
+      whole_heads: where a reshape splits an axis in several, or merges several, and more than one of them could be that
+        of the neurons, take the first: the heads of an attention whose projections are split by reshapes. By default
+        it is the last: the features that every head has. Where heads have an axis of the kernels, both are found.
 
     Returns:
       The groups from input to output. A group is named by the "/"-joined path of its layer ("actor/layer_0"),
@@ -77,7 +84,7 @@ def find_groups(
     traced = trace(fn, params, *inputs)
     choices: Choices = {}
     while True:
-        positions, roles, candidates, removal = _candidates(traced, choices)
+        positions, roles, candidates, removal = _candidates(traced, choices, whole_heads)
         refused = candidates[positions.is_blocked(candidates)]
         # An ambiguous reshape has several readings, and the neurons may be removable in another one.
         following = next_choices(positions, choices, refused)
@@ -99,11 +106,11 @@ def find_groups(
 
 
 def _candidates(
-    traced: Traced, choices: Choices
+    traced: Traced, choices: Choices, first_axes: bool
 ) -> tuple[Positions, list[tuple[AxisOf, Role]], Indices, Removal]:
     """The linked program, the roles of leaf axes, the sets that a kernel produces, and how they are removed."""
     program, parameters = traced.program, len(traced.paths)
-    positions = Positions(program, parameters, choices)
+    positions = Positions(program, parameters, choices, first_axes)
     for value in program.inputs[parameters:]:
         for labels in positions.labels[value]:
             positions.block(labels, "is an input of fn")

@@ -134,7 +134,9 @@ class Positions(DisjointSets, Analysis):
     everywhere.
     """
 
-    def __init__(self, program: Program, parameters: int = 0, choices: Choices | None = None) -> None:
+    def __init__(
+        self, program: Program, parameters: int = 0, choices: Choices | None = None, first_axes: bool = False
+    ) -> None:
         super().__init__()
         self.program = program
         self.order: list[tuple[Equation, Links]] = []
@@ -149,6 +151,7 @@ class Positions(DisjointSets, Analysis):
         self.uniform: dict[int, Any] = {}
         self.reshapes: list[AmbiguousReshape] = []
         self._choices = choices or {}
+        self._first_axes = first_axes
         self._reshape_count = 0
         for k, value in enumerate(program.inputs):
             self._define(value)
@@ -263,7 +266,8 @@ class Positions(DisjointSets, Analysis):
         """The (input axis, output axis) that are taken to be the neurons'; None if no axis can be."""
         number, self._reshape_count = self._reshape_count, self._reshape_count + 1
         labels = self.labels[equation.ins[0]]
-        options = [o for o in reshape.options if not self.is_blocked(labels[o[0]]).all()]
+        ordered = reversed(reshape.options) if self._first_axes else reshape.options
+        options = [o for o in ordered if not self.is_blocked(labels[o[0]]).all()]
         # The axis of a parameter rather than one that was made by broadcasting.
         options.sort(key=lambda o: not self.is_marked(labels[o[0]]).any())
         if not options:

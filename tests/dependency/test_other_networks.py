@@ -261,3 +261,51 @@ def test_whole_groups_of_a_convolution_go(channels: int, features: int, groups: 
 
     found = assert_removable(fn, params, image, seed=1)
     assert [group.size for group in found.values()] == [groups]
+
+
+# --- attention ---
+
+HEADS, TOKENS = 3, normal(2, 5, 6)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """Causal attention; the heads are split off and joined again by reshapes."""
+    q, k, v = (z.reshape(2, 5, HEADS, -1).transpose(0, 2, 1, 3) for z in (q, k, v))
+    scores = q @ k.transpose(0, 1, 3, 2) / 2
+    masked = jnp.where(jnp.tril(jnp.ones((5, 5), bool))[None, None], scores, -jnp.inf)
+    return (jax.nn.softmax(masked, -1) @ v).transpose(0, 2, 1, 3).reshape(2, 5, -1)
+
+
+def separate(p: Params, x: jax.Array) -> jax.Array:
+    return attend(x @ p["q"] + p["b"][None, None], x @ p["k"], x @ p["v"]) @ p["o"]
+
+
+def fused(p: Params, x: jax.Array) -> jax.Array:
+    q, k, v = jnp.split(x @ p["qkv"], 3, -1)
+    return attend(q, k, v) @ p["o"]
+
+
+SEPARATE = {
+    "q": normal(6, 12),
+    "b": normal(12),
+    "k": normal(6, 12, seed=1),
+    "v": normal(6, 12, seed=2),
+    "o": normal(12, 2),
+}
+FUSED = {"qkv": normal(6, 36), "o": normal(12, 2)}
+
+
+@pytest.mark.parametrize(("fn", "params"), [(separate, SEPARATE), (fused, FUSED)])
+def test_what_heads_compare_and_what_they_carry(fn: Callable[..., Any], params: Params) -> None:
+    groups = assert_removable(fn, params, TOKENS, seed=1)
+    assert [group.size for group in groups.values()] == [4, 4]
+    assert groups["qkv[0:24]" if fn is fused else "q"].slices[0].indices(4).shape == (
+        4,
+        HEADS * (2 if fn is fused else 1),
+    )
+
+
+@pytest.mark.parametrize(("fn", "params"), [(separate, SEPARATE), (fused, FUSED)])
+def test_whole_heads(fn: Callable[..., Any], params: Params) -> None:
+    groups = assert_removable(fn, params, TOKENS, seed=4, whole_heads=True)
+    assert [group.size for group in groups.values()] == [HEADS]
