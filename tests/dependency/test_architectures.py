@@ -497,8 +497,8 @@ class Architecture:
                 return h * jax.lax.rsqrt(square + 0.1)
             return (h - mean) * scale * self.get(params, f"{name}/scale", n)[None]
         if kind == 1:  # statistics of each neuron, which are constants
-            mean, deviation = rng.normal(size=n), rng.integers(1, 4, n)
-            return (h - mean.astype(np.float32)[None]) / deviation.astype(np.float32)[None]
+            centre, deviation = rng.normal(size=n), rng.integers(1, 4, n)
+            return (h - centre.astype(np.float32)[None]) / deviation.astype(np.float32)[None]
         if kind == 2:
             kept = jax.random.bernoulli(key, 0.7, h.shape)
             return jnp.where(kept, h / 0.7, 0) if rng.random() < 0.5 else h * kept
@@ -521,7 +521,8 @@ class Architecture:
             return h.at[jnp.array([0, 1])].add(act(h[:2])) if rng.random() < 0.5 else h.at[0].set(0.5)
         if kind == 8:  # code whose result nobody uses
             unused = self.linear(params, f"{name}unused", h, 3).sum()
-            return jax.lax.scan(lambda c, _: ((act(c[0]), c[1] + unused), None), (h, 0.0), None, 2)[0][0]
+            start = (h, jnp.zeros(()))
+            return jax.lax.scan(lambda c, _: ((act(c[0]), c[1] + unused), None), start, None, 2)[0][0]
         if kind == 9:  # a mean over examples, by its name
             return act(h - jax.vmap(lambda y: jax.lax.pmean(y, "b"), axis_name="b", out_axes=None)(h)[None])
         return act(jnp.concatenate([1 / (1 + h * h), h], -1).reshape(rows, 2, n).sum(1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -9,13 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from prune_rl.dependency.groups import NeuronGroups
-from prune_rl.dependency.tree_paths import Params
+from prune_rl.dependency.tree_paths import KeyPath, Params
 from prune_rl.pruning.gate import NO_PERFORMANCE
 from prune_rl.pruning.importance import Importance
 from prune_rl.pruning.mask_schedule import MaskSchedule, Share
 from prune_rl.pruning.mask_update import PruningRules, PruningState, init_pruning, mask_update
 from prune_rl.pruning.masks import mask_updates
 from prune_rl.pruning.ranking import Scope
+from prune_rl.pruning.scores import score_named
 from prune_rl.pruning.targets import Target
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState, group_sparse
 from prune_rl.pruning.transforms.handed_masks import hand_masks
@@ -23,7 +25,9 @@ from prune_rl.pruning.transforms.proximal_step import Metric, Scalar
 from prune_rl.pruning.transforms.trained_params import fit_groups, trained_part
 
 # For optax.inject_hyperparams(dynamic_pruning, static_args=STATIC_ARGS): what has to be a Python value.
-STATIC_ARGS = ("total_updates", "begin", "end", "every", "min_width", "decay", "importance")
+STATIC_ARGS = (
+    "total_updates", "begin", "end", "every", "min_width", "decay", "importance", "fn", "refit", "bias_of", "seed"
+)  # fmt: skip
 
 
 class DynamicPruningState(NamedTuple):
@@ -43,7 +47,7 @@ def dynamic_pruning(
     groups: NeuronGroups,
     *,
     total_updates: int,
-    sparsity: Share = 0.9,
+    sparsity: Share | Mapping[str, Share] = 0.9,
     begin: float = 0.1,
     end: float = 0.6,
     every: int = 100,
@@ -58,6 +62,10 @@ def dynamic_pruning(
     decay: float = 0.99,
     b2: float | None = None,
     eps: float | None = None,
+    fn: Callable[..., Any] | None = None,
+    refit: bool = False,
+    bias_of: Callable[[KeyPath], KeyPath | None] = lambda path: None,
+    seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """An optax transformation that prunes ``groups`` while it optimises.
 
@@ -72,6 +80,12 @@ def dynamic_pruning(
     is made up for later, also after ``end``. ``energy``, ``min_width`` and ``scope`` are those of ``update_masks``;
     ``strength``, ``learning_rate``, ``metric``, ``importance``, ``decay``, ``b2`` and ``eps`` those of
     ``group_sparse``.
+
+    ``importance`` may be any name of ``prune_rl.pruning.scores.SCORES``. Those that need more than gradients are
+    computed when neurons go; the penalty is weighted by "taylor" with them. "output", "surgeon" and ``refit`` (kept
+    neurons take over by least squares what removed ones contributed) look at activations: give ``fn``, the function
+    ``fn(params, *inputs)`` of the trained params, and ``update`` a batch of its inputs, ``inputs=(x,)``. ``bias_of``
+    is that of ``prune_rl.refit``; "random" draws from ``seed``. ``sparsity`` may be {group name: share}.
 
     The params may be any pytree that optax trains, its leaves any float arrays: raw ones, those of Flax linen and
     Haiku, the states of Flax NNX (through ``nnx.Optimizer`` or without), Equinox modules. ``init`` takes the trained
@@ -119,7 +133,23 @@ def dynamic_pruning(
         ...     params = optax.apply_updates(params, updates)
         >>> print({name: int(mask.sum()) for name, mask in prune_rl.masks_of(state).items()})
         {'a': 2}
+
+        With the scores of the optimal brain surgeon and a refit, five lines change:
+
+        >>> tx = prune_rl.dynamic_pruning(
+        ...     optax.adam(1e-2), groups, total_updates=20, every=2, importance="surgeon", refit=True, fn=fn)
+        >>> state, x = tx.init(params), jnp.ones((1, 2))
+        >>> grads = jax.grad(lambda p: jnp.mean(fn(p, x) ** 2))(params)
+        >>> updates, state = tx.update(grads, state, params, inputs=(x,))
     """
+    late = importance if isinstance(importance, str) and score_named(importance).needs - {"grads"} else None
+    looks = refit or (late is not None and "activations" in score_named(late).needs)
+    if looks and fn is None:
+        what = "refit" if refit else f"importance {late!r}"
+        raise ValueError(
+            f"{what} needs the activations of the network: give fn, the function fn(params, *inputs), and inputs=(...) "
+            "to every update"
+        )
     fixed: dict[str, Any] = {"total_updates": total_updates, "begin": begin, "end": end, "every": every}
     for name, value in {**fixed, "min_width": min_width, "decay": decay}.items():
         if isinstance(value, jax.Array):
@@ -135,14 +165,16 @@ def dynamic_pruning(
         strength,
         learning_rate,
         metric=metric,
-        importance=importance,
+        importance="taylor" if late else importance,
         decay=decay,
         b2=b2,
         eps=eps,
     )
 
     def rules(here: NeuronGroups) -> PruningRules:
-        return PruningRules(schedule, (Target("all", here, sparsity),), gate, energy, min_width, scope)
+        return PruningRules(
+            schedule, (Target("all", here, sparsity, late, refit, fn),), gate, energy, min_width, scope
+        )
 
     rules(groups).check()
 
@@ -155,8 +187,14 @@ def dynamic_pruning(
         params: Params | None = None,
         *,
         performance: jax.Array | float = NO_PERFORMANCE,
+        inputs: tuple[Any, ...] | None = None,
         **extra: Any,
     ) -> tuple[Params, DynamicPruningState]:
+        if looks and not isinstance(inputs, tuple):
+            raise ValueError(
+                "update needs inputs=(x, ...), the arguments of fn after the params as a tuple, got "
+                f"{type(inputs).__name__}"
+            )
         params = trained_part("dynamic_pruning", updates, params)
         here = fit_groups(groups, params)
         # Around it, optax.contrib.sam multiplies every leaf of the state by 0 or 1: bool becomes int32, −inf NaN.
@@ -172,7 +210,15 @@ def dynamic_pruning(
             inner_state.importance,
             count=inner_state.num_updates,
             performance=performance,
+            draw_inputs=lambda: {"all": inputs or ()},
+            bias_of=bias_of,
+            key=jax.random.fold_in(jax.random.key(seed), inner_state.num_updates),
         )
+        if refit:
+            moved = pruned.state.updates != before.updates
+            updates = jax.tree.map(
+                lambda update, new, old: jnp.where(moved, new - old, update), updates, pruned.params, params
+            )
         # From the masks, not from the pruned params: params + updates must be exactly 0 at the masked slices.
         updates = mask_updates(here, updates, params, pruned.state.masks)
         sparse_state = inner_state._replace(proximal=pruned.opt_state)
