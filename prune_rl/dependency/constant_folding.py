@@ -190,7 +190,8 @@ class ConstantFolding(Analysis):
             self.everywhere[value] = self.scalars.id_of(scalar)
         for value in program.inputs:
             numeric = not jnp.issubdtype(program.avals[value].dtype, jax.dtypes.extended)
-            if numeric and positions.sources[value] is not None:
+            carried = any(value == before for before, _ in positions.carried)
+            if numeric and (carried or positions.sources[value] is not None):
                 zero = self.scalars.id_of(np.zeros((), program.avals[value].dtype))
                 for axis in range(len(program.shape(value))):
                     removable = self.removable(value, axis)
@@ -216,6 +217,13 @@ class ConstantFolding(Analysis):
     def _clear(self, value: int) -> None:
         for table in (self.everywhere, self.along, self.sums):
             table.pop(value, None)
+
+    def run(self) -> None:
+        """Go through the program; what it carries to the next call, until that changes nothing."""
+        changed = True
+        while changed:
+            self.interpret(self.positions.program.equations)
+            changed = any([self.join(after, before) for before, after in self.positions.carried])
 
     def _evaluated(self, value: int) -> bool:
         """Whether a value is made of constants alone; if so, its scalars are read from the array."""

@@ -49,6 +49,7 @@ def find_groups(
     *inputs: Any,
     keep_counts: bool = False,
     whole_heads: bool = False,
+    carry: bool = False,
 ) -> NeuronGroups:
     """Find the hidden neurons of fn(params, *inputs) from its jaxpr.
 
@@ -73,15 +74,17 @@ def find_groups(
       whole_heads: where a reshape splits an axis in several, or merges several, and more than one of them could be that
         of the neurons, take the first: the heads of an attention whose projections are split by reshapes. By default
         it is the last: the features that every head has. Where heads have an axis of the kernels, both are found.
+      carry: fn is a step fn(params, carry, *inputs) -> (carry, outputs), like the body of `jax.lax.scan`: neurons may lie
+        in the carry, a tree of arrays that starts with zeros for neurons that are removed.
 
     Returns:
       The groups from input to output. A group is named by the "/"-joined path of its layer ("actor/layer_0"),
       or of its incoming leaf where several layers share that path.
 
     Raises:
-      ValueError: params or an input holds something that is not an array.
+      ValueError: params or an input holds something that is not an array; with `carry`, fn is no such step.
     """
-    traced = trace(fn, params, *inputs)
+    traced = trace(fn, params, *inputs, carry=carry)
     choices: Choices = {}
     while True:
         positions, roles, candidates, removal = _candidates(traced, choices, whole_heads)
@@ -111,11 +114,15 @@ def _candidates(
     """The linked program, the roles of leaf axes, the sets that a kernel produces, and how they are removed."""
     program, parameters = traced.program, len(traced.paths)
     positions = Positions(program, parameters, choices, first_axes)
+    states, results = {before for before, _ in traced.carried}, program.outputs[len(traced.carried) :]
     for value in program.inputs[parameters:]:
+        if value in states:
+            continue
         for labels in positions.labels[value]:
             positions.block(labels, "is an input of fn")
     positions.interpret(program.equations)
-    for value in program.outputs:
+    positions.carry(traced.carried)
+    for value in results:
         for labels in positions.labels[value]:
             positions.block(labels, "is an output of fn")
     roles = _roles(positions)
@@ -270,7 +277,7 @@ def check_removable(positions: Positions, candidates: Indices) -> Removal:
     is 0; a reduction is when it holds the neutral element there.
     """
     folding = ConstantFolding(positions, candidates)
-    folding.interpret(positions.program.equations)
+    folding.run()
     counted, products = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for equation in primitives(positions.program.equations):
         links, ins = positions.links[id(equation)], equation.ins

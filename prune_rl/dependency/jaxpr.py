@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex
 from jax.interpreters import partial_eval
 
@@ -164,13 +165,15 @@ class Traced:
     """fn(params, *inputs) as a program; the first len(paths) of its inputs are the leaves of params.
 
     out_tree is the tree of what fn returns. Its leaves are the program's outputs, but for those in `static`, by their
-    position: leaves that are no arrays, such as the name of a distribution.
+    position: leaves that are no arrays, such as the name of a distribution. carried: (input, output) of every leaf of a
+    state that the first input and the first output are.
     """
 
     program: Program
     paths: tuple[KeyPath, ...]
     out_tree: Any
     static: Mapping[int, Any]
+    carried: tuple[tuple[int, int], ...] = ()
 
     def returned(self, values: Mapping[int, Any]) -> Any:
         """What fn returns, given the values of the program's outputs by number."""
@@ -181,14 +184,15 @@ class Traced:
         return jax.tree_util.tree_unflatten(self.out_tree, leaves)
 
 
-def trace(fn: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
+def trace(fn: Callable[..., Any], params: Any, *inputs: Any, carry: bool = False) -> Traced:
     """Trace fn on the shapes of params and inputs (arrays, tracers, ShapeDtypeStructs); it is not run.
 
     What no output depends on is left out. Outputs may be any pytree: it is not rebuilt from shapes, which the types of
     some libraries (distributions) refuse.
 
     Raises:
-      ValueError: params or an input holds something that is not an array.
+      ValueError: params or an input holds something that is not an array; with `carry`, the first output is not like
+        the first input.
     """
     params = shape_structs(params, "params")
     arguments = [shape_structs(x, f"inputs[{i}]") for i, x in enumerate(inputs)]
@@ -196,7 +200,10 @@ def trace(fn: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     static: dict[int, Any] = {}
 
     def flat_outputs(params: Any, *inputs: Any) -> list[Any]:
-        leaves, out_tree = jax.tree_util.tree_flatten(fn(params, *inputs))
+        returned = fn(params, *inputs)
+        if carry:
+            _check_carry(inputs, returned)
+        leaves, out_tree = jax.tree_util.tree_flatten(returned)
         out_trees.append(out_tree)
         static.clear()
         static.update((i, leaf) for i, leaf in enumerate(leaves) if not _is_array(leaf))
@@ -207,7 +214,23 @@ def trace(fn: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     paths = tuple(path for path, _ in leaves)
     program = flatten_jaxpr(jex.ClosedJaxpr(used, closed.consts))
-    return Traced(program, paths, out_trees[-1], static)
+    states = len(jax.tree_util.tree_leaves(inputs[:1])) if carry else 0
+    carried = zip(program.inputs[len(paths) :][:states], program.outputs[:states], strict=True)
+    return Traced(program, paths, out_trees[-1], static, tuple(carried))
+
+
+def _check_carry(inputs: Sequence[Any], returned: Any) -> None:
+    def kind(tree: Any) -> Any:
+        leaves, structure = jax.tree_util.tree_flatten(tree)
+        return structure, [(leaf.shape, leaf.dtype) for leaf in map(jnp.asarray, leaves)]
+
+    if not (inputs and isinstance(returned, tuple | list) and returned):
+        raise ValueError("with carry=True fn must be fn(params, carry, *inputs) -> (carry, outputs)")
+    given, made = kind(inputs[0]), kind(returned[0])
+    if given != made:
+        raise ValueError(
+            f"with carry=True the first output of fn must be like its first input after the params, {given}, got {made}"
+        )
 
 
 def _is_array(leaf: Any) -> bool:

@@ -149,6 +149,7 @@ class Positions(DisjointSets, Analysis):
             int, Equation
         ] = {}  # values that are made of constants alone, and not evaluated yet
         self.uniform: dict[int, Any] = {}
+        self.carried: tuple[tuple[int, int], ...] = ()
         self.reshapes: list[AmbiguousReshape] = []
         self._choices = choices or {}
         self._first_axes = first_axes
@@ -199,6 +200,12 @@ class Positions(DisjointSets, Analysis):
                     made = equation.bind([jnp.asarray(argument) for argument in arguments])
                 self._arrays.update(zip(equation.outs, map(np.asarray, made), strict=True))
         return self._arrays.get(value)
+
+    def carry(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Tie the positions of outputs to those of the inputs that they are at the next call."""
+        self.carried = tuple(pairs)
+        for before, after in pairs:
+            self.join(after, before)
 
     # --- the transfer function of a primitive ---
 
@@ -321,10 +328,16 @@ def _sources(axes: Sequence[Sequence[AxisMap]], operands: Sequence[Sources | Non
     return tuple(frozenset[AxisOf]().union(*(known[m.operand][m.axis] for m in maps)) for maps in axes)
 
 
-def link(program: Program, parameters: int = 0, choices: Choices | None = None) -> Positions:
+def link(
+    program: Program,
+    parameters: int = 0,
+    choices: Choices | None = None,
+    carried: Sequence[tuple[int, int]] = (),
+) -> Positions:
     """The linked positions of a program whose first `parameters` inputs are parameter leaves."""
     positions = Positions(program, parameters, choices)
     positions.interpret(program.equations)
+    positions.carry(carried)
     return positions
 
 

@@ -82,7 +82,11 @@ class KeptPositions:
 
 
 def resize(
-    program: Program, parameters: int, assign: Callable[[KeptPositions], None], exact: bool = False
+    program: Program,
+    parameters: int,
+    assign: Callable[[KeptPositions], None],
+    exact: bool = False,
+    carried: Sequence[tuple[int, int]] = (),
 ) -> KeptPositions:
     """What is kept of every value of a program, given what `assign` keeps of some.
 
@@ -93,7 +97,7 @@ def resize(
     """
     choices: Choices = {}
     while True:
-        kept = KeptPositions(link(program, parameters, choices))
+        kept = KeptPositions(link(program, parameters, choices, carried))
         assign(kept)
         if exact:
             check_removable(kept.positions, kept.removed)

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from jax import lax
 
-from prune_rl.dependency.compaction import compact, compact_function
+from prune_rl.dependency.compaction import compact, compact_carry, compact_function
 from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import path_string
+from prune_rl.pruning.masks import apply_masks
 from tests.compilation import quick_jit
 from tests.dependency.small_networks import (
     Case,
@@ -309,3 +310,79 @@ def test_what_heads_compare_and_what_they_carry(fn: Callable[..., Any], params: 
 def test_whole_heads(fn: Callable[..., Any], params: Params) -> None:
     groups = assert_removable(fn, params, TOKENS, seed=4, whole_heads=True)
     assert [group.size for group in groups.values()] == [HEADS]
+
+
+# --- a step that carries a state ---
+
+
+def gru(p: Params, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The acting step of a recurrent policy: h, x -> h, y."""
+    gates = jax.nn.sigmoid(x @ p["xg"] + h @ p["hg"] + p["b"][None])
+    z, r = jnp.split(gates, 2, -1)
+    h = (1 - z) * jnp.tanh(x @ p["xn"] + r * (h @ p["hn"])) + z * h
+    return h, h @ p["c"]
+
+
+def lstm(p: Params, state: Any, x: jax.Array) -> Any:
+    h, cell = state
+    i, f, g, o = jnp.split(x @ p["x"] + h @ p["h"], 4, -1)
+    cell = jax.nn.sigmoid(f) * cell + jax.nn.sigmoid(i) * jnp.tanh(g)
+    h = jax.nn.sigmoid(o) * jnp.tanh(cell)
+    return (h, cell), n(h @ p["a"]) @ p["c"]
+
+
+GRU = {
+    "xg": normal(4, 12), "hg": normal(6, 12), "b": normal(12), "xn": normal(4, 6), "hn": normal(6, 6), "c": normal(6, 2),
+}  # fmt: skip
+LSTM = {"x": normal(4, 20), "h": normal(5, 20), "a": normal(5, 7), "c": normal(7, 2)}
+ZEROS = np.zeros((8, 5), np.float32)
+STEPS: list[tuple[Callable[..., Any], Params, Any, list[int]]] = [
+    (gru, GRU, np.zeros((8, 6), np.float32), [6]),
+    (lstm, LSTM, (ZEROS, ZEROS), [5, 7]),
+]
+
+
+@pytest.mark.parametrize(("fn", "params", "start", "sizes"), STEPS)
+def test_a_step_on_the_small_state(
+    fn: Callable[..., Any], params: Params, start: Any, sizes: list[int]
+) -> None:
+    inputs = normal(3, 8, 4)
+    assert not {"b"} & set(find_groups(fn, params, start, X))  # the state is an input and an output
+    groups = find_groups(fn, params, start, X, carry=True)
+    assert sorted(group.size for group in groups.values()) == sizes
+    masks = random_masks(groups, 1)
+    small = compact(groups, params, masks)
+    small_fn = compact_function(fn, groups, params, masks, start, X, carry=True)
+    small_start = compact_carry(fn, groups, params, masks, start, X)
+    masked = apply_masks(groups, params, masks)
+
+    def play(step: Callable[..., Any], params: Params, state: Any) -> Any:
+        return jax.lax.scan(lambda state, x: step(params, state, x), state, inputs)
+
+    (_, expected), (end, ours), one = quick_jit(
+        lambda: (
+            play(fn, masked, start),
+            play(small_fn, small, small_start),
+            small_fn(small, jax.tree.map(lambda leaf: leaf[:1], small_start), X[:1])[1],
+        )
+    )()
+    assert error(ours, expected) <= 1e-5
+    assert error(one, fn(masked, jax.tree.map(lambda leaf: leaf[:1], start), X[:1])[1]) <= 1e-5
+    assert [leaf.shape for leaf in jax.tree.leaves(end)] == [
+        leaf.shape for leaf in jax.tree.leaves(small_start)
+    ]
+    assert jax.tree.leaves(small_start)[0].shape[-1] < jax.tree.leaves(start)[0].shape[-1]
+
+
+def test_a_state_that_is_summed_up_must_stay_0() -> None:
+    def fn(p: Params, h: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = jnp.tanh(x @ p["a"]) + jnp.cos(h) * h.sum(-1, keepdims=True)
+        return h, h @ p["c"]
+
+    refused = find_groups(fn, P, np.zeros((8, 16), np.float32), X, carry=True)
+    assert len(refused) == 0
+    assert "reduce_sum" in dict(refused.rejected)["a axis 1"]
+    with pytest.raises(ValueError, match="first output of fn must be like its first input"):
+        find_groups(lambda p, h, x: (h[:1], x), P, np.zeros((8, 16), np.float32), X, carry=True)
+    with pytest.raises(ValueError, match="needs the inputs"):
+        compact_function(gru, find_groups(gru, GRU, STEPS[0][2], X, carry=True), GRU, {}, carry=True)
