@@ -150,7 +150,7 @@ def _kept_of_carry(
 ) -> KeptCarry:
     if not inputs:
         raise ValueError(
-            "with carry=True compact_function needs the inputs: give it a full-size carry, and what follows"
+            "with carry=True compact_function needs the inputs: give it a full-size carry and the others"
         )
     kept_axes = _kept(checked_slices(groups, params), concrete_masks(groups, masks))
     traced = trace(fn, params, *inputs, carry=True)

@@ -77,7 +77,7 @@ class ScalarTable:
         scalars = [self._scalars[i] for i in ids]
         for scalar in scalars:
             if _is_not_finite(scalar):
-                return f"a removed neuron's activation would be {scalar}"
+                return f"has activations that would be {scalar} where a neuron is removed"
         if not any(map(_is_zero, scalars)):
             return "is contracted with a kernel that does not become 0 with its parameters"
         return ""
@@ -223,7 +223,9 @@ class ConstantFolding(Analysis):
         changed = True
         while changed:
             self.interpret(self.positions.program.equations)
-            changed = any([self.join(after, before) for before, after in self.positions.carried])
+            changed = False
+            for before, after in self.positions.carried:
+                changed |= self.join(after, before)
 
     def _evaluated(self, value: int) -> bool:
         """Whether a value is made of constants alone; if so, its scalars are read from the array."""

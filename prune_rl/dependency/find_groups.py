@@ -74,8 +74,8 @@ def find_groups(
       whole_heads: where a reshape splits an axis in several, or merges several, and more than one of them could be that
         of the neurons, take the first: the heads of an attention whose projections are split by reshapes. By default
         it is the last: the features that every head has. Where heads have an axis of the kernels, both are found.
-      carry: fn is a step fn(params, carry, *inputs) -> (carry, outputs), like the body of `jax.lax.scan`: neurons may lie
-        in the carry, a tree of arrays that starts with zeros for neurons that are removed.
+      carry: fn is a step fn(params, carry, *inputs) -> (carry, outputs), like the body of `jax.lax.scan`: neurons may
+        lie in the carry, a tree of arrays that starts with zeros for neurons that are removed.
 
     Returns:
       The groups from input to output. A group is named by the "/"-joined path of its layer ("actor/layer_0"),

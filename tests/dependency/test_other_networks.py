@@ -332,7 +332,8 @@ def lstm(p: Params, state: Any, x: jax.Array) -> Any:
 
 
 GRU = {
-    "xg": normal(4, 12), "hg": normal(6, 12), "b": normal(12), "xn": normal(4, 6), "hn": normal(6, 6), "c": normal(6, 2),
+    "xg": normal(4, 12), "hg": normal(6, 12), "b": normal(12), "xn": normal(4, 6), "hn": normal(6, 6),
+    "c": normal(6, 2),
 }  # fmt: skip
 LSTM = {"x": normal(4, 20), "h": normal(5, 20), "a": normal(5, 7), "c": normal(7, 2)}
 ZEROS = np.zeros((8, 5), np.float32)
