@@ -354,7 +354,8 @@ class ConstantFolding(Analysis):
         if source in self.everywhere:
             self.everywhere[target] = self.everywhere[source]
         for axis, ids in self.along.get(source, {}).items():
-            if axis + shift >= 0:
+            # An axis that devices share is of another length there.
+            if axis + shift >= 0 and len(ids) == self.positions.program.shape(target)[axis + shift]:
                 self.along.setdefault(target, {})[axis + shift] = ids
         if source in self.sums:
             self.sums[target] = self.sums[source]

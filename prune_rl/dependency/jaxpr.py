@@ -16,7 +16,12 @@ from prune_rl.dependency.tree_paths import KeyPath, shape_structs
 INLINED = {"jit", "pjit", "closed_call", "core_call", "core_closed_call", "composite", "custom_vmap_call"}
 KEPT_CALLS = {"custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2"}
 # The primitives of control flow, with the parameters that hold the jaxprs they run; `interpreter` has their rules.
-CONTROL_FLOW = {"scan": ("jaxpr",), "while": ("body_jaxpr", "cond_jaxpr"), "cond": ("branches",)}
+CONTROL_FLOW = {
+    "scan": ("jaxpr",),
+    "while": ("body_jaxpr", "cond_jaxpr"),
+    "cond": ("branches",),
+    "shard_map": ("jaxpr",),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -133,8 +138,9 @@ def _controlled(eqn: Any) -> list[Any]:
 
 
 def _block(program: Program, closed: Any) -> Block:
-    ins = tuple(program.new(v.aval) for v in closed.jaxpr.invars)
-    outs, equations = _inline(program, closed.jaxpr, closed.consts, ins)
+    jaxpr, consts = (closed.jaxpr, closed.consts) if hasattr(closed, "consts") else (closed, ())
+    ins = tuple(program.new(v.aval) for v in jaxpr.invars)
+    outs, equations = _inline(program, jaxpr, consts, ins)
     return Block(ins, tuple(outs), tuple(equations))
 
 

@@ -299,6 +299,7 @@ class Positions(DisjointSets, Analysis):
         if entry == "slice":
             self.block(labels[0], f"is stepped through by {equation.name!r}")
             labels, sources, mixed = labels[1:], sources and sources[1:], mixed and mixed[1:]
+        labels = self._whole(equation, labels, self.program.shape(inner))
         # A carried value has the neurons of its first state, but neither its source nor its numbers.
         self.labels[inner], self.sources[inner] = labels, None if entry == "carried" else sources
         self.mixed[inner] = None if entry == "carried" else mixed
@@ -306,6 +307,16 @@ class Positions(DisjointSets, Analysis):
             for table in (self._arrays, self._made_by):
                 if outer in table:
                     table[inner] = table[outer]  # type: ignore[assignment]
+
+    def _whole(self, equation: Equation, labels: list[Indices], shape: tuple[int, ...]) -> list[Indices]:
+        """`labels` for another shape: axes of another length are split over devices, and new ones."""
+        fitted = list(labels)
+        for axis, n in enumerate(shape):
+            if len(labels[axis]) != n:
+                fitted[axis] = self.new(n)
+                for split in (labels[axis], fitted[axis]):
+                    self.block(split, f"is split over devices by {equation.name!r}")
+        return fitted
 
     def join(self, new: int, old: int) -> bool:
         for a, b in zip(self.labels[new], self.labels[old], strict=True):
@@ -318,6 +329,7 @@ class Positions(DisjointSets, Analysis):
             steps = self.new(self.program.shape(outer)[0])
             self.block(steps, f"is stepped through by {equation.name!r}")
             labels = [steps, *labels]
+        labels = self._whole(equation, labels, self.program.shape(outer))
         self.labels[outer], self.sources[outer], self.mixed[outer] = labels, None, None
 
 

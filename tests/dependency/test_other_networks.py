@@ -77,6 +77,7 @@ def noisy(p: Params, x: jax.Array, key: jax.Array = KEY) -> jax.Array:
     return n(x @ (p["a"] + p["d"] * jax.random.normal(key, (4, 16)))) @ p["c"]
 
 
+MESH = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
 STATISTICS = np.linspace(0.5, 2.0, 16, dtype=np.float32)
 
 # The function, its inputs after the params, and its groups: {name: the leaves it takes positions of}.
@@ -113,9 +114,19 @@ KINDS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, set[str]]]
     ),
     "sharding constraint": (
         lambda p, x: lax.with_sharding_constraint(
-            n(x @ p["a"]), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            n(x @ p["a"]), jax.sharding.NamedSharding(MESH, jax.P("batch", None))
         )
         @ p["c"],
+        (X,),
+        {"a": {"a", "c"}},
+    ),
+    "shards": (
+        lambda p, x: jax.shard_map(
+            lambda p, x: n(x @ p["a"] - lax.pmean(x @ p["a"], "batch").mean(0, keepdims=True)) @ p["c"],
+            mesh=MESH,
+            in_specs=(jax.P(), jax.P("batch")),
+            out_specs=jax.P("batch"),
+        )(p, x),
         (X,),
         {"a": {"a", "c"}},
     ),
@@ -387,3 +398,17 @@ def test_a_state_that_is_summed_up_must_stay_0() -> None:
         find_groups(lambda p, h, x: (h[:1], x), P, np.zeros((8, 16), np.float32), X, carry=True)
     with pytest.raises(ValueError, match="needs the inputs"):
         compact_function(gru, find_groups(gru, GRU, STEPS[0][2], X, carry=True), GRU, {}, carry=True)
+
+
+def test_neurons_that_are_split_over_devices_are_refused() -> None:
+    def fn(p: Params, x: jax.Array) -> jax.Array:
+        return jax.shard_map(
+            lambda a, c, x: lax.psum(n(x @ a) @ c, "batch"),
+            mesh=MESH,
+            in_specs=(jax.P(None, "batch"), jax.P("batch"), jax.P()),
+            out_specs=jax.P(),
+        )(p["a"], p["c"], x)
+
+    refused = find_groups(fn, P, X)
+    assert len(refused) == 0
+    assert any("is split over devices" in reason for _, reason in refused.rejected)
