@@ -2,6 +2,7 @@
 
 from .dependency.activations import activations as activations
 from .dependency.compaction import compact as compact
+from .dependency.compaction import compact_carry as compact_carry
 from .dependency.compaction import compact_function as compact_function
 from .dependency.compaction import expand as expand
 from .dependency.find_groups import find_groups as find_groups

@@ -71,7 +71,12 @@ def expand(groups: NeuronGroups, small: Params, masks: Masks) -> Params:
 
 
 def compact_function(
-    fn: Callable[..., Any], groups: NeuronGroups, params: Params, masks: Masks, *inputs: Any
+    fn: Callable[..., Any],
+    groups: NeuronGroups,
+    params: Params,
+    masks: Masks,
+    *inputs: Any,
+    carry: bool = False,
 ) -> Callable[..., Any]:
     """Adapt fn to compacted parameters, also where it fixes the widths (flax.linen.Dense(features=64)).
 
@@ -85,31 +90,105 @@ def compact_function(
       params: the full-size parameters; only shapes are used.
       masks: {group name: bool[size]}, concrete.
       *inputs: arguments of fn, to check now rather than at the first call that fn can be adapted.
+      carry: fn is a step fn(params, carry, *inputs) -> (carry, outputs), see `find_groups`. Then the inputs are needed,
+        with the carry at full size; small_fn takes and returns a small one, see `compact_carry`.
 
     Raises:
-      ValueError: a mask is traced or not bool[size], the groups do not fit the tree, or a masked axis goes
-        through a primitive that cannot be adapted.
+      ValueError: a mask is traced or not bool[size], the groups do not fit the tree, a masked axis goes through a
+        primitive that cannot be adapted, or a carry comes without inputs.
     """
     kept_axes = _kept(checked_slices(groups, params), concrete_masks(groups, masks))
+    state = _kept_of_carry(fn, groups, params, masks, inputs) if carry else []
 
     def small_fn(small: Any, *inputs: Any) -> Any:
         shapes = _full_shapes(groups, small, kept_axes)
         full = jax.tree_util.tree_map_with_path(lambda path, leaf: _struct(leaf, shapes[path]), small)
-        traced = trace(fn, full, *inputs)
+        traced = trace(fn, full, *_full_carry(inputs, state), carry=carry)
 
         def assign(kept: KeptPositions) -> None:
             for path, value in zip(traced.paths, traced.program.inputs, strict=False):
                 for axis, keep in kept_axes.get(path, {}).items():
                     kept.assign(value, axis, keep)
 
-        kept = resize(traced.program, len(traced.paths), assign, exact=True)
+        kept = resize(traced.program, len(traced.paths), assign, exact=True, carried=traced.carried)
         values = evaluate(traced.program, jax.tree_util.tree_leaves((small, inputs)), kept)
-        return jax.tree_util.tree_unflatten(traced.out_tree, [values[v] for v in traced.program.outputs])
+        return traced.returned(values)
 
     if inputs:
         small = jax.eval_shape(lambda tree: compact(groups, tree, masks), shape_structs(params, "params"))
-        jax.eval_shape(small_fn, small, *inputs)
+        inputs = (jax.eval_shape(lambda tree: _gathered(tree, state), inputs[0]), *inputs[1:])
+        # Some types of outputs cannot be rebuilt from shapes.
+        jax.eval_shape(lambda *arguments: (small_fn(*arguments), None)[1], small, *inputs)
     return small_fn
+
+
+def compact_carry(
+    fn: Callable[..., Any], groups: NeuronGroups, params: Params, masks: Masks, carry: Any, *inputs: Any
+) -> Any:
+    """The carry of a step without the neurons that masks remove, for what `compact_function` makes of the step.
+
+    Args:
+      fn: the step fn(params, carry, *inputs) -> (carry, outputs) that the groups were found in.
+      groups: from `find_groups(..., carry=True)`.
+      params: the full-size parameters; only shapes are used.
+      masks: {group name: bool[size]}, concrete.
+      carry: at full size, such as the zeros that an episode starts with.
+      *inputs: further arguments of fn; only shapes are used.
+
+    Raises:
+      ValueError: as `compact_function`.
+    """
+    return _gathered(carry, _kept_of_carry(fn, groups, params, masks, (carry, *inputs)))
+
+
+# By leaf and axis of a carry: which positions are kept, bool[length].
+KeptCarry = list[list[Flags]]
+
+
+def _kept_of_carry(
+    fn: Callable[..., Any], groups: NeuronGroups, params: Params, masks: Masks, inputs: tuple[Any, ...]
+) -> KeptCarry:
+    if not inputs:
+        raise ValueError(
+            "with carry=True compact_function needs the inputs: give it a full-size carry and the others"
+        )
+    kept_axes = _kept(checked_slices(groups, params), concrete_masks(groups, masks))
+    traced = trace(fn, params, *inputs, carry=True)
+
+    def assign(kept: KeptPositions) -> None:
+        for path, value in zip(traced.paths, traced.program.inputs, strict=False):
+            for axis, keep in kept_axes.get(path, {}).items():
+                kept.assign(value, axis, keep)
+
+    kept = resize(traced.program, len(traced.paths), assign, exact=True, carried=traced.carried)
+    return [
+        [kept.along(value, axis) for axis in range(len(traced.program.shape(value)))]
+        for value, _ in traced.carried
+    ]
+
+
+def _gathered(carry: Any, state: KeptCarry) -> Any:
+    """A carry without the positions that are removed."""
+    leaves, structure = jax.tree_util.tree_flatten(carry)
+    small = []
+    for leaf, axes in zip(leaves, state or [[] for _ in leaves], strict=True):
+        for axis, keep in enumerate(axes):
+            if not keep.all():
+                leaf = leaf.take(np.flatnonzero(keep), axis)
+        small.append(leaf)
+    return jax.tree_util.tree_unflatten(structure, small)
+
+
+def _full_carry(inputs: tuple[Any, ...], state: KeptCarry) -> tuple[Any, ...]:
+    """The inputs of a step with the shapes of a full-size carry; other axes, such as the batch, are as given."""
+    if not state:
+        return inputs
+    leaves, structure = jax.tree_util.tree_flatten(inputs[0])
+    full = []
+    for leaf, axes in zip(leaves, state, strict=True):
+        lengths = zip(np.shape(leaf), axes, strict=True)
+        full.append(_struct(leaf, tuple(n if keep.all() else len(keep) for n, keep in lengths)))
+    return (jax.tree_util.tree_unflatten(structure, full), *inputs[1:])
 
 
 def _kept(table: AxisSlices, masks: Masks) -> dict[KeyPath, dict[int, Flags]]:

@@ -12,21 +12,51 @@ import numpy as np
 from prune_rl.dependency.interpreter import Analysis, Entry
 from prune_rl.dependency.jaxpr import Equation
 from prune_rl.dependency.propagation import Positions
-from prune_rl.dependency.rules import CUMULATIVE, ELEMENTWISE, MOVES, REDUCTIONS, WINDOWS
+from prune_rl.dependency.rules import (
+    CUMULATIVE,
+    ELEMENTWISE,
+    MARKS,
+    MOVES,
+    POSITIONAL,
+    REDUCTIONS,
+    SCATTERS,
+    WINDOWS,
+)
 from prune_rl.dependency.structural_rules import AxisMap, Links
 from prune_rl.dependency.tree_paths import Flags, Indices
 
-UNKNOWN = 0  # the id of what is not a known scalar
+UNKNOWN = (
+    0  # the id of what is not a known scalar: finite and not 0, or else the kept neurons have the same defect
+)
+MIXED = 1  # of what is finite, but may be 0 where those of kept neurons are not
+NOT_FINITE = 2  # of what may not be finite
+SHARED = 3  # of what does not depend on the neuron: whatever it is, it is the same at those that are kept
 Ids = np.ndarray[Any, np.dtype[np.int64]]  # by position, indices into a ScalarTable
 # A sum keeps being one over neurons through these primitives and through MOVES.
 LINEAR = frozenset(("convert_element_type", "copy", "neg", "sqrt", "square", "integer_pow"))
+# Finite wherever their operands are, 0 included.
+FINITE = frozenset(
+    (
+        "abs", "add", "add_any", "and", "asinh", "atan", "bessel_i0e", "bessel_i1e", "ceil", "clamp", "complex", "conj",
+        "convert_element_type", "copy", "copy_p", "cos", "cosh", "eq", "erf", "erfc", "exp", "exp2", "expm1", "floor",
+        "ge", "gt", "imag", "is_finite", "le", "logistic", "lt", "max", "min", "mul", "name", "ne", "neg", "not", "or",
+        "real", "reduce_precision", "round", "select_n", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient",
+        "sub", "tan", "tanh", "xor",
+    )
+)  # fmt: skip
+POSITIVE = frozenset(("cosh", "exp", "exp2", "logistic"))  # never 0
 
 
 class ScalarTable:
     """Known scalars, each stored once and referred to by its id, and what primitives make of them."""
 
     def __init__(self) -> None:
-        self._scalars: list[Any] = [None]
+        self._scalars: list[Any] = [
+            None,
+            None,
+            np.asarray(np.nan),
+            None,
+        ]  # UNKNOWN, MIXED, NOT_FINITE, SHARED
         self._id_of: dict[tuple[str, bytes], int] = {}
         self._folded: dict[tuple[int, tuple[int, ...]], int] = {}
 
@@ -47,7 +77,7 @@ class ScalarTable:
         scalars = [self._scalars[i] for i in ids]
         for scalar in scalars:
             if _is_not_finite(scalar):
-                return f"a removed neuron's activation would be {scalar}"
+                return f"has activations that would be {scalar} where a neuron is removed"
         if not any(map(_is_zero, scalars)):
             return "is contracted with a kernel that does not become 0 with its parameters"
         return ""
@@ -61,23 +91,84 @@ class ScalarTable:
         """The result of an elementwise primitive."""
         key = (id(equation), ids)
         if key not in self._folded:
-            self._folded[key] = self.id_of(_fold(equation, [self._scalars[i] for i in ids]))
+            self._folded[key] = self._elementwise(equation, ids)
         return self._folded[key]
+
+    def _elementwise(self, equation: Equation, ids: tuple[int, ...]) -> int:
+        name = equation.name
+        if ids and all(i == SHARED for i in ids):
+            return SHARED
+        if name == "select_n" and not self.known(ids[0]):
+            branches = [i for i in ids[1:] if i != SHARED]
+            return self.joined([*branches, *([UNKNOWN] if len(branches) < len(ids) - 1 else [])])
+        if name == "select_n":
+            return ids[1 + int(self._scalars[ids[0]])]
+        if NOT_FINITE in ids:
+            return MIXED if equation.source.outvars[0].aval.dtype == np.bool_ else NOT_FINITE
+        if MIXED in ids and ((name in ("div", "rem") and ids[1] == MIXED) or name == "pow"):
+            return NOT_FINITE
+        made = _fold(equation, [self._scalars[i] for i in ids])
+        found = NOT_FINITE if made is not None and np.isnan(made).any() else self.id_of(made)
+        if found == UNKNOWN and MIXED in ids and name not in POSITIVE:
+            divides = name == "div" and ids[1] != MIXED
+            powers = name == "integer_pow" and equation.params["y"] >= 0
+            return MIXED if name in FINITE or divides or powers else NOT_FINITE
+        return found
+
+    def known(self, i: int) -> bool:
+        """Whether the scalar is known."""
+        return i > SHARED
+
+    def joined(self, ids: Sequence[int]) -> int:
+        """What may be any of these."""
+        distinct = {*ids}
+        if len(distinct) == 1:
+            return distinct.pop()
+        if any(_is_not_finite(self._scalars[i]) for i in distinct):
+            return NOT_FINITE
+        may_be_zero = any(i == MIXED or _is_zero(self._scalars[i]) for i in distinct)
+        return MIXED if may_be_zero else UNKNOWN
+
+    def along(self, array: np.ndarray[Any, Any], axis: int) -> Ids:
+        """The ids of a known array by position along an axis."""
+        rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+        if not rows.shape[1]:
+            return np.full(len(rows), UNKNOWN)
+        if len(rows) > 1 and (rows == rows[:1]).all() and not (rows == rows[0, 0]).all():
+            return np.full(len(rows), SHARED)
+        finite = np.isfinite(rows).all(1) if rows.dtype.kind in "fc" else np.ones(len(rows), bool)
+        equal, zero = (rows == rows[:, :1]).all(1), (rows == 0).any(1)
+        return np.array(
+            [
+                self.id_of(row[0]) if same else NOT_FINITE if not fine else MIXED if some_zero else UNKNOWN
+                for row, same, fine, some_zero in zip(rows, equal, finite, zero, strict=True)
+            ],
+            np.int64,
+        )
 
     def reduced(self, equation: Equation, i: int) -> int:
         """The result of a reduction over any number of equal scalars."""
+        if i == SHARED:
+            return SHARED
         scalar = self._scalars[i]
         depends_on_count = equation.name.endswith(("sum", "prod", "logsumexp"))
         if depends_on_count and not (_is_zero(scalar) and "log" not in equation.name):
-            return i if _is_not_finite(scalar) else UNKNOWN
+            return i if _is_not_finite(scalar) or i == MIXED else UNKNOWN
         return i
 
     def product(self, ids: tuple[int, ...], zero: int) -> int:
-        """The result of a contraction along an axis that the operands carry to the output: 0 if all are 0."""
+        """The result of a contraction along an axis that operands carry to the output: 0 if one of them is 0."""
         scalars = [self._scalars[i] for i in ids]
         if any(map(_is_not_finite, scalars)):
-            return self.id_of(np.asarray(np.nan))
-        return zero if all(map(_is_zero, scalars)) else UNKNOWN
+            return NOT_FINITE
+        if any(map(_is_zero, scalars)):
+            return zero
+        return MIXED if MIXED in ids else UNKNOWN
+
+    def written(self, ids: tuple[int, ...]) -> int:
+        """The result of a scatter of updates into an operand, whatever it does where they meet."""
+        scalars = [self._scalars[i] for i in ids]
+        return ids[0] if all(map(_is_zero, scalars)) else self.joined([*ids, MIXED])
 
 
 class ConstantFolding(Analysis):
@@ -99,12 +190,15 @@ class ConstantFolding(Analysis):
             self.everywhere[value] = self.scalars.id_of(scalar)
         for value in program.inputs:
             numeric = not jnp.issubdtype(program.avals[value].dtype, jax.dtypes.extended)
-            if numeric and positions.sources[value] is not None:
+            carried = any(value == before for before, _ in positions.carried)
+            if numeric and (carried or positions.sources[value] is not None):
                 zero = self.scalars.id_of(np.zeros((), program.avals[value].dtype))
                 for axis in range(len(program.shape(value))):
                     removable = self.removable(value, axis)
                     if removable.any():
                         self.along.setdefault(value, {})[axis] = np.where(removable, zero, UNKNOWN)
+        for value in program.constants:
+            self._evaluated(value)
 
     def removable(self, value: int, axis: int) -> Flags:
         """Which positions along an axis are candidates for removal."""
@@ -124,6 +218,24 @@ class ConstantFolding(Analysis):
         for table in (self.everywhere, self.along, self.sums):
             table.pop(value, None)
 
+    def run(self) -> None:
+        """Go through the program; what it carries to the next call, until that changes nothing."""
+        changed = True
+        while changed:
+            self.interpret(self.positions.program.equations)
+            changed = False
+            for before, after in self.positions.carried:
+                changed |= self.join(after, before)
+
+    def _evaluated(self, value: int) -> bool:
+        """Whether a value is made of constants alone; if so, its scalars are read from the array."""
+        axes = [i for i in range(len(self.positions.program.shape(value))) if self.removable(value, i).any()]
+        array = self.positions.array(value) if axes else None
+        if array is None or value in self.everywhere:
+            return False
+        self.along[value] = {axis: self.scalars.along(array, axis) for axis in axes}
+        return True
+
     # --- the transfer function of a primitive ---
 
     def primitive(self, equation: Equation) -> None:
@@ -136,12 +248,14 @@ class ConstantFolding(Analysis):
             function = self._function(equation, k, moved=False)
             if function is not None:
                 everywhere = function(tuple(self.everywhere.get(v, UNKNOWN) for v in ins))
-                if everywhere:
+                if self.scalars.known(everywhere):
                     self.everywhere[value] = everywhere
+            if self._evaluated(value):
+                continue
             for axis in range(len(links.outs[k])):
                 if self.removable(value, axis).any():
                     self._set(value, axis, self._along(equation, links, k, axis))
-        if equation.name == "reduce_sum":
+        if equation.name in ("reduce_sum", "psum"):
             over = [self.positions.of(ins[k], i) for k, i in links.summed]
             self._mark_sum(equation.outs[0], [roots[np.isin(roots, self.candidates)] for roots in over])
         elif equation.name in MOVES | LINEAR:
@@ -157,7 +271,8 @@ class ConstantFolding(Analysis):
         name, ins, maps = equation.name, equation.ins, links.outs[k][axis]
         program = self.positions.program
         if name in ("dot_general", "conv_general_dilated"):
-            held = [_selected(self.at(ins[m.operand], m.axis), m) for m in maps]
+            size = program.shape(equation.outs[k])[axis]
+            held = [self._carried(ins[m.operand], m, size) for m in maps]
             zero = self.scalars.id_of(np.zeros((), program.avals[equation.outs[k]].dtype))
             return map_ids(held, lambda ids: self.scalars.product(ids, zero)) if held else UNKNOWN
         function = self._function(equation, k, moved=True)
@@ -165,17 +280,45 @@ class ConstantFolding(Analysis):
             return UNKNOWN
         if all(m.source is None and m.target is None for m in maps):
             by_operand = {m.operand: self.at(ins[m.operand], m.axis) for m in maps}
-            held = [by_operand.get(j, self.everywhere.get(v, UNKNOWN)) for j, v in enumerate(ins)]
+            held = [by_operand.get(j, self.everywhere.get(v, SHARED)) for j, v in enumerate(ins)]
+            if name == "select_n" and np.all(np.equal(held[0], SHARED)):
+                held = [SHARED if v in self.everywhere else ids for v, ids in zip(ins, held, strict=True)]
+            if name == "broadcast_in_dim" and not maps:
+                return self.everywhere.get(ins[0], SHARED)
+            if name in SCATTERS:
+                held = [held[0], held[2]]
             if name in MOVES:
                 held = [by_operand[j] for j in sorted(by_operand)]
                 if name == "pad" and any(map(any, equation.params["padding_config"])):
                     held.append(self.everywhere.get(ins[1], UNKNOWN))
             return map_ids(held, function) if held else UNKNOWN
-        pieces = []
-        for m in maps:
-            size = program.shape(ins[m.operand])[m.axis]
-            pieces.append((np.broadcast_to(self.at(ins[m.operand], m.axis), (size,)), m))
-        return assemble_ids(pieces, program.shape(equation.outs[k])[axis])
+        pieces = [(self._broadcast(ins[m.operand], m.axis), m) for m in maps]
+        return self._assembled(pieces, program.shape(equation.outs[k])[axis])
+
+    def _broadcast(self, value: int, axis: int) -> Ids:
+        return np.broadcast_to(self.at(value, axis), (self.positions.program.shape(value)[axis],))
+
+    def _carried(self, value: int, m: AxisMap, size: int) -> Ids | int:
+        """The scalars of an operand by position of the output's axis that it is mapped to."""
+        if m.source is None and m.target is None:
+            return self.at(value, m.axis)
+        return self._assembled([(self._broadcast(value, m.axis), m)], size)
+
+    def _assembled(self, pieces: Sequence[tuple[Ids, AxisMap]], length: int) -> Ids:
+        """Ids along an axis made of positions of others, joined where several meet."""
+        low, high = np.full(length, np.iinfo(np.int64).max), np.full(length, -1)
+        met: list[tuple[Ids, Ids]] = []
+        for ids, m in pieces:
+            target = np.arange(length) if m.target is None else m.target
+            mine = ids if m.source is None else ids[m.source]
+            np.minimum.at(low, target, mine)
+            np.maximum.at(high, target, mine)
+            met.append((target, mine))
+        made = np.where(low == high, low, UNKNOWN)
+        for position in np.flatnonzero((low != high) & (high >= 0)).tolist():
+            these = [i for target, mine in met for i in np.unique(mine[target == position]).tolist()]
+            made[position] = self.scalars.joined(these)
+        return made
 
     def _function(self, equation: Equation, k: int, moved: bool) -> Callable[[tuple[int, ...]], int] | None:
         """From the operands' ids to output k's, for the primitives that act on all positions of an axis alike."""
@@ -183,14 +326,18 @@ class ConstantFolding(Analysis):
         if name in ELEMENTWISE:
             return lambda ids: self.scalars.elementwise(equation, ids)
         if name in MOVES:
-            if name in ("optimization_barrier", "sort") and not moved:
+            if (name in MARKS or name == "sort") and not moved:
                 return lambda ids: ids[k]
             if name in ("dynamic_slice", "gather") and not moved:
                 return lambda ids: ids[0]
             if name == "dynamic_update_slice" and not moved:
                 return lambda ids: ids[0] if ids[0] == ids[1] else UNKNOWN
-            return lambda ids: ids[0] if all(i == ids[0] for i in ids) else UNKNOWN
-        if name in REDUCTIONS | CUMULATIVE | WINDOWS:
+            if not moved:
+                return lambda ids: ids[0] if all(i == ids[0] for i in ids) else UNKNOWN
+            return self.scalars.joined
+        if name in SCATTERS:
+            return self.scalars.written if moved else None
+        if name in REDUCTIONS | POSITIONAL | CUMULATIVE | WINDOWS:
             return lambda ids: self.scalars.reduced(equation, ids[0])
         return None
 
@@ -207,7 +354,8 @@ class ConstantFolding(Analysis):
         if source in self.everywhere:
             self.everywhere[target] = self.everywhere[source]
         for axis, ids in self.along.get(source, {}).items():
-            if axis + shift >= 0:
+            # An axis that devices share is of another length there.
+            if axis + shift >= 0 and len(ids) == self.positions.program.shape(target)[axis + shift]:
                 self.along.setdefault(target, {})[axis + shift] = ids
         if source in self.sums:
             self.sums[target] = self.sums[source]
@@ -215,7 +363,7 @@ class ConstantFolding(Analysis):
     def join(self, new: int, old: int) -> bool:
         before = (self.everywhere.get(old), self.along.get(old, {}))
         joined = {
-            axis: np.where(np.equal(self.at(new, axis), self.at(old, axis)), self.at(old, axis), UNKNOWN)
+            axis: map_ids([self.at(new, axis), self.at(old, axis)], self.scalars.joined)
             for axis in range(len(self.positions.program.shape(old)))
         }
         if self.everywhere.get(old) != self.everywhere.get(new):
@@ -237,20 +385,6 @@ def map_ids(ids: Sequence[Ids | int], function: Callable[[tuple[int, ...]], int]
     unique, inverse = np.unique(rows, axis=0, return_inverse=True)
     results = np.array([function(tuple(row)) for row in unique.tolist()], np.int64)
     return results[inverse.reshape(-1)]
-
-
-def assemble_ids(pieces: Sequence[tuple[Ids, AxisMap]], length: int) -> Ids:
-    """Ids along an axis made of positions of others; unknown where unequal ones meet."""
-    low, high = np.full(length, np.iinfo(np.int64).max), np.full(length, -1)
-    for ids, m in pieces:
-        target = np.arange(length) if m.target is None else m.target
-        np.minimum.at(low, target, _selected(ids, m))
-        np.maximum.at(high, target, _selected(ids, m))
-    return np.where(low == high, low, UNKNOWN)
-
-
-def _selected(ids: Any, m: AxisMap) -> Any:
-    return ids if m.source is None or isinstance(ids, int) else ids[m.source]
 
 
 def _is_zero(scalar: Any) -> bool:
@@ -275,8 +409,6 @@ def _fold(equation: Equation, scalars: list[Any]) -> Any:
                 return np.asarray(equation.source.primitive.bind(*known, **equation.source.params))
         except FloatingPointError:  # jax_debug_nans
             return np.asarray(np.nan)
-    if name == "select_n" and scalars[0] is not None:
-        return scalars[1 + int(scalars[0])]
     real = jnp.issubdtype(equation.source.outvars[0].aval.dtype, jnp.inexact)
     divided_by_zero = name in ("div", "rem") and _is_zero(scalars[-1])
     power_of_zero = name == "pow" and _is_zero(scalars[0])
@@ -285,6 +417,4 @@ def _fold(equation: Equation, scalars: list[Any]) -> Any:
         return np.asarray(np.nan)
     if name == "mul" or (name == "div" and _is_zero(scalars[0])):
         return next((scalar for scalar in known if _is_zero(scalar)), None)
-    if name == "select_n" and len(known) == len(scalars) - 1:
-        return known[0] if all(scalar == known[0] for scalar in known) else None
     return None

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from prune_rl.dependency.constant_folding import ConstantFolding, map_ids
+from prune_rl.dependency.counts import counts_anew
 from prune_rl.dependency.groups import ROLES, NeuronGroup, NeuronGroups, Role, Slice
 from prune_rl.dependency.jaxpr import Equation, Traced, primitives, trace
-from prune_rl.dependency.propagation import Choices, Positions, next_choices
+from prune_rl.dependency.propagation import Choices, Positions, Sources, next_choices
 from prune_rl.dependency.structural_rules import AxisOf
 from prune_rl.dependency.summary import described, group_names
 from prune_rl.dependency.tree_paths import Indices, KeyPath, Params
@@ -23,69 +24,112 @@ NEUTRAL = {
     "reduce_min": np.inf,
     "reduce_and": True,
     "reduce_or": False,
+    "reduce_xor": 0,
+    "psum": 0.0,
+    "psum_invariant": 0.0,
+    "pmax": -np.inf,
+    "pmin": np.inf,
 }
-MEAN = (
-    "goes through 'reduce_sum', whose result meets a constant in {name!r}, as in a mean, which would change with the "
-    "number of neurons: normalise with prune_rl.layer_norm, which counts those that are left"
+COUNTED = (
+    "goes through a constant that counts neurons, as the 1/N of a mean does, which fn counts anew for smaller arrays: "
+    "with find_groups(..., keep_counts=True) and compact_function it stays that of the full size, and "
+    "prune_rl.layer_norm counts those that are left"
+)
+VARIANCE = (
+    " (as in a variance in two passes, of which the differences from the mean are summed: normalise with "
+    "prune_rl.layer_norm, or take the mean of the squares minus the square of the mean)"
 )
 # By leaf axis: the positions of each neuron along it, int64[neurons, positions per neuron].
 Members = dict[AxisOf, Indices]
 
 
-def find_groups(fn: Callable[..., Any], params: Params, *inputs: Any) -> NeuronGroups:
+def find_groups(
+    fn: Callable[..., Any],
+    params: Params,
+    *inputs: Any,
+    keep_counts: bool = False,
+    whole_heads: bool = False,
+    carry: bool = False,
+) -> NeuronGroups:
     """Find the hidden neurons of fn(params, *inputs) from its jaxpr.
 
     The positions of parameter axes that must go together are one neuron; neurons that take the same positions of
     the same leaves are a group. A neuron is reported if a kernel produces it, a contraction with a parameter reads
     it, and zeroing its slices (incoming, bias, outgoing) leaves exactly the function without it, for every input.
-    Positions that reach an input or an output of fn, enter a mean or a softmax, or go through a primitive without
-    a rule are not neurons; `.rejected` says why. Followed are products and convolutions in any layout, elementwise
-    primitives, reductions, pooling, reshapes, concatenation, slicing, padding, constant indices, jit, vmap, custom
-    derivatives, rematerialisation, cond, scan and while.
+    Positions that reach an input or an output of fn, enter a softmax or a variance in two passes, or go through a
+    primitive without a rule are not neurons; `.rejected` says why. Followed are products and convolutions in any
+    layout, elementwise primitives, reductions, pooling, reshapes, concatenation, slicing, padding, constant indices,
+    jit, vmap, custom derivatives, rematerialisation, cond, scan and while. What no output depends on is left out.
+
+    A mean over neurons keeps its 1/N, since removed neurons are zeros in the sum: so does `compact_function`. Where fn
+    itself would run on smaller arrays and count them anew, it would be another function there. The neurons are then
+    refused, unless `keep_counts` says that compacted parameters go through `compact_function` only.
 
     Args:
       fn: any function of params and inputs; it is traced, not run.
       params: any pytree of arrays. Only shapes and dtypes of params and inputs are used: arrays, tracers and
         ShapeDtypeStructs all do.
       *inputs: further arguments of fn, pytrees of arrays.
+      keep_counts: accept neurons that fn counts, although it would count fewer in smaller arrays.
+      whole_heads: where a reshape splits an axis in several, or merges several, and more than one of them could be that
+        of the neurons, take the first: the heads of an attention whose projections are split by reshapes. By default
+        it is the last: the features that every head has. Where heads have an axis of the kernels, both are found.
+      carry: fn is a step fn(params, carry, *inputs) -> (carry, outputs), like the body of `jax.lax.scan`: neurons may
+        lie in the carry, a tree of arrays that starts with zeros for neurons that are removed.
 
     Returns:
       The groups from input to output. A group is named by the "/"-joined path of its layer ("actor/layer_0"),
       or of its incoming leaf where several layers share that path.
 
     Raises:
-      ValueError: params or an input holds something that is not an array.
+      ValueError: params or an input holds something that is not an array; with `carry`, fn is no such step.
     """
-    traced = trace(fn, params, *inputs)
+    traced = trace(fn, params, *inputs, carry=carry)
     choices: Choices = {}
     while True:
-        positions, roles, candidates = _candidates(traced, choices)
+        positions, roles, candidates, removal = _candidates(traced, choices, whole_heads)
         refused = candidates[positions.is_blocked(candidates)]
         # An ambiguous reshape has several readings, and the neurons may be removable in another one.
         following = next_choices(positions, choices, refused)
         if following is None:
             break
         choices = following
-    return _groups(traced, positions, roles, candidates)
+    groups, counted = _groups(traced, positions, roles, candidates, removal)
+    if keep_counts or not counted:
+        return groups
+    anew = {name for name in counted if counts_anew(fn, traced, groups[name], params, inputs)}
+    refused_here = [
+        (", ".join(described(s) for s in groups[n].slices if s.role == "in"), COUNTED)
+        for n in groups
+        if n in anew
+    ]
+    return NeuronGroups(
+        (group for group in groups.values() if group.name not in anew), [*groups.rejected, *refused_here]
+    )
 
 
-def _candidates(traced: Traced, choices: Choices) -> tuple[Positions, list[tuple[AxisOf, Role]], Indices]:
-    """The linked program, the roles of leaf axes, and the sets that a kernel produces, checked for removal."""
+def _candidates(
+    traced: Traced, choices: Choices, first_axes: bool
+) -> tuple[Positions, list[tuple[AxisOf, Role]], Indices, Removal]:
+    """The linked program, the roles of leaf axes, the sets that a kernel produces, and how they are removed."""
     program, parameters = traced.program, len(traced.paths)
-    positions = Positions(program, parameters, choices)
+    positions = Positions(program, parameters, choices, first_axes)
+    states, results = {before for before, _ in traced.carried}, program.outputs[len(traced.carried) :]
     for value in program.inputs[parameters:]:
+        if value in states:
+            continue
         for labels in positions.labels[value]:
             positions.block(labels, "is an input of fn")
     positions.interpret(program.equations)
-    for value in program.outputs:
+    positions.carry(traced.carried)
+    for value in results:
         for labels in positions.labels[value]:
             positions.block(labels, "is an output of fn")
     roles = _roles(positions)
     produced = [positions.of(program.inputs[k], i) for (k, i), role in roles if role == "in"]
     found = np.concatenate([np.empty(0, np.int64), *produced])
     candidates = found[np.sort(np.unique(found, return_index=True)[1])]
-    check_removable(positions, candidates)
-    return positions, roles, candidates
+    return positions, roles, candidates, check_removable(positions, candidates)
 
 
 def _roles(positions: Positions) -> list[tuple[AxisOf, Role]]:
@@ -95,6 +139,8 @@ def _roles(positions: Positions) -> list[tuple[AxisOf, Role]]:
         sources = [positions.sources[v] for v in equation.ins]
         if all(s is not None for s in sources):
             continue  # a product of parameters is a kernel itself; the contraction that reads it gives the roles
+        if not any(s is not None and any(s) for s in sources):
+            sources = [_mixed_kernel(positions.mixed[v]) for v in equation.ins]
         if equation.name == "gather":  # the rows of an embedding
             carried = {m.axis for maps in links.outs[0] for m in maps if m.operand == 0}
             for i, leaf_axes in enumerate(sources[0] or ()):
@@ -112,23 +158,38 @@ def _roles(positions: Positions) -> list[tuple[AxisOf, Role]]:
     return list(roles)
 
 
+def _mixed_kernel(mixed: Sources | None) -> Sources | None:
+    """Where the axes of a value come from, if two of them come from one leaf: a kernel that inputs are part of."""
+    leaves = [leaf for axes in mixed or () for leaf in {k for k, _ in axes}]
+    shared = {leaf for leaf in leaves if leaves.count(leaf) > 1}
+    if not shared:
+        return None
+    return tuple(frozenset((k, i) for k, i in axes if k in shared) for axes in mixed or ())
+
+
 def _groups(
-    traced: Traced, positions: Positions, roles: list[tuple[AxisOf, Role]], candidates: Indices
-) -> NeuronGroups:
+    traced: Traced,
+    positions: Positions,
+    roles: list[tuple[AxisOf, Role]],
+    candidates: Indices,
+    removal: Removal,
+) -> tuple[NeuronGroups, list[str]]:
+    """The groups, and the names of those whose number a constant of the program may stand for."""
     program, paths = traced.program, traced.paths
     order = {leaf_axis: n for n, (leaf_axis, _) in enumerate(roles)}
     members = _members(traced, positions, candidates, order)
     reasons, role_of = positions.reasons(), _by_axis(roles)
+    products = {*removal.products.tolist()}
     # Neurons of one group: as many positions along the same axes, and the same reasons against them.
     patterns: dict[Any, list[int]] = {}
     for root in candidates.tolist():
         why = reasons.get(root, ())
         if not why and not any("out" in role_of.get(at, ()) for at in members[root]):
-            why = ("no kernel reads it",)
+            why = () if root in products else ("is read by no kernel",)
         pattern = tuple((at, len(where)) for at, where in members[root].items())
         patterns.setdefault((pattern, why), []).append(root)
 
-    found, rejected = [], []
+    found, rejected, among = [], [], []
     for (pattern, why), roots in patterns.items():
         along: Members = {at: np.array([members[root][at] for root in roots]) for at, _ in pattern}
         slices = _slices(along, roles, paths, [program.shape(v) for v in program.inputs])
@@ -137,10 +198,12 @@ def _groups(
             rejected.append((", ".join(map(described, made)), "; ".join(why)))
         else:
             found.append((len(roots), slices))
+            among.append(bool(np.isin(roots, removal.counted).any()))
     kernels = {paths[k] for (k, _), role in roles if role == "in"}
     names = group_names([slices for _, slices in found], kernels)
     groups = (NeuronGroup(name, size, slices) for name, (size, slices) in zip(names, found, strict=True))
-    return NeuronGroups(groups, rejected)
+    counted_names = [name for name, is_counted in zip(names, among, strict=True) if is_counted]
+    return NeuronGroups(groups, rejected), counted_names
 
 
 def _members(
@@ -175,6 +238,10 @@ def _slices(
 ) -> tuple[Slice, ...]:
     """One group's slices: in, bias, out, each in the order of use; a tied axis may be both in and out."""
     used = [(at, role) for at, role in roles if at in along]
+    if used and all(role == "in" for _, role in used):
+        # A product of two activations, of which the one made last reads the other; or of one with itself.
+        reading = used[-1][0]
+        used = [(at, "in") for at, _ in used if at != reading or len(used) == 1] + [(reading, "out")]
     named = {at for at, _ in used}
     biases: list[tuple[AxisOf, Role]] = [(at, "bias") for at in sorted(along) if at not in named]
     slices = []
@@ -190,26 +257,44 @@ def _slices(
 # --- exactness ---
 
 
-def check_removable(positions: Positions, candidates: Indices) -> None:
+class Removal(NamedTuple):
+    """How neurons are removed that can be.
+
+    Attributes:
+      counted: those whose number a constant of the program may stand for: sums over them are multiplied or divided by
+        a constant, or are products of two activations, which are scaled by the root of it.
+      products: those that two activations are contracted over, so that no kernel need read them.
+    """
+
+    counted: Indices
+    products: Indices
+
+
+def check_removable(positions: Positions, candidates: Indices) -> Removal:
     """Block every candidate set of positions whose removal would not be exact, with the reason.
 
-    By constant folding at removed neurons. A contraction over the neurons is exact when one side is a parameter and
-    the product at a removed neuron is 0; a reduction is when it holds the neutral element there, and the result is
-    not multiplied or divided by a constant, which may be a count of neurons.
+    By constant folding at removed neurons. A contraction over the neurons is exact when the product at a removed neuron
+    is 0; a reduction is when it holds the neutral element there.
     """
     folding = ConstantFolding(positions, candidates)
-    folding.interpret(positions.program.equations)
+    folding.run()
+    counted, products = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for equation in primitives(positions.program.equations):
         links, ins = positions.links[id(equation)], equation.ins
         for (_, a), (_, b) in links.contracted:
             _check_contraction(folding, equation, a, b)
+            if all(positions.sources[v] is None for v in ins[:2]):
+                products.append(positions.of(ins[0], a))
         for k, axis in links.summed:
             changes = _differ(folding, ins[k], axis, NEUTRAL[equation.name])
-            _block(folding, ins[k], axis, changes, f"goes through {equation.name!r}")
+            neutral = f"goes through {equation.name!r}, where a removed neuron would not be {NEUTRAL[equation.name]}"
+            advice = VARIANCE if equation.name == "reduce_sum" else ""
+            _block(folding, ins[k], axis, changes, neutral + advice)
         if equation.name in ("mul", "div") and any(v in folding.everywhere for v in ins):
             for value in ins:
                 if value in folding.sums:
-                    positions.block(folding.sums[value], MEAN.format(name=equation.name))
+                    counted.append(folding.sums[value])
+    return Removal(np.concatenate([*counted, *products]), np.concatenate(products))
 
 
 def _differ(folding: ConstantFolding, value: int, axis: int, neutral: Any) -> Any:
@@ -233,9 +318,6 @@ def _check_contraction(folding: ConstantFolding, equation: Equation, a: int, b: 
     parameters = [s is not None and any(s) for s in map(folding.positions.sources.__getitem__, (left, right))]
     if all(parameters):
         _block(folding, left, a, True, "is contracted between two parameters")
-    elif not any(parameters):
-        reason = f"is contracted by {equation.name!r} with a value that is not a parameter"
-        _block(folding, left, a, True, reason)
     else:
         reasons = [""]
 

@@ -210,8 +210,29 @@ def _bind_while(equation: Equation, arguments: Sequence[Any], run: RunBlock) -> 
     )
 
 
+def _shard_map_regions(equation: Equation) -> tuple[Region, ...]:
+    """What each device runs, on its part of the operands: axes that are split are shorter there."""
+    (block,) = equation.blocks
+    return (Region(block, equation.ins, len(equation.ins)),)
+
+
+def _bind_shard_map(equation: Equation, arguments: Sequence[Any], run: RunBlock) -> list[Any]:
+    params, (block,) = equation.params, equation.blocks
+    shard_map: Callable[..., Any] = jax.shard_map
+    mapped = shard_map(
+        lambda *shards: tuple(run(block, shards)),
+        mesh=params["mesh"],
+        in_specs=tuple(params["in_specs"]),
+        out_specs=tuple(params["out_specs"]),
+        axis_names=set(params["newly_manual_axes"]),
+        check_vma=params["check_vma"],
+    )
+    return list(mapped(*arguments))
+
+
 CONTROL_FLOW: Mapping[str, ControlFlow] = {
     "cond": ControlFlow(_cond_regions, loop=False, bind=_bind_cond),
     "scan": ControlFlow(_scan_regions, loop=True, bind=_bind_scan),
     "while": ControlFlow(_while_regions, loop=True, bind=_bind_while),
+    "shard_map": ControlFlow(_shard_map_regions, loop=False, bind=_bind_shard_map),
 }

@@ -7,14 +7,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core as jex
+from jax.interpreters import partial_eval
 
 from prune_rl.dependency.tree_paths import KeyPath, shape_structs
 
-INLINED = {"jit", "pjit", "closed_call", "core_call", "core_closed_call"}
+INLINED = {"jit", "pjit", "closed_call", "core_call", "core_closed_call", "composite", "custom_vmap_call"}
 KEPT_CALLS = {"custom_jvp_call", "custom_vjp_call", "checkpoint", "remat", "remat2"}
 # The primitives of control flow, with the parameters that hold the jaxprs they run; `interpreter` has their rules.
-CONTROL_FLOW = {"scan": ("jaxpr",), "while": ("body_jaxpr", "cond_jaxpr"), "cond": ("branches",)}
+CONTROL_FLOW = {
+    "scan": ("jaxpr",),
+    "while": ("body_jaxpr", "cond_jaxpr"),
+    "cond": ("branches",),
+    "shard_map": ("jaxpr",),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,13 +102,13 @@ def _inline(
     program: Program, jaxpr: Any, consts: Sequence[Any], ins: Sequence[int]
 ) -> tuple[list[int], list[Equation]]:
     number: dict[Any, int] = dict(zip(jaxpr.invars, ins, strict=True))
-    for var, array in zip(jaxpr.constvars, consts, strict=True):
-        number[var] = program.constant(var.aval, array)
+    arrays = dict(zip(jaxpr.constvars, consts, strict=True))
 
     def read(atom: Any) -> int:
+        # A constant has a number at each of its uses, which need not lose the same positions.
         if isinstance(atom, jex.Literal):
             return program.constant(atom.aval, atom.val)
-        return number[atom]
+        return program.constant(atom.aval, arrays[atom]) if atom in arrays else number[atom]
 
     equations: list[Equation] = []
     for eqn in jaxpr.eqns:
@@ -131,15 +138,16 @@ def _controlled(eqn: Any) -> list[Any]:
 
 
 def _block(program: Program, closed: Any) -> Block:
-    ins = tuple(program.new(v.aval) for v in closed.jaxpr.invars)
-    outs, equations = _inline(program, closed.jaxpr, closed.consts, ins)
+    jaxpr, consts = (closed.jaxpr, closed.consts) if hasattr(closed, "consts") else (closed, ())
+    ins = tuple(program.new(v.aval) for v in jaxpr.invars)
+    outs, equations = _inline(program, jaxpr, consts, ins)
     return Block(ins, tuple(outs), tuple(equations))
 
 
 def _inner_jaxpr(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
     if eqn.primitive.name not in INLINED | KEPT_CALLS:
         return None
-    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    for key in ("jaxpr", "call_jaxpr", "fun_jaxpr", "call"):
         inner = eqn.params.get(key)
         if inner is not None:
             return (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, ())
@@ -160,22 +168,78 @@ def primitives(equations: Sequence[Equation]) -> Iterator[Equation]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Traced:
-    """fn(params, *inputs) as a program; the first len(paths) of its inputs are the leaves of params."""
+    """fn(params, *inputs) as a program; the first len(paths) of its inputs are the leaves of params.
+
+    out_tree is the tree of what fn returns. Its leaves are the program's outputs, but for those in `static`, by their
+    position: leaves that are no arrays, such as the name of a distribution. carried: (input, output) of every leaf of a
+    state that the first input and the first output are.
+    """
 
     program: Program
     paths: tuple[KeyPath, ...]
     out_tree: Any
+    static: Mapping[int, Any]
+    carried: tuple[tuple[int, int], ...] = ()
+
+    def returned(self, values: Mapping[int, Any]) -> Any:
+        """What fn returns, given the values of the program's outputs by number."""
+        outputs = iter([values[v] for v in self.program.outputs])
+        leaves = [
+            self.static[i] if i in self.static else next(outputs) for i in range(self.out_tree.num_leaves)
+        ]
+        return jax.tree_util.tree_unflatten(self.out_tree, leaves)
 
 
-def trace(fn: Callable[..., Any], params: Any, *inputs: Any) -> Traced:
+def trace(fn: Callable[..., Any], params: Any, *inputs: Any, carry: bool = False) -> Traced:
     """Trace fn on the shapes of params and inputs (arrays, tracers, ShapeDtypeStructs); it is not run.
 
+    What no output depends on is left out. Outputs may be any pytree: it is not rebuilt from shapes, which the types of
+    some libraries (distributions) refuse.
+
     Raises:
-      ValueError: params or an input holds something that is not an array.
+      ValueError: params or an input holds something that is not an array; with `carry`, the first output is not like
+        the first input.
     """
     params = shape_structs(params, "params")
     arguments = [shape_structs(x, f"inputs[{i}]") for i, x in enumerate(inputs)]
-    closed, out_shape = jax.make_jaxpr(fn, return_shape=True)(params, *arguments)
+    out_trees: list[Any] = []
+    static: dict[int, Any] = {}
+
+    def flat_outputs(params: Any, *inputs: Any) -> list[Any]:
+        returned = fn(params, *inputs)
+        if carry:
+            _check_carry(inputs, returned)
+        leaves, out_tree = jax.tree_util.tree_flatten(returned)
+        out_trees.append(out_tree)
+        static.clear()
+        static.update((i, leaf) for i, leaf in enumerate(leaves) if not _is_array(leaf))
+        return [leaf for leaf in leaves if _is_array(leaf)]
+
+    closed = jax.make_jaxpr(flat_outputs)(params, *arguments)
+    used, _ = partial_eval.dce_jaxpr(closed.jaxpr, True, instantiate=True)
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
     paths = tuple(path for path, _ in leaves)
-    return Traced(flatten_jaxpr(closed), paths, jax.tree_util.tree_structure(out_shape))
+    program = flatten_jaxpr(jex.ClosedJaxpr(used, closed.consts))
+    states = len(jax.tree_util.tree_leaves(inputs[:1])) if carry else 0
+    carried = zip(program.inputs[len(paths) :][:states], program.outputs[:states], strict=True)
+    return Traced(program, paths, out_trees[-1], static, tuple(carried))
+
+
+def _check_carry(inputs: Sequence[Any], returned: Any) -> None:
+    def kind(tree: Any) -> Any:
+        leaves, structure = jax.tree_util.tree_flatten(tree)
+        return structure, [(leaf.shape, leaf.dtype) for leaf in map(jnp.asarray, leaves)]
+
+    if not (inputs and isinstance(returned, tuple | list) and returned):
+        raise ValueError("with carry=True fn must be fn(params, carry, *inputs) -> (carry, outputs)")
+    given, made = kind(inputs[0]), kind(returned[0])
+    if given != made:
+        raise ValueError(
+            f"with carry=True the first output of fn must be like its first input after the params, {given}, got {made}"
+        )
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (bool, int, float, complex)) or (
+        hasattr(leaf, "shape") and hasattr(leaf, "dtype")
+    )

@@ -10,10 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_rl.dependency.indexing_rules import gather_at
 from prune_rl.dependency.interpreter import Analysis, Entry
 from prune_rl.dependency.jaxpr import Equation, Program
-from prune_rl.dependency.rules import ELEMENTWISE, MOVES, links_of
-from prune_rl.dependency.structural_rules import AxisMap, AxisOf, Links, ReshapeOptions, gather_at
+from prune_rl.dependency.rules import (
+    CUMULATIVE,
+    ELEMENTWISE,
+    GENERATED,
+    KEYS,
+    MOVES,
+    REDUCTIONS,
+    links_of,
+)
+from prune_rl.dependency.structural_rules import AxisMap, AxisOf, Links, ReshapeOptions
 from prune_rl.dependency.tree_paths import Flags, Indices
 
 Sources = tuple[frozenset[AxisOf], ...]  # by axis of a value: the input axes that it comes from
@@ -21,8 +30,8 @@ Choices = Mapping[
     int, int
 ]  # by number of a reshape in the order of evaluation: which of its readings is taken
 
-# Larger index arrays are not followed by constant propagation.
-LARGEST_INDEX = 1 << 16
+# Larger arrays that the program makes of constants are not evaluated, unless they are given as they are.
+LARGEST_MADE = 1 << 20
 
 
 class DisjointSets:
@@ -119,31 +128,45 @@ class Positions(DisjointSets, Analysis):
 
     `labels[v][i]` numbers the positions along axis i of value v. `order` lists the primitives in their order of
     evaluation, inside calls and loops too, and `links` what each does to positions. `sources[v][i]` names the input
-    axes that axis i of a value made of parameters and constants alone comes from; None for other values. `integers`
-    holds the known index arrays, `uniform` the scalar of constants that are equal everywhere.
+    axes that axis i of a value made of parameters, constants and random numbers alone comes from; None for other
+    values. `mixed[v][i]` does so for values that inputs of the program are part of, too, such as a kernel with noise,
+    but None for those that a contraction has made of them. `uniform` holds the scalar of constants that are equal
+    everywhere.
     """
 
-    def __init__(self, program: Program, parameters: int = 0, choices: Choices | None = None) -> None:
+    def __init__(
+        self, program: Program, parameters: int = 0, choices: Choices | None = None, first_axes: bool = False
+    ) -> None:
         super().__init__()
         self.program = program
         self.order: list[tuple[Equation, Links]] = []
         self.links: dict[int, Links] = {}
         self.labels: dict[int, list[Indices]] = {}
         self.sources: dict[int, Sources | None] = {}
-        self.integers: dict[int, np.ndarray[Any, Any]] = {}
+        self.mixed: dict[int, Sources | None] = {}
+        self._arrays: dict[int, np.ndarray[Any, Any]] = {}
+        self._made_by: dict[
+            int, Equation
+        ] = {}  # values that are made of constants alone, and not evaluated yet
         self.uniform: dict[int, Any] = {}
+        self.carried: tuple[tuple[int, int], ...] = ()
         self.reshapes: list[AmbiguousReshape] = []
         self._choices = choices or {}
+        self._first_axes = first_axes
         self._reshape_count = 0
         for k, value in enumerate(program.inputs):
             self._define(value)
             if k < parameters:
                 rank = len(program.shape(value))
                 self.sources[value] = tuple(frozenset({(k, i)}) for i in range(rank))
+                self.mixed[value] = self.sources[value]
                 for labels in self.labels[value]:
                     self.mark(labels)
             else:
                 self.sources[value] = None
+                self.mixed[value] = tuple(frozenset() for _ in self.labels[value])
+                if jnp.issubdtype(program.avals[value].dtype, jax.dtypes.prng_key):
+                    self.sources[value] = self.mixed[value]
         for value, array in program.constants.items():
             self._constant(value, array)
 
@@ -157,30 +180,47 @@ class Positions(DisjointSets, Analysis):
 
     def _constant(self, value: int, array: Any) -> None:
         labels = self._define(value)
-        self.sources[value] = tuple(frozenset() for _ in labels)
+        self.sources[value] = self.mixed[value] = tuple(frozenset() for _ in labels)
         numeric = not jnp.issubdtype(self.program.avals[value].dtype, jax.dtypes.extended)
         if numeric and not isinstance(array, jax.core.Tracer):
-            numbers = np.asarray(array)
-            if numbers.dtype.kind in "iub" and numbers.size <= LARGEST_INDEX:
-                self.integers[value] = numbers
+            numbers = self._arrays[value] = np.asarray(array)
             if numbers.size and bool((numbers == numbers.flat[0]).all()):
                 self.uniform[value] = np.asarray(numbers.flat[0])
-                return
+            return
         for axis in labels:
-            self.block(axis, "joined with a constant array")
+            self.block(axis, "is joined with an array of an outer trace, whose values are not known")
+
+    def array(self, value: int) -> np.ndarray[Any, Any] | None:
+        """The array that a value is known to be, since it is made of constants alone."""
+        if value in self._made_by:
+            equation = self._made_by.pop(value)
+            arguments = [self.array(v) for v in equation.ins]
+            if all(argument is not None for argument in arguments):
+                with jax.ensure_compile_time_eval():
+                    made = equation.bind([jnp.asarray(argument) for argument in arguments])
+                self._arrays.update(zip(equation.outs, map(np.asarray, made), strict=True))
+        return self._arrays.get(value)
+
+    def carry(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Tie the positions of outputs to those of the inputs that they are at the next call."""
+        self.carried = tuple(pairs)
+        for before, after in pairs:
+            self.join(after, before)
 
     # --- the transfer function of a primitive ---
 
     def primitive(self, equation: Equation) -> None:
         ins, outs = ([self.program.shape(v) for v in vs] for vs in (equation.ins, equation.outs))
         links = links_of(equation.name, ins, outs, equation.params)
-        if equation.name == "gather" and not links.opaque and equation.ins[1] in self.integers:
-            links = gather_at(links, self.integers[equation.ins[1]], ins[0], equation.params)
+        if equation.name == "gather" and not links.opaque:
+            indices = self.array(equation.ins[1])
+            if indices is not None:
+                links = gather_at(links, indices, ins[0], equation.params)
         links = self._resolved(equation, links)
         self.order.append((equation, links))
         self.links[id(equation)] = links
         self._apply(equation, links)
-        self._fold_integers(equation)
+        self._follow_constants(equation)
 
     def _apply(self, equation: Equation, links: Links) -> None:
         ins = equation.ins
@@ -198,13 +238,21 @@ class Positions(DisjointSets, Analysis):
                 labels.append(label)
             self.labels[value] = labels
             self.sources[value] = _sources(axes, [self.sources[v] for v in ins])
+            self.mixed[value] = _sources(axes, [self.mixed[v] for v in ins])
+        if equation.name in GENERATED | KEYS:
+            self.sources.update(
+                (v, tuple(frozenset[AxisOf]() for _ in self.labels[v])) for v in equation.outs
+            )
+        elif (
+            equation.name in ("dot_general", "conv_general_dilated")
+            and self.sources[equation.outs[0]] is None
+        ):
+            self.mixed.update(dict.fromkeys(equation.outs))
         for (j, a), (k, b) in links.contracted:
             self.union(self.labels[ins[j]][a], self.labels[ins[k]][b])
         reason = f"goes through {equation.name!r}" + (", which has no rule" if links.opaque else "")
         for k, i in links.blocked:
             self.block(self.labels[ins[k]][i], reason)
-        for k, i in links.batch:
-            self.block(self.labels[ins[k]][i], f"is a batch axis of {equation.name!r}")
         for k, i in links.fixed:
             self.block(self.labels[equation.outs[k]][i], reason)
 
@@ -225,7 +273,8 @@ class Positions(DisjointSets, Analysis):
         """The (input axis, output axis) that are taken to be the neurons'; None if no axis can be."""
         number, self._reshape_count = self._reshape_count, self._reshape_count + 1
         labels = self.labels[equation.ins[0]]
-        options = [o for o in reshape.options if not self.is_blocked(labels[o[0]]).all()]
+        ordered = reversed(reshape.options) if self._first_axes else reshape.options
+        options = [o for o in ordered if not self.is_blocked(labels[o[0]]).all()]
         # The axis of a parameter rather than one that was made by broadcasting.
         options.sort(key=lambda o: not self.is_marked(labels[o[0]]).any())
         if not options:
@@ -234,29 +283,40 @@ class Positions(DisjointSets, Analysis):
         self.reshapes.append(AmbiguousReshape(number, len(options), labels[taken[0]]))
         return taken
 
-    def _fold_integers(self, equation: Equation) -> None:
-        """Follow index arrays that are made of constants."""
+    def _follow_constants(self, equation: Equation) -> None:
+        """Remember arrays that are made of constants alone; they are evaluated where they are needed."""
         avals = [self.program.avals[v] for v in equation.outs]
-        known = equation.name in ELEMENTWISE | MOVES | {"iota"} and all(
-            v in self.integers for v in equation.ins
-        )
-        if known and all(a.dtype.kind in "iub" and a.size <= LARGEST_INDEX for a in avals):
-            with jax.ensure_compile_time_eval():
-                arguments = [jnp.asarray(self.integers[v]) for v in equation.ins]
-                made = equation.bind(arguments)
-            self.integers.update(zip(equation.outs, map(np.asarray, made), strict=True))
+        followed = equation.name in ELEMENTWISE | MOVES | REDUCTIONS | CUMULATIVE | {"iota"}
+        known = followed and all(v in self._arrays or v in self._made_by for v in equation.ins)
+        if known and all(a.dtype.kind in "biufcV" and a.size <= LARGEST_MADE for a in avals):
+            self._made_by.update((v, equation) for v in equation.outs)
 
     # --- calls, loops and branches ---
 
     def enter(self, equation: Equation, inner: int, outer: int, entry: Entry) -> None:
         labels, sources = self.labels[outer], self.sources[outer]
+        mixed = self.mixed[outer]
         if entry == "slice":
             self.block(labels[0], f"is stepped through by {equation.name!r}")
-            labels, sources = labels[1:], None if sources is None else sources[1:]
+            labels, sources, mixed = labels[1:], sources and sources[1:], mixed and mixed[1:]
+        labels = self._whole(equation, labels, self.program.shape(inner))
         # A carried value has the neurons of its first state, but neither its source nor its numbers.
         self.labels[inner], self.sources[inner] = labels, None if entry == "carried" else sources
-        if entry == "constant" and outer in self.integers:
-            self.integers[inner] = self.integers[outer]
+        self.mixed[inner] = None if entry == "carried" else mixed
+        if entry == "constant":
+            for table in (self._arrays, self._made_by):
+                if outer in table:
+                    table[inner] = table[outer]  # type: ignore[assignment]
+
+    def _whole(self, equation: Equation, labels: list[Indices], shape: tuple[int, ...]) -> list[Indices]:
+        """`labels` for another shape: axes of another length are split over devices, and new ones."""
+        fitted = list(labels)
+        for axis, n in enumerate(shape):
+            if len(labels[axis]) != n:
+                fitted[axis] = self.new(n)
+                for split in (labels[axis], fitted[axis]):
+                    self.block(split, f"is split over devices by {equation.name!r}")
+        return fitted
 
     def join(self, new: int, old: int) -> bool:
         for a, b in zip(self.labels[new], self.labels[old], strict=True):
@@ -269,7 +329,8 @@ class Positions(DisjointSets, Analysis):
             steps = self.new(self.program.shape(outer)[0])
             self.block(steps, f"is stepped through by {equation.name!r}")
             labels = [steps, *labels]
-        self.labels[outer], self.sources[outer] = labels, None
+        labels = self._whole(equation, labels, self.program.shape(outer))
+        self.labels[outer], self.sources[outer], self.mixed[outer] = labels, None, None
 
 
 def _sources(axes: Sequence[Sequence[AxisMap]], operands: Sequence[Sources | None]) -> Sources | None:
@@ -279,10 +340,16 @@ def _sources(axes: Sequence[Sequence[AxisMap]], operands: Sequence[Sources | Non
     return tuple(frozenset[AxisOf]().union(*(known[m.operand][m.axis] for m in maps)) for maps in axes)
 
 
-def link(program: Program, parameters: int = 0, choices: Choices | None = None) -> Positions:
+def link(
+    program: Program,
+    parameters: int = 0,
+    choices: Choices | None = None,
+    carried: Sequence[tuple[int, int]] = (),
+) -> Positions:
     """The linked positions of a program whose first `parameters` inputs are parameter leaves."""
     positions = Positions(program, parameters, choices)
     positions.interpret(program.equations)
+    positions.carry(carried)
     return positions
 
 

@@ -14,7 +14,7 @@ from prune_rl.dependency.find_groups import check_removable
 from prune_rl.dependency.interpreter import CONTROL_FLOW, Interpreter
 from prune_rl.dependency.jaxpr import Block, Equation, Program, flatten_jaxpr
 from prune_rl.dependency.propagation import Choices, Positions, link, next_choices
-from prune_rl.dependency.rules import Kept, ResizedRule, bind_resized
+from prune_rl.dependency.resized_rules import Kept, ResizedRule, bind_resized
 from prune_rl.dependency.tree_paths import Flags, Indices, shape_struct
 
 
@@ -51,9 +51,17 @@ class KeptPositions:
         """Whether a value has lost positions."""
         return self.shape(value) != self.positions.program.shape(value)
 
-    def integers(self, value: int) -> Indices | None:
-        """The traced index array that a value is known to be."""
-        return self.positions.integers.get(value)
+    def array(self, value: int) -> np.ndarray[Any, Any] | None:
+        """The traced array that a value is known to be, since it is made of constants alone."""
+        return self.positions.array(value)
+
+    def compress(self, value: int, array: Any) -> Any:
+        """The kept positions of an array of the traced shape; NumPy for NumPy."""
+        for axis in range(np.ndim(array)):
+            keep = self.along(value, axis)
+            if not keep.all():
+                array = array.take(np.flatnonzero(keep), axis)
+        return array
 
     def refused(self) -> Indices:
         """Sets that were removed at one value and kept at another, or that are blocked."""
@@ -74,7 +82,11 @@ class KeptPositions:
 
 
 def resize(
-    program: Program, parameters: int, assign: Callable[[KeptPositions], None], exact: bool = False
+    program: Program,
+    parameters: int,
+    assign: Callable[[KeptPositions], None],
+    exact: bool = False,
+    carried: Sequence[tuple[int, int]] = (),
 ) -> KeptPositions:
     """What is kept of every value of a program, given what `assign` keeps of some.
 
@@ -85,7 +97,7 @@ def resize(
     """
     choices: Choices = {}
     while True:
-        kept = KeptPositions(link(program, parameters, choices))
+        kept = KeptPositions(link(program, parameters, choices, carried))
         assign(kept)
         if exact:
             check_removable(kept.positions, kept.removed)
@@ -106,19 +118,13 @@ def evaluate(
     rule keep it, except those that compute a watched value inside.
     """
     constants = {
-        value: array if kept is None or not kept.changed(value) else _compressed(array, value, kept)
+        value: array if kept is None or not kept.changed(value) else kept.compress(value, array)
         for value, array in program.constants.items()
     }
     inputs = zip(program.inputs, map(jnp.asarray, leaves), strict=True)
     evaluation = _Evaluation(program, kept, {**constants, **dict(inputs)}, frozenset(watched))
     evaluation.interpret(program.equations)
     return {v: evaluation.values[v] for v in {*program.outputs, *watched}}
-
-
-def _compressed(array: Any, value: int, kept: KeptPositions) -> Any:
-    for axis in range(np.ndim(array)):
-        array = np.compress(kept.along(value, axis), array, axis)
-    return array
 
 
 class _Evaluation(Interpreter):

@@ -1,20 +1,17 @@
-"""The rules of JAX's primitives, by name: what each does to the positions of its operands' axes, and on smaller arrays.
+"""The rules of JAX's primitives, by name: what each does to the positions of its operands' axes.
 
-A rule of `LINKS` is a pure function of shapes and the primitive's parameters. A primitive without one blocks every axis
-it touches, so nothing is ever guessed. A rule of `RESIZED` binds the primitive on arrays smaller than the traced ones;
-a primitive without one takes its shapes from its operands.
+A rule is a pure function of shapes and the primitive's parameters. A primitive without one blocks every axis it
+touches, so nothing is ever guessed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.dependency.jaxpr import Equation
+from prune_rl.dependency.indexing_rules import dynamic_slice, dynamic_update_slice, gather, scatter
 from prune_rl.dependency.structural_rules import (
     AxisMap,
     AxisOf,
@@ -22,9 +19,6 @@ from prune_rl.dependency.structural_rules import (
     Shape,
     broadcast_in_dim,
     concatenate,
-    dynamic_slice,
-    dynamic_update_slice,
-    gather,
     opaque,
     pad,
     pairwise,
@@ -34,16 +28,17 @@ from prune_rl.dependency.structural_rules import (
     slice_,
     split,
     squeeze,
+    stack,
     tile,
     transpose,
+    unstack,
 )
-from prune_rl.dependency.tree_paths import Flags, Indices
 
 Rule = Callable[[list[Shape], list[Shape], Mapping[str, Any]], "Links | None"]
 
 
 def _elementwise(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
-    rank = len(outs[0])
+    rank = len(outs[0])  # the result of a cast may have an axis more, or less, for the bytes
     shaped = [k for k, shape in enumerate(ins) if shape]
     if any(len(ins[k]) != rank for k in shaped):
         return None
@@ -78,8 +73,21 @@ def _along(names: str) -> Rule:
     return rule
 
 
-def _iota(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
-    return None if ins else Links((tuple(() for _ in outs[0]),), fixed=((0, params["dimension"]),))
+def _generated(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
+    """New positions: numbers, or draws from a key. Made at full size and gathered, so their number may change."""
+    made = tuple(tuple(() for _ in shape) for shape in outs)
+    return Links(made, blocked=tuple((k, i) for k, shape in enumerate(ins) for i in range(len(shape))))
+
+
+def _positional(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
+    """A reduction over devices under `shard_map`, or over the axes that `vmap` has turned names into."""
+    if params.get("axis_index_groups") is not None:
+        return None
+    gone = [i for i in params["axes"] if isinstance(i, int)]
+    kept = [
+        tuple((AxisMap(k, i),) for i in range(len(shape)) if i not in gone) for k, shape in enumerate(ins)
+    ]
+    return Links(tuple(kept), summed=tuple((k, i) for k in range(len(ins)) for i in gone))
 
 
 def _window(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Links | None:
@@ -117,14 +125,13 @@ def _conv(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Lin
     contracted: tuple[tuple[AxisOf, AxisOf], ...] = ()
     if groups == 1:
         contracted = (((0, lhs[1]), (1, rhs[1])),)
-    elif ins[1][rhs[1]] == 1:  # depthwise: every input channel makes output channels of its own
-        features = np.arange(outs[0][out[1]])
-        axes[out[1]] += (AxisMap(0, lhs[1], features // (len(features) // groups), features),)
+    else:  # the channels of a group go together, with the output channels that they make
+        channels, features = (np.arange(n).reshape(groups, -1) for n in (ins[0][lhs[1]], outs[0][out[1]]))
+        pairs = [(c, f[:1]) for c, f in zip(channels, features, strict=True)]
+        pairs += [(c[:1], f[1:]) for c, f in zip(channels, features, strict=True)]
+        ends = [np.concatenate([np.broadcast_to(p[k], max(map(len, p))) for p in pairs]) for k in (0, 1)]
+        axes[out[1]] += (AxisMap(0, lhs[1], *ends),)
         blocked.append((1, rhs[1]))
-    else:
-        axes[out[1]] = ()
-        blocked += [(0, lhs[1]), (1, rhs[0]), (1, rhs[1])]
-        fixed.append((0, out[1]))
     return Links((tuple(axes),), contracted, blocked=tuple(blocked), fixed=tuple(fixed))
 
 
@@ -132,24 +139,39 @@ def _conv(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Lin
 ELEMENTWISE = frozenset(
     (
         "abs", "acos", "acosh", "add", "add_any", "and", "asin", "asinh", "atan", "atan2", "atanh",
-        "cbrt", "ceil", "clamp", "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma",
-        "div", "eq", "erf", "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt",
-        "integer_pow", "is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min",
-        "mul", "name", "ne", "neg", "nextafter", "not", "or", "pow", "reduce_precision", "rem", "round",
-        "rsqrt", "select_n", "shift_left", "shift_right_arithmetic", "shift_right_logical", "sign", "sin",
-        "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh", "xor",
+        "bessel_i0e", "bessel_i1e", "bitcast_convert_type", "cbrt", "ceil", "clamp", "clz", "complex", "conj",
+        "convert_element_type", "copy", "copy_p", "cos", "cosh", "digamma", "div", "eq", "eq_to", "erf", "erf_inv",
+        "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "igamma", "igamma_grad_a", "igammac", "imag",
+        "integer_pow", "is_finite", "le", "le_to", "lgamma", "log", "log1p", "logistic", "lt", "lt_to", "max", "min",
+        "mul", "mulhi", "name", "ne", "neg", "nextafter", "not", "or", "polygamma", "population_count", "pow", "real",
+        "reduce_precision", "regularized_incomplete_beta", "rem", "round", "rsqrt", "select_n", "shift_left",
+        "shift_right_arithmetic", "shift_right_logical", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient",
+        "sub", "tan", "tanh", "threefry2x32", "xor", "zeta",
     )
 )
 # fmt: on
-REDUCTIONS = frozenset(("reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum"))
+# What says where an array lies, or marks it, and leaves the values alone.
+MARKS = frozenset(
+    ("device_put", "layout_constraint", "optimization_barrier", "pbroadcast", "pvary", "sharding_constraint")
+)
+# Made from shapes, or drawn from a key: at full size, so that the same randomness reaches a smaller network.
+GENERATED = frozenset(("empty", "empty2", "iota", "random_bits", "rng_bit_generator", "rng_uniform"))
+# What has to do with keys: as constant as what is drawn from them.
+KEYS = frozenset(
+    ("random_clone", "random_fold_in", "random_seed", "random_split", "random_unwrap", "random_wrap")
+)
+SCATTERS = frozenset(("scatter", "scatter-add", "scatter-max", "scatter-min", "scatter-mul", "scatter-sub"))
+REDUCTIONS = frozenset(
+    ("reduce_and", "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "reduce_xor")
+)
+POSITIONAL = frozenset(("pmax", "pmin", "psum", "psum_invariant"))
 CUMULATIVE = frozenset(("cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum"))
 WINDOWS = frozenset(("reduce_window_max", "reduce_window_min", "reduce_window_sum"))
 # No arithmetic: what the outputs hold, the operands held.
 MOVES = frozenset(
     (
-        "broadcast_in_dim", "concatenate", "dynamic_slice", "dynamic_update_slice", "gather",
-        "optimization_barrier", "pad", "reshape", "rev", "slice", "sort", "split", "squeeze", "tile",
-        "transpose",
+        *MARKS, "broadcast_in_dim", "concatenate", "dynamic_slice", "dynamic_update_slice", "gather", "pad",
+        "reshape", "rev", "slice", "sort", "split", "squeeze", "stack", "tile", "transpose", "unstack",
     )
 )  # fmt: skip
 LINKS: dict[str, Rule] = {
@@ -157,6 +179,10 @@ LINKS: dict[str, Rule] = {
     **dict.fromkeys(REDUCTIONS, _reduction),
     **dict.fromkeys(CUMULATIVE, _along("axis")),
     **dict.fromkeys(WINDOWS, _window),
+    **dict.fromkeys(POSITIONAL, _positional),
+    **dict.fromkeys(MARKS, pairwise),
+    **dict.fromkeys(GENERATED, _generated),
+    **dict.fromkeys(SCATTERS, scatter),
     **dict.fromkeys(("argmax", "argmin"), _arg),
     "broadcast_in_dim": broadcast_in_dim,
     "concatenate": concatenate,
@@ -165,8 +191,6 @@ LINKS: dict[str, Rule] = {
     "dynamic_slice": dynamic_slice,
     "dynamic_update_slice": dynamic_update_slice,
     "gather": gather,
-    "iota": _iota,
-    "optimization_barrier": pairwise,
     "pad": pad,
     "reshape": reshape,
     "rev": rev,
@@ -174,8 +198,11 @@ LINKS: dict[str, Rule] = {
     "sort": _along("dimension"),
     "split": split,
     "squeeze": squeeze,
+    "stack": stack,
     "tile": tile,
+    "top_k": _along("axis"),
     "transpose": transpose,
+    "unstack": unstack,
 }
 
 
@@ -184,100 +211,3 @@ def links_of(name: str, ins: list[Shape], outs: list[Shape], params: Mapping[str
     rule = LINKS.get(name)
     links = rule(ins, outs, params) if rule is not None else None
     return opaque(ins, outs) if links is None else links
-
-
-# --- on arrays that positions were removed from ---
-
-
-class Kept(Protocol):
-    """What is kept of the values of a program."""
-
-    def shape(self, value: int) -> Shape:
-        """The shape after removal."""
-
-    def along(self, value: int, axis: int) -> Flags:
-        """Which positions are kept, bool[traced length]."""
-
-    def integers(self, value: int) -> Indices | None:
-        """The traced index array that a value is known to be."""
-
-
-ResizedRule = Callable[[Equation, list[Any], Kept], list[Any]]
-
-
-def bind_resized(equation: Equation, arguments: list[Any], kept: Kept) -> list[Any]:
-    """The outputs of one primitive on arrays that hold only the kept positions."""
-    rule = RESIZED.get(equation.name)
-    return equation.bind(arguments) if rule is None else rule(equation, arguments, kept)
-
-
-def _with_shape(name: str) -> ResizedRule:
-    """The parameter `name` is the shape of the output."""
-
-    def rule(equation: Equation, arguments: list[Any], kept: Kept) -> list[Any]:
-        return equation.bind(arguments, {**equation.params, name: kept.shape(equation.outs[0])})
-
-    return rule
-
-
-def _resized_slice(equation: Equation, arguments: list[Any], kept: Kept) -> list[Any]:
-    params, (array,), (value,) = equation.params, arguments, equation.ins
-    strides = params["strides"] or (1,) * np.ndim(array)
-    ranges = zip(params["start_indices"], params["limit_indices"], strides, strict=True)
-    for axis, (start, stop, step) in enumerate(ranges):
-        array = _take(array, np.arange(start, stop, step), axis, kept.along(value, axis))
-    return [array]
-
-
-def _take(array: Any, indices: Indices, axis: int, keep: Flags) -> Any:
-    """The kept ones of the positions `indices`, numbered as before removal, along an axis of a resized array."""
-    now = (np.cumsum(keep) - 1)[indices[keep[indices]]]
-    if len(now) == 0 or bool((np.diff(now) == 1).all()):
-        start = int(now[0]) if len(now) else 0
-        return jax.lax.slice_in_dim(array, start, start + len(now), axis=axis)
-    return jnp.take(array, now, axis, mode="clip")
-
-
-def _resized_split(equation: Equation, arguments: list[Any], kept: Kept) -> list[Any]:
-    axis = equation.params["axis"]
-    return equation.bind(
-        arguments, {**equation.params, "sizes": tuple(kept.shape(v)[axis] for v in equation.outs)}
-    )
-
-
-def _resized_gather(equation: Equation, arguments: list[Any], kept: Kept) -> list[Any]:
-    indices, numbers = kept.integers(equation.ins[1]), equation.params["dimension_numbers"]
-    (axis, *others) = numbers.start_index_map
-    if indices is None or others or kept.along(equation.ins[0], axis).all():
-        return _resized_window(equation, arguments, kept)
-    keep = kept.along(equation.ins[0], axis)
-    taken = _take(arguments[0], indices[:, 0].astype(np.int64), int(axis), keep)
-    (out,) = (o for o in range(np.ndim(taken)) if o not in numbers.offset_dims)
-    return [jnp.moveaxis(taken, int(axis), out)]
-
-
-def _resized_window(equation: Equation, arguments: list[Any], kept: Kept) -> list[Any]:
-    """Axes that were taken whole still are."""
-    sizes, traced = equation.params["slice_sizes"], equation.source.invars[0].aval.shape
-    lengths = zip(sizes, traced, kept.shape(equation.ins[0]), strict=True)
-    slice_sizes = tuple(new if size == old else size for size, old, new in lengths)
-    return equation.bind(arguments, {**equation.params, "slice_sizes": slice_sizes})
-
-
-def _resized_conv(equation: Equation, arguments: list[Any], kept: Kept) -> list[Any]:
-    params = dict(equation.params)
-    if params["feature_group_count"] > 1:
-        params["feature_group_count"] = kept.shape(equation.ins[0])[params["dimension_numbers"].lhs_spec[1]]
-    return equation.bind(arguments, params)
-
-
-RESIZED: dict[str, ResizedRule] = {
-    "broadcast_in_dim": _with_shape("shape"),
-    "conv_general_dilated": _resized_conv,
-    "dynamic_slice": _resized_window,
-    "gather": _resized_gather,
-    "iota": _with_shape("shape"),
-    "reshape": _with_shape("new_sizes"),
-    "slice": _resized_slice,
-    "split": _resized_split,
-}

@@ -51,20 +51,31 @@ def checked_slices(groups: NeuronGroups, params: Params) -> AxisSlices:
 
 
 def check_masks(groups: NeuronGroups, masks: Masks) -> dict[str, Any]:
-    """The masks of the groups; names of other groups are left out, as are groups without a mask.
+    """The masks of the groups as bool; names of other groups are left out, as are groups without a mask.
 
     Raises:
-      ValueError: a mask is not bool[size].
+      ValueError: a mask is not bool[size], nor an integer array of zeros and ones; none of the names in masks is a
+        group's.
     """
-    chosen = {name: masks[name] for name in groups if name in masks}
-    for name, mask in chosen.items():
-        size = groups[name].size
-        shape, dtype = np.shape(mask), getattr(mask, "dtype", None)
-        if shape != (size,) or dtype != np.bool_:
-            raise ValueError(
-                f"the mask of group {name!r} must be bool[{size}] (True: kept), got {dtype} of shape {shape}"
-            )
-    return chosen
+    unknown = [name for name in masks if name not in groups]
+    if unknown and len(unknown) == len(masks) and len(groups):
+        raise ValueError(
+            f"masks has {unknown}, of which none is a group: the groups are {list(groups)}; give "
+            "{group name: bool[size]}"
+        )
+    return {name: _checked_mask(name, masks[name], groups[name].size) for name in groups if name in masks}
+
+
+def _checked_mask(name: str, mask: Any, size: int) -> Any:
+    shape, dtype = np.shape(mask), getattr(mask, "dtype", None)
+    what = f"the mask of group {name!r} must be bool[{size}] (True: kept)"
+    if shape != (size,) or dtype is None or dtype.kind not in "biu":
+        raise ValueError(f"{what}, got {dtype} of shape {shape}")
+    if dtype == np.bool_:
+        return mask
+    if not isinstance(mask, jax.core.Tracer) and not np.isin(np.asarray(mask), (0, 1)).all():
+        raise ValueError(f"{what} or hold 0 and 1, got {np.unique(np.asarray(mask)).tolist()}")
+    return mask.astype(bool)
 
 
 def concrete_masks(groups: NeuronGroups, masks: Masks) -> dict[str, Flags]:

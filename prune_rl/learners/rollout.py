@@ -90,7 +90,7 @@ def track_returns(
     rewards = rewards.at[0].add(decay[0] * returns.under_way)
     discounted, undiscounted = jnp.moveaxis(linear_recurrence(decay.at[0].set(0.0), rewards), 1, 0)
     last = jnp.stack([discounted[-1], undiscounted[-1]]) * ~ends[-1][None]
-    episodes = jnp.sum(finished)
+    episodes = jnp.sum(finished, dtype=jnp.int32)
     mean = jnp.sum(jnp.where(finished, undiscounted, 0.0)) / jnp.maximum(episodes, 1)
     smoothed = jnp.where(returns.finished > 0, 0.9 * returns.running + 0.1 * mean, mean)
     running = jnp.where(episodes > 0, smoothed, returns.running)

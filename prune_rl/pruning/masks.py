@@ -70,15 +70,15 @@ def apply_masks(groups: NeuronGroups, params: Any, masks: Masks) -> Any:
 
     Jittable and vmappable over params and masks; one select per touched leaf, which XLA fuses. Also for trees
     of the same structure as params, such as gradients or Adam's moments. Names in masks that are not groups
-    are ignored; groups without a mask are kept whole.
+    are ignored, unless none is; groups without a mask are kept whole.
 
     Args:
       groups: from `find_groups`.
       params: the pytree that the groups were found in.
-      masks: {group name: bool[size]}, True where the neuron is kept.
+      masks: {group name: bool[size]}, True where the neuron is kept; integers 0 and 1 do, too.
 
     Raises:
-      ValueError: a mask is not bool[size], or the groups do not fit the tree.
+      ValueError: a mask is not bool[size], no name in masks is a group, or the groups do not fit the tree.
     """
     table, masks = checked_slices(groups, params), check_masks(groups, masks)
 

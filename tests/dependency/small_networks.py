@@ -66,18 +66,23 @@ class Case(NamedTuple):
     inputs: tuple[Any, ...]
     seed: int = 0
     gradients: bool = True
+    keep_counts: bool = False
+    whole_heads: bool = False
 
 
 def assert_removable(
-    fn: Fn, params: Params, *inputs: Any, seed: int = 0, gradients: bool = True
+    fn: Fn, params: Params, *inputs: Any, seed: int = 0, gradients: bool = True, **options: bool
 ) -> NeuronGroups:
     """Masked and compacted function agree, and so do their gradients; what was taken out can be put back."""
-    return assert_each_removable([Case(fn, params, inputs, seed, gradients)])[0]
+    return assert_each_removable([Case(fn, params, inputs, seed, gradients, **options)])[0]
 
 
 def assert_each_removable(cases: Sequence[Case]) -> list[NeuronGroups]:
     """`assert_removable` of several functions, compiled as one program, which takes less time."""
-    found = [find_groups(case.fn, case.params, *case.inputs) for case in cases]
+    found = [
+        find_groups(c.fn, c.params, *c.inputs, keep_counts=c.keep_counts, whole_heads=c.whole_heads)
+        for c in cases
+    ]
     masks = [random_masks(groups, case.seed) for groups, case in zip(found, cases, strict=True)]
     small = [compact(g, case.params, m) for g, case, m in zip(found, cases, masks, strict=True)]
     small_fns = [

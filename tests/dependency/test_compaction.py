@@ -447,7 +447,7 @@ def test_errors() -> None:
         expand(groups, small["layer_0"], masks)
 
     def normalised(p: Any, x: jax.Array) -> jax.Array:
-        return mlp(lambda h: h - h.mean(-1, keepdims=True))(p, x)
+        return mlp(lambda h: h * jnp.cos(h).sum(-1, keepdims=True))(p, x)
 
     with pytest.raises(
         ValueError, match=r"cannot run on fewer neurons, because their axis goes through 'reduce_sum'"

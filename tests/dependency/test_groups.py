@@ -263,8 +263,7 @@ def test_any_elementwise_activation(activation: Callable[[jax.Array], jax.Array]
 
 CONSTANT = np.arange(5, dtype=np.float32).reshape(1, 5)
 REFUSED: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
-    "mean": (lambda h: h - h.mean(-1, keepdims=True), "as in a mean"),
-    "scaled sum": (lambda h: h * (0.2 * h.sum(-1, keepdims=True)), "as in a mean"),
+    "mean": (lambda h: h - h.mean(-1, keepdims=True), "counts neurons, as the 1/N of a mean"),
     "sum of what is not 0": (lambda h: h * jnp.cos(h).sum(-1, keepdims=True), "goes through 'reduce_sum'"),
     "maximum": (lambda h: h * h.max(-1, keepdims=True), "reduce_max"),
     "argmax": (lambda h: h * h.argmax(-1, keepdims=True), "argmax"),
@@ -273,9 +272,9 @@ REFUSED: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
     "layer norm": (lambda h: (h - h.mean(-1, keepdims=True)) / h.std(-1, keepdims=True), "layer_norm"),
     "sort": (lambda h: jnp.sort(h, -1), "sort"),
     "cumulative sum": (lambda h: jnp.cumsum(h, -1), "cumsum"),
-    "constant": (lambda h: h + CONSTANT, "constant array"),
-    "position": (lambda h: h * jnp.arange(5.0)[None], "iota"),
-    "dropout": (lambda h: h * jax.random.bernoulli(jax.random.key(0), 0.5, h.shape), "bitcast_convert_type"),
+    "quotient by a constant with zeros": (lambda h: h / jnp.eye(7, 5), "would be nan"),
+    "constant that is not finite": (lambda h: h * (1 / jnp.eye(7, 5)), "would be nan"),
+    "either 0 or 1": (lambda h: 1 / jnp.where(h.sum(-1, keepdims=True) > 0, h, 1), "would be nan"),
     "reciprocal": (lambda h: 1 / h, "would be inf"),
     "logarithm": (lambda h: jnp.log(jax.nn.relu(h)), "would be -inf"),
     "quotient": (lambda h: h.sum(0, keepdims=True) * 0 + 1 / (h * h[:1]), "would be inf"),
@@ -315,8 +314,8 @@ REFUSED: dict[str, tuple[Callable[[jax.Array], jax.Array], str]] = {
     ),
     "reshape across": (lambda h: jnp.tanh(h.reshape(5, 7)).reshape(7, 5), "reshape"),
     "scatter": (lambda h: h.at[:, 1].set(0.0), "scatter"),
-    "product with itself": (lambda h: (h @ h.T) @ h, "not a parameter"),
-    "product with ones": (lambda h: h @ jnp.ones((5, 5)), "not a parameter"),
+    "product that is not 0": (lambda h: (jnp.cos(h) @ jnp.cos(h).T) @ h, "does not become 0"),
+    "product with ones": (lambda h: h @ jnp.ones((5, 5)), "is read by no kernel"),
 }
 
 
@@ -331,8 +330,15 @@ def test_what_cannot_be_removed_is_refused_with_its_reason(what: str) -> None:
 
     groups = find_groups(fn, params, X)
     assert sizes(groups) == {"b": 6}  # the neighbour is found all the same
-    reasons = dict(groups.rejected)
-    assert reason in reasons["a/kernel axis 1"]
+    assert any(reason in why for where, why in groups.rejected if where.startswith("a/kernel axis 1"))
+
+
+def test_a_constant_decides_for_each_neuron() -> None:
+    params = {"a": layer(4, 5), "head": layer(5, 2)}
+    groups = find_groups(lambda p, x: dense(p["head"], dense(p["a"], x) / CONSTANT), params, X)
+    assert sizes(groups) == {"a": 4}
+    assert groups["a"].slices[0].positions == ((1,), (2,), (3,), (4,))
+    assert "would be nan" in dict(groups.rejected)["a/kernel axis 1 [0:1]"]
 
 
 def test_what_reaches_an_output_or_a_nonzero_kernel_is_refused() -> None:

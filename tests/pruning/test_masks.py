@@ -185,3 +185,29 @@ def test_counting_needs_concrete_masks_but_only_shapes_of_params() -> None:
     assert count(groups, abstract, init_masks(groups)) == count(groups, params, init_masks(groups))
     with pytest.raises(ValueError, match="the mask of group '0' is traced"):
         jax.jit(lambda m: count(groups, params, m).neurons.kept)(init_masks(groups))
+
+
+def test_masks_of_integers_are_those_of_zeros_and_ones() -> None:
+    groups, params = make(5)
+    mask = np.array([True, False, True, True, False])
+    for dtype in (np.int32, np.uint8, np.int8):
+        assert equal(
+            apply_masks(groups, params, {"0": mask.astype(dtype)}), apply_masks(groups, params, {"0": mask})
+        )
+        assert equal(compact(groups, params, {"0": mask.astype(dtype)}), compact(groups, params, {"0": mask}))
+        assert count(groups, params, {"0": jnp.asarray(mask, dtype)}).widths == {"0": 3}
+    with pytest.raises(ValueError, match=r"or hold 0 and 1, got \[0, 2\]"):
+        compact(groups, params, {"0": mask.astype(np.int32) * 2})
+
+
+def test_masks_of_which_none_is_a_groups_are_an_error() -> None:
+    groups, params = make(5)
+    mask = np.array([True, False, True, True, False])
+    uses: list[Callable[..., Any]] = [apply_masks, compact, count]
+    for use in uses:
+        with pytest.raises(
+            ValueError, match=r"masks has \['first'\], of which none is a group: the groups are"
+        ):
+            use(groups, params, {"first": mask})
+    # Those of other networks may be beside them.
+    assert equal(compact(groups, params, {"0": mask, "first": mask}), compact(groups, params, {"0": mask}))

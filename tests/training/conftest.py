@@ -55,6 +55,8 @@ class Trained:
 def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.Popen[bytes]]:
     """`start(arguments, folder)` starts `python -m prune_rl.cli …` there, its output in the file "output".
 
+    Further keywords are variables of its environment.
+
     Programs are compiled with little optimisation, which halves the time, and once for each `cache`.
     """
     caches = tmp_path_factory.mktemp("compiled")
@@ -65,12 +67,14 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
 
-    def process(arguments: list[str], folder: Path, cache: str = "first") -> subprocess.Popen[bytes]:
+    def process(
+        arguments: list[str], folder: Path, cache: str = "first", **more: str
+    ) -> subprocess.Popen[bytes]:
         with (folder / "output").open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "prune_rl.cli", *arguments],
                 cwd=folder,
-                env=environment | {"JAX_COMPILATION_CACHE_DIR": str(caches / cache)},
+                env=environment | {"JAX_COMPILATION_CACHE_DIR": str(caches / cache)} | more,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

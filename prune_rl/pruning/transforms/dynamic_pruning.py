@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from prune_rl.dependency.groups import NeuronGroups
-from prune_rl.dependency.tree_paths import Params
+from prune_rl.dependency.tree_paths import KeyPath, Params
 from prune_rl.pruning.gate import NO_PERFORMANCE
 from prune_rl.pruning.importance import Importance
 from prune_rl.pruning.mask_schedule import MaskSchedule, Share
@@ -16,13 +18,17 @@ from prune_rl.pruning.mask_update import mask_update
 from prune_rl.pruning.masks import mask_updates
 from prune_rl.pruning.ranking import Scope
 from prune_rl.pruning.rules import PruningRules, PruningState, init_pruning
+from prune_rl.pruning.scores import score_named
 from prune_rl.pruning.targets import Target
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState, group_sparse
+from prune_rl.pruning.transforms.handed_masks import hand_masks
 from prune_rl.pruning.transforms.proximal_step import Metric, Scalar
 from prune_rl.pruning.transforms.trained_params import fit_groups, trained_part
 
 # For optax.inject_hyperparams(dynamic_pruning, static_args=STATIC_ARGS): what has to be a Python value.
-STATIC_ARGS = ("total_updates", "begin", "end", "every", "min_width", "decay", "importance")
+STATIC_ARGS = (
+    "total_updates", "begin", "end", "every", "min_width", "decay", "importance", "fn", "refit", "bias_of", "seed"
+)  # fmt: skip
 
 
 class DynamicPruningState(NamedTuple):
@@ -42,7 +48,7 @@ def dynamic_pruning(
     groups: NeuronGroups,
     *,
     total_updates: int,
-    sparsity: Share = 0.9,
+    sparsity: Share | Mapping[str, Share] = 0.9,
     begin: float = 0.1,
     end: float = 0.6,
     every: int = 100,
@@ -57,6 +63,10 @@ def dynamic_pruning(
     decay: float = 0.99,
     b2: float | None = None,
     eps: float | None = None,
+    fn: Callable[..., Any] | None = None,
+    refit: bool = False,
+    bias_of: Callable[[KeyPath], KeyPath | None] = lambda path: None,
+    seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """An optax transformation that prunes ``groups`` while it optimises.
 
@@ -72,6 +82,12 @@ def dynamic_pruning(
     ``strength``, ``learning_rate``, ``metric``, ``importance``, ``decay``, ``b2`` and ``eps`` those of
     ``group_sparse``.
 
+    ``importance`` may be any name of ``prune_rl.pruning.scores.SCORES``. Those that need more than gradients are
+    computed when neurons go; the penalty is weighted by "taylor" with them. "output", "surgeon" and ``refit`` (kept
+    neurons take over by least squares what removed ones contributed) look at activations: give ``fn``, the function
+    ``fn(params, *inputs)`` of the trained params, and ``update`` a batch of its inputs, ``inputs=(x,)``. ``bias_of``
+    is that of ``prune_rl.refit``; "random" draws from ``seed``. ``sparsity`` may be {group name: share}.
+
     The params may be any pytree that optax trains, its leaves any float arrays: raw ones, those of Flax linen and
     Haiku, the states of Flax NNX (through ``nnx.Optimizer`` or without), Equinox modules. ``init`` takes the trained
     arrays; ``update(grads, state, params)`` also takes more than these, such as a whole Equinox model: leaves whose
@@ -86,6 +102,9 @@ def dynamic_pruning(
     * What looks at all gradients at once, such as ``optax.clip_by_global_norm``, belongs into ``inner``: before it in a
       chain, it would also see the gradients of neurons that are gone.
     * ``optax.MultiSteps`` and ``optax.apply_if_finite`` around it: updates that they hold back do not count.
+    * A line search inside, such as that of ``optax.lbfgs``, gets the ``value``, ``grad`` and ``value_fn`` that
+      ``update`` is given. ``scale_by_width`` inside gets the masks.
+    * ``optax.contrib.sam`` around it: its adversarial steps do not count.
     * ``optax.masked`` and ``optax.partition`` around it: the groups must lie in its part of the params.
     * ``optax.inject_hyperparams(dynamic_pruning, static_args=STATIC_ARGS)`` makes ``sparsity``, ``energy``,
       ``strength`` and ``learning_rate`` parts of the state. Optax gives them the dtype of the params, in which 0.9 may
@@ -115,7 +134,23 @@ def dynamic_pruning(
         ...     params = optax.apply_updates(params, updates)
         >>> print({name: int(mask.sum()) for name, mask in prune_rl.masks_of(state).items()})
         {'a': 2}
+
+        With the scores of the optimal brain surgeon and a refit, five lines change:
+
+        >>> tx = prune_rl.dynamic_pruning(
+        ...     optax.adam(1e-2), groups, total_updates=20, every=2, importance="surgeon", refit=True, fn=fn)
+        >>> state, x = tx.init(params), jnp.ones((1, 2))
+        >>> grads = jax.grad(lambda p: jnp.mean(fn(p, x) ** 2))(params)
+        >>> updates, state = tx.update(grads, state, params, inputs=(x,))
     """
+    late = importance if isinstance(importance, str) and score_named(importance).needs - {"grads"} else None
+    looks = refit or (late is not None and "activations" in score_named(late).needs)
+    if looks and fn is None:
+        what = "refit" if refit else f"importance {late!r}"
+        raise ValueError(
+            f"{what} needs the activations of the network: give fn, the function fn(params, *inputs), and inputs=(...) "
+            "to every update"
+        )
     fixed: dict[str, Any] = {"total_updates": total_updates, "begin": begin, "end": end, "every": every}
     for name, value in {**fixed, "min_width": min_width, "decay": decay}.items():
         if isinstance(value, jax.Array):
@@ -126,19 +161,21 @@ def dynamic_pruning(
             )
     schedule = MaskSchedule.create(total_updates, begin, end, every)
     sparse = group_sparse(
-        inner,
+        hand_masks(inner, given=False),
         groups,
         strength,
         learning_rate,
         metric=metric,
-        importance=importance,
+        importance="taylor" if late else importance,
         decay=decay,
         b2=b2,
         eps=eps,
     )
 
     def rules(here: NeuronGroups) -> PruningRules:
-        return PruningRules(schedule, (Target("all", here, sparsity),), gate, energy, min_width, scope)
+        return PruningRules(
+            schedule, (Target("all", here, sparsity, late, refit, fn),), gate, energy, min_width, scope
+        )
 
     rules(groups).check()
 
@@ -151,24 +188,44 @@ def dynamic_pruning(
         params: Params | None = None,
         *,
         performance: jax.Array | float = NO_PERFORMANCE,
+        inputs: tuple[Any, ...] | None = None,
         **extra: Any,
     ) -> tuple[Params, DynamicPruningState]:
+        if looks and not isinstance(inputs, tuple):
+            raise ValueError(
+                "update needs inputs=(x, ...), the arguments of fn after the params as a tuple, got "
+                f"{type(inputs).__name__}"
+            )
         params = trained_part("dynamic_pruning", updates, params)
         here = fit_groups(groups, params)
-        updates, inner_state = sparse.update(updates, state.sparse, params, masks=state.masks, **extra)
+        # Around it, optax.contrib.sam multiplies every leaf of the state by 0 or 1: bool becomes int32, −inf NaN.
+        masks = {name: mask.astype(bool) for name, mask in state.masks.items()}
+        reference = jnp.where(jnp.isnan(state.pruning.reference), NO_PERFORMANCE, state.pruning.reference)
+        before = state.pruning._replace(masks=masks, reference=reference)
+        updates, inner_state = sparse.update(updates, state.sparse, params, masks=masks, **extra)
         pruned = mask_update(
             rules(here),
-            state.pruning,
+            before,
             optax.apply_updates(params, updates),
             inner_state.proximal,
             inner_state.importance,
             count=inner_state.num_updates,
             performance=performance,
+            draw_inputs=lambda: {"all": inputs or ()},
+            bias_of=bias_of,
+            key=jax.random.fold_in(jax.random.key(seed), inner_state.num_updates),
         )
+        if refit:
+            moved = pruned.state.updates != before.updates
+            updates = jax.tree.map(
+                lambda update, new, old: jnp.where(moved, new - old, update), updates, pruned.params, params
+            )
         # From the masks, not from the pruned params: params + updates must be exactly 0 at the masked slices.
         updates = mask_updates(here, updates, params, pruned.state.masks)
         sparse_state = inner_state._replace(proximal=pruned.opt_state)
-        return updates, DynamicPruningState(sparse_state, pruned.state)
+        # Of the type that they came in, so that a loop can carry them.
+        returned = {name: pruned.state.masks[name].astype(mask.dtype) for name, mask in state.masks.items()}
+        return updates, DynamicPruningState(sparse_state, pruned.state._replace(masks=returned))
 
     # optax types update without keyword extras; the extra-args protocol itself allows them.
     return optax.GradientTransformationExtraArgs(init_fn, cast(Any, update_fn))
@@ -194,4 +251,4 @@ def masks_of(opt_state: Any) -> dict[str, jax.Array]:
             "the part of the state, that holds exactly one"
         )
     # A Variable is a pytree with one leaf, its value.
-    return {name: jax.tree.leaves(mask)[0] for name, mask in found[0].masks.items()}
+    return {name: jax.tree.leaves(mask)[0].astype(bool) for name, mask in found[0].masks.items()}

@@ -10,6 +10,7 @@ import optax
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.pruning.importance import Importance, Scores
+from prune_rl.pruning.transforms.handed_masks import hand_masks
 from prune_rl.pruning.transforms.proximal_step import (
     Metric,
     ProximalStepState,
@@ -113,7 +114,7 @@ def group_sparse(
     step = proximal_step(
         groups, strength, learning_rate, metric=metric, weight_range=weight_range, b2=b2, eps=eps
     )
-    wrapped = optax.with_extra_args_support(inner)
+    wrapped = hand_masks(inner, given=True)
     needed = {"learning_rate": learning_rate, **({"b2": b2, "eps": eps} if metric == "adam" else {})}
     missing = [name for name, value in needed.items() if value is None and not is_zero(strength)]
 

@@ -72,7 +72,11 @@ def track_importance(
         here = fit_groups(groups, params)
         scores = score(here, params, updates)
         return updates, TrackImportanceState(
-            {name: _running_mean(state.importance[name], scores[name], decay) for name in here}
+            # float32 whatever the params are, so that a loop can carry it.
+            {
+                name: _running_mean(state.importance[name], scores[name].astype(jnp.float32), decay)
+                for name in here
+            }
         )
 
     return optax.GradientTransformation(init_fn, update_fn)

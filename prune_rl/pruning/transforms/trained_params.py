@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from prune_rl.dependency.groups import NeuronGroups, path_string
+from prune_rl.dependency.groups import NeuronGroup, NeuronGroups, path_string
 from prune_rl.dependency.slices import checked_slices
 from prune_rl.dependency.tree_paths import KeyPath, Params, leaves_by_path
 
@@ -36,7 +36,11 @@ def trained_part(name: str, updates: Any, params: Params | None) -> Params:
 
 
 def fit_groups(groups: NeuronGroups, params: Params) -> NeuronGroups:
-    """``groups`` with the key paths of ``params``.
+    """``groups`` with the key paths of ``params``, and without slices of leaves that are not trained.
+
+    The groups may have been found in a tree that holds more than the params: statistics beside them ("params/…" and
+    "batch_stats/…" of Flax, a model and its state as a tuple), or among them (``nnx.BatchStat``). Leaves that are not
+    kernels may be missing here.
 
     The leaf of an NNX Variable lies one level deeper ("kernel/value") in the states of ``nnx.state`` than in the arrays
     that ``nnx.Optimizer`` passes to optax ("kernel"); the groups may have been found in either.
@@ -47,16 +51,25 @@ def fit_groups(groups: NeuronGroups, params: Params) -> NeuronGroups:
     leaves = leaves_by_path(params)
     named = {path_string(path): path for path in leaves}
 
-    def fit(path: KeyPath) -> KeyPath:
-        if path in leaves:
-            return path
-        name = path_string(path)
+    def fit(path: KeyPath, depth: int) -> KeyPath | None:
+        if path[depth:] in leaves:
+            return path[depth:]
+        name = path_string(path[depth:])
         spellings = (name, f"{name}/value", name.removesuffix("/value"))
-        return next((named[spelling] for spelling in spellings if spelling in named), path)
+        return next((named[spelling] for spelling in spellings if spelling in named), None)
 
-    fitted = NeuronGroups(
-        dataclasses.replace(g, slices=tuple(dataclasses.replace(s, path=fit(s.path)) for s in g.slices))
-        for g in groups.values()
-    )
-    checked_slices(fitted, params)
-    return fitted
+    kernels = [s.path for group in groups.values() for s in group.slices if s.role != "bias"]
+    # How many keys lead to the params in the tree that the groups were found in.
+    depth = next((d for d in (0, 1) if all(fit(path, d) is not None for path in kernels)), None)
+    if depth is None:
+        checked_slices(groups, params)
+        return groups
+
+    def fitted(group: NeuronGroup) -> NeuronGroup:
+        paths = [(s, fit(s.path, depth)) for s in group.slices]
+        slices = tuple(dataclasses.replace(s, path=path) for s, path in paths if path is not None)
+        return dataclasses.replace(group, slices=slices)
+
+    here = NeuronGroups(map(fitted, groups.values()))
+    checked_slices(here, params)
+    return here

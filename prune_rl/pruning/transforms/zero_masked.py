@@ -9,6 +9,7 @@ import optax
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.pruning.masks import apply_masks, mask_state, mask_updates
+from prune_rl.pruning.transforms.handed_masks import hand_masks
 from prune_rl.pruning.transforms.trained_params import fit_groups, trained_part
 
 
@@ -41,7 +42,7 @@ def zero_masked(
         >>> print(optax.apply_updates(params, updates)["b"].T)
         [[0.9 0.  0.9]]
     """
-    wrapped = optax.with_extra_args_support(inner)
+    wrapped = hand_masks(inner, given=True)
 
     def update_fn(
         updates: Params, state: Any, params: Params | None = None, *, masks: Masks | None = None, **extra: Any

@@ -310,6 +310,153 @@ def test_schedule_free_around_it_does_not_reach_zero() -> None:
     assert {n: int(m.sum()) for n, m in seen[-1][1].items()} == {"first": 4, "second": 3}
 
 
+# --- what looks at the loss again, or weights the state
+
+
+def test_a_line_search_inside_gets_what_the_caller_gave() -> None:
+    def loss(params: Params, x: jax.Array) -> jax.Array:
+        return mse(forward)(params, x, Y)
+
+    tx = prune(optax.chain(optax.lbfgs(), scale_by_width(GROUPS)), end=0.25)
+
+    def step(params: Params, state: Any) -> Any:
+        value, grads = jax.value_and_grad(loss)(params, X)
+        updates, state = tx.update(grads, state, params, value=value, grad=grads, value_fn=loss, x=X)
+        return optax.apply_updates(params, updates), state
+
+    params = make_params()
+    state, compiled = tx.init(params), quick_jit(step)
+    for _ in range(5):
+        params, state = compiled(params, state)
+    masks = {name: np.asarray(mask) for name, mask in masks_of(state).items()}
+    assert {name: mask.sum() for name, mask in masks.items()} == {"first": 4, "second": 3}
+    assert all(np.all(part == 0) for part in gone_entries(GROUPS, by_name(params), masks))
+    assert loss(params, X) < 0.8 * loss(make_params(), X)
+
+
+def test_sam_around_it_makes_integers_of_the_masks() -> None:
+    tx = optax.contrib.sam(prune(optax.sgd(0.05), gate=0.5), optax.sgd(0.01), sync_period=2)
+    params, step = make_params(), train_step(tx)
+    carry = step(params, tx.init(params))
+    # The types are now those that a loop can carry.
+    params, state = quick_jit(lambda c: jax.lax.scan(lambda c, _: (step(*c), None), c, None, 2 * STEPS)[0])(
+        carry
+    )
+    assert state.opt_state.masks["first"].dtype == jnp.int32
+    masks = {name: np.asarray(mask) for name, mask in masks_of(state).items()}
+    assert {name: mask.sum() for name, mask in masks.items()} == {"first": 4, "second": 3}
+    assert all(np.all(part == 0) for part in gone_entries(GROUPS, by_name(state.cache), masks))
+    small = compact(GROUPS, state.cache, state.opt_state.masks)
+    np.testing.assert_allclose(forward(small, X), forward(state.cache, X), rtol=1e-5, atol=1e-6)
+
+
+def test_float64_params_in_a_loop() -> None:
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), make_params())
+        tx = prune(optax.adam(1e-2))
+        x, y = X.astype(jnp.float64), Y.astype(jnp.float64)
+        step = train_step(tx)
+        start = (params, tx.init(params))
+        params, state = quick_jit(
+            lambda c: jax.lax.scan(lambda c, _: (step(*c, x, y), None), c, None, STEPS)[0]
+        )(start)
+        assert params["first"]["kernel"].dtype == jnp.float64
+        assert {leaf.dtype for leaf in state.sparse.importance.values()} == {jnp.dtype(jnp.float32)}
+        assert {name: int(mask.sum()) for name, mask in masks_of(state).items()} == {"first": 4, "second": 3}
+
+
+# --- statistics beside the params
+
+
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
+        return nn.Dense(2)(jnp.tanh(x))
+
+
+def test_statistics_beside_the_params_are_gathered_but_not_trained() -> None:
+    variables = quick_jit(Normalised().init)(jax.random.key(0), X)
+    groups = find_groups(Normalised().apply, variables, X)
+    touched = {path_string(s.path) for group in groups.values() for s in group.slices}
+    assert {"batch_stats/BatchNorm_0/mean", "batch_stats/BatchNorm_0/var"} <= touched
+    tx = dynamic_pruning(optax.adam(1e-2), groups, **OPTIONS)
+
+    def step(variables: Any, state: Any) -> Any:
+        def loss(params: Any) -> Any:
+            out, changed = Normalised().apply(
+                {**variables, "params": params}, X, train=True, mutable=["batch_stats"]
+            )
+            return jnp.mean(jnp.square(out - Y)), changed
+
+        grads, changed = jax.grad(loss, has_aux=True)(variables["params"])
+        updates, state = tx.update(grads, state, variables["params"])
+        return {"params": optax.apply_updates(variables["params"], updates), **changed}, state
+
+    state, compiled = tx.init(variables["params"]), quick_jit(step)
+    for _ in range(STEPS):
+        variables, state = compiled(variables, state)
+    masks = masks_of(state)
+    assert {name: int(mask.sum()) for name, mask in masks.items()} == dict.fromkeys(groups, 4)
+    small = compact(groups, variables, masks)
+    assert small["batch_stats"]["BatchNorm_0"]["mean"].shape == (4,)
+    small_fn = compact_function(Normalised().apply, groups, variables, masks, X)
+    masked: Any = Normalised().apply(variables, X)
+    np.testing.assert_allclose(small_fn(small, X), masked, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_among_the_params_of_nnx_and_in_the_state_of_equinox() -> None:
+    class Network(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.first, self.norm = nnx.Linear(3, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs)
+            self.head = nnx.Linear(8, 2, rngs=rngs)
+
+        def __call__(self, x: jax.Array) -> jax.Array:
+            return self.head(jnp.tanh(self.norm(self.first(x), use_running_average=True)))
+
+    parts: Any = nnx.split(Network(nnx.Rngs(0)), nnx.Param, ...)
+    definition, trained, rest = parts
+    whole = nnx.merge_state(trained, rest)
+    groups = find_groups(lambda state, x: nnx.merge(definition, state)(x), whole, X)
+    assert [group.size for group in groups.values()] == [8]
+    assert any("mean" in path_string(s.path) for group in groups.values() for s in group.slices)
+    updates, _ = (tx := prune_all(groups)).update(trained, tx.init(trained), trained)
+    assert set(by_name(updates)) == set(by_name(trained))
+
+    model, state = eqx.nn.make_with_state(EqxNormalised)(jax.random.key(0))
+    arrays, static = eqx.partition((model, state), eqx.is_array)
+    found = find_groups(
+        lambda tree, x: eqx.combine(tree, static)[0](x, eqx.combine(tree, static)[1]), arrays, X
+    )
+    assert [group.size for group in found.values()] == [8]
+    params = arrays[0]
+    updates, _ = (tx := prune_all(found)).update(params, tx.init(params), params)
+    assert set(by_name(updates)) == set(by_name(params))
+
+
+class EqxNormalised(eqx.Module):
+    first: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+    head: eqx.nn.Linear
+
+    def __init__(self, key: jax.Array) -> None:
+        self.first, self.head = eqx.nn.Linear(3, 8, key=key), eqx.nn.Linear(8, 2, key=key)
+        self.norm = eqx.nn.BatchNorm(8, axis_name="b", mode="ema")
+
+    def __call__(self, x: jax.Array, state: Any) -> jax.Array:
+        """In inference, with the statistics of the state."""
+
+        def one(y: jax.Array) -> jax.Array:
+            h, _ = self.norm(self.first(y), state, inference=True)
+            return self.head(jnp.tanh(h))
+
+        return jax.vmap(one, axis_name="b")(x)
+
+
+def prune_all(groups: NeuronGroups) -> optax.GradientTransformationExtraArgs:
+    return dynamic_pruning(optax.sgd(0.1), groups, total_updates=1, begin=1.0, end=1.0, sparsity=0.5)
+
+
 # --- inject_hyperparams around it
 
 

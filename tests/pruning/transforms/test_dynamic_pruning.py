@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import pytest
 
 from prune_rl.dependency.compaction import compact
 from prune_rl.dependency.find_groups import find_groups
+from prune_rl.pruning.scores import SCORES
 from prune_rl.pruning.transforms.dynamic_pruning import dynamic_pruning, masks_of
 from tests.compilation import optimized_jit
 
@@ -287,3 +288,60 @@ def test_compiled_once_with_a_traced_sparsity_and_batched_over_seeds(count_trace
         )
     for i in range(3):
         np.testing.assert_array_equal(gone_entries(*jax.tree.map(lambda x, i=i: x[i], batched)), 0.0)
+
+
+# --- every score, shares per group, and the refit
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"importance": name} for name in sorted(SCORES)]
+    + [{"refit": True}, {"importance": "surgeon", "refit": True}],
+)
+def test_every_score_and_the_refit_with_a_share_per_group(options: dict[str, Any]) -> None:
+    def fn(params: Any, x: jax.Array) -> jax.Array:
+        return forward(params, x)
+
+    shares = dict(zip(SIZES, (0.25, 0.75), strict=True))
+    tx = dynamic_pruning(
+        optax.sgd(1e-2),
+        GROUPS,
+        total_updates=8,
+        begin=0.0,
+        end=1.0,
+        every=2,
+        sparsity=shares,
+        fn=fn,
+        **options,
+    )
+
+    def step(carry: Any, _: None) -> Any:
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params, inputs=(X,))
+        return (optax.apply_updates(params, updates), state), None
+
+    def whole(params: Any) -> Any:
+        return jax.lax.scan(step, (params, tx.init(params)), None, length=8)[0]
+
+    params, state = jax.jit(whole, compiler_options={"xla_backend_optimization_level": 0})(make_params())
+    masks = masks_of(state)
+    assert {name: int(gone) for name, gone in gone_share(masks).items()} == {
+        name: int(share * SIZES[name]) for name, share in shares.items()
+    }
+    assert np.all(gone_entries(params, masks) == 0)
+
+
+def test_what_cannot_work_is_refused_at_construction() -> None:
+    for options, message in (
+        ({"importance": "output"}, "importance 'output' needs the activations"),
+        ({"refit": True}, "refit needs the activations"),
+        ({"importance": "best"}, "unknown importance 'best'"),
+        ({"sparsity": {"first": 0.5}}, "sparsity lacks groups"),
+        ({"sparsity": {"first": 0.5, "second": 0.5}, "scope": "global"}, "one sparsity for all layers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dynamic_pruning(optax.sgd(0.1), GROUPS, total_updates=10, **cast(Any, options))
+    tx = dynamic_pruning(optax.sgd(0.1), GROUPS, total_updates=10, importance="output", fn=forward)
+    params = make_params()
+    with pytest.raises(ValueError, match=r"update needs inputs=\(x, ...\)"):
+        tx.update(params, tx.init(params), params)
