@@ -11,6 +11,7 @@ import optax
 
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import KeyPath, Params
+from prune_rl.pruning.dynamic_threshold import DynamicThreshold, ThresholdState
 from prune_rl.pruning.gate import NO_PERFORMANCE
 from prune_rl.pruning.importance import Importance
 from prune_rl.pruning.mask_schedule import MaskSchedule, Share
@@ -27,7 +28,8 @@ from prune_rl.pruning.transforms.trained_params import fit_groups, trained_part
 
 # For optax.inject_hyperparams(dynamic_pruning, static_args=STATIC_ARGS): what has to be a Python value.
 STATIC_ARGS = (
-    "total_updates", "begin", "end", "every", "min_width", "decay", "importance", "fn", "refit", "bias_of", "seed"
+    "total_updates", "begin", "end", "every", "min_width", "decay", "importance", "fn", "refit", "bias_of", "seed",
+    "trial",
 )  # fmt: skip
 
 
@@ -56,6 +58,8 @@ def dynamic_pruning(
     min_width: int = 1,
     scope: Scope = "layer",
     gate: Share | None = None,
+    tolerance: Share | None = None,
+    trial: float = 16.0,
     strength: Scalar = 0.0,
     learning_rate: Scalar | None = None,
     metric: Metric = "euclidean",
@@ -82,11 +86,18 @@ def dynamic_pruning(
     ``strength``, ``learning_rate``, ``metric``, ``importance``, ``decay``, ``b2`` and ``eps`` those of
     ``group_sparse``.
 
+    With ``tolerance``, no width has to be given: between ``begin`` and ``end`` neurons go while the mean of
+    ``performance`` over ``trial`` calls (those that give one) holds within the tolerance of its best, and are taken
+    back, with the params of before, where it does not come back within five times as many. Each layer finds its width,
+    down to ``min_width`` and at most to ``sparsity`` (give 1.0 to leave it open). Best with
+    ``importance="elimination"`` and ``refit``, whose scores are the error that a removal causes. See
+    ``prune_rl.pruning.dynamic_threshold``.
+
     ``importance`` may be any name of ``prune_rl.pruning.scores.SCORES``. Those that need more than gradients are
-    computed when neurons go; the penalty is weighted by "taylor" with them. "output", "surgeon" and ``refit`` (kept
-    neurons take over by least squares what removed ones contributed) look at activations: give ``fn``, the function
-    ``fn(params, *inputs)`` of the trained params, and ``update`` a batch of its inputs, ``inputs=(x,)``. ``bias_of``
-    is that of ``prune_rl.refit``; "random" draws from ``seed``. ``sparsity`` may be {group name: share}.
+    computed when neurons go; the penalty is weighted by "taylor" with them. "output", "surgeon", "elimination" and
+    ``refit`` (kept neurons take over by least squares what removed ones contributed) look at activations: give ``fn``,
+    the function ``fn(params, *inputs)`` of the trained params, and ``update`` a batch of its inputs, ``inputs=(x,)``.
+    ``bias_of`` is that of ``prune_rl.refit``; "random" draws from ``seed``. ``sparsity`` may be {group name: share}.
 
     The params may be any pytree that optax trains, its leaves any float arrays: raw ones, those of Flax linen and
     Haiku, the states of Flax NNX (through ``nnx.Optimizer`` or without), Equinox modules. ``init`` takes the trained
@@ -172,15 +183,16 @@ def dynamic_pruning(
         eps=eps,
     )
 
+    dynamic = None if tolerance is None else DynamicThreshold(tolerance, trial=trial)
+
     def rules(here: NeuronGroups) -> PruningRules:
-        return PruningRules(
-            schedule, (Target("all", here, sparsity, late, refit, fn),), gate, energy, min_width, scope
-        )
+        target = Target("all", here, sparsity, late, refit, fn)
+        return PruningRules(schedule, (target,), gate, energy, min_width, scope, dynamic)
 
     rules(groups).check()
 
     def init_fn(params: Params) -> DynamicPruningState:
-        return DynamicPruningState(sparse.init(params), init_pruning(groups))
+        return DynamicPruningState(sparse.init(params), init_pruning(groups, rules(groups), params))
 
     def update_fn(
         updates: Params,
@@ -215,8 +227,11 @@ def dynamic_pruning(
             bias_of=bias_of,
             key=jax.random.fold_in(jax.random.key(seed), inner_state.num_updates),
         )
-        if refit:
+        if refit or dynamic is not None:
             moved = pruned.state.updates != before.updates
+            after = pruned.state.threshold
+            if isinstance(before.threshold, ThresholdState) and isinstance(after, ThresholdState):
+                moved |= after.taken_back != before.threshold.taken_back
             updates = jax.tree.map(
                 lambda update, new, old: jnp.where(moved, new - old, update), updates, pruned.params, params
             )
@@ -231,8 +246,11 @@ def dynamic_pruning(
     return optax.GradientTransformationExtraArgs(init_fn, cast(Any, update_fn))
 
 
-def masks_of(opt_state: Any) -> dict[str, jax.Array]:
+def masks_of(opt_state: Any, *, may_return: bool = False) -> dict[str, jax.Array]:
     """{group: bool[size]}, True = kept, from an optimiser state that contains one ``dynamic_pruning``.
+
+    With ``may_return``, neurons whose removal can still be taken back count as kept: the masks to ``shrink`` with while
+    training goes on with a ``tolerance``.
 
     It may be chained or wrapped as deeply as one likes, and its leaves may be NNX Variables
     (``masks_of(optimizer.opt_state)`` of an ``nnx.Optimizer``); the masks come as plain arrays.
@@ -250,5 +268,6 @@ def masks_of(opt_state: Any) -> dict[str, jax.Array]:
             f"expected one dynamic_pruning in the optimiser's state, found {len(found)}: give masks_of the state, or "
             "the part of the state, that holds exactly one"
         )
+    masks = found[0].pruning.needed if may_return else found[0].masks
     # A Variable is a pytree with one leaf, its value.
-    return {name: jax.tree.leaves(mask)[0].astype(bool) for name, mask in found[0].masks.items()}
+    return {name: jax.tree.leaves(mask)[0].astype(bool) for name, mask in masks.items()}
