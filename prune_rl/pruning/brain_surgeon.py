@@ -94,7 +94,7 @@ def refit(
         both_kept = kept[:, None] & kept[None, :]
         system = jnp.where(both_kept, covariance, jnp.eye(group.size, dtype=covariance.dtype))
         cross = jnp.where(kept[:, None] & removed[None, :], covariance, 0.0)
-        takes_over = _product(inverse(system), cross)
+        takes_over = _product(inverse(system, jnp.any(removed)), cross)
         for part in group.outgoing:
             where, leaf = part.indices(group.size), leaves[part.path]
             moved = jnp.moveaxis(leaf, part.axis, 0)
@@ -114,8 +114,10 @@ def refit(
     return replace_leaves(params, leaves)
 
 
-def inverse(matrix: jax.Array) -> jax.Array:
+def inverse(matrix: jax.Array, needed: jax.Array | bool = True) -> jax.Array:
     """Inverse of a symmetric positive definite float[n, n] by Gauss-Jordan elimination, stable without pivots there.
+
+    Where it is not ``needed`` (bool[]), something finite. Under ``vmap``, nothing is computed if no matrix is needed.
 
     Plain XLA operations: the batched LAPACK call behind ``jnp.linalg.inv`` waits for the thread pool that it runs in,
     and can wait for ever on a machine with few cores. Blocks of rows and columns are swept together, so that most of
@@ -129,7 +131,8 @@ def inverse(matrix: jax.Array) -> jax.Array:
         jnp.pad(jnp.zeros(size, matrix.dtype), (0, padding), constant_values=1)
     )
 
-    def eliminate(k: jax.Array, work: jax.Array) -> jax.Array:
+    def eliminate(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        k, work = carry
         # The sweep operator (Goodnight 1979): rows and columns become those of the inverse of the part swept so far.
         at = k * block
         rows = jax.lax.dynamic_slice_in_dim(work, at, block, axis=0)
@@ -139,9 +142,12 @@ def inverse(matrix: jax.Array) -> jax.Array:
         swept = work - _product(columns, new_rows)
         swept = jax.lax.dynamic_update_slice_in_dim(swept, new_rows, at, axis=0)
         swept = jax.lax.dynamic_update_slice_in_dim(swept, _product(columns, pivot), at, axis=1)
-        return jax.lax.dynamic_update_slice(swept, -pivot, (at, at))
+        return k + 1, jax.lax.dynamic_update_slice(swept, -pivot, (at, at))
 
-    swept: jax.Array = jax.lax.fori_loop(0, work.shape[0] // block, eliminate, work)
+    def goes_on(carry: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return (carry[0] < work.shape[0] // block) & needed
+
+    swept: jax.Array = jax.lax.while_loop(goes_on, eliminate, (jnp.int32(0), work))[1]
     return -swept[:size, :size]
 
 

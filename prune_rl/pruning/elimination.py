@@ -51,7 +51,7 @@ def elimination_importance(
         chex.assert_axis_dimension(activations[name], -1, group.size)
         alive = jnp.ones(group.size, bool) if masks is None or name not in masks else masks[name]
         _, covariance = moments(activations[name], alive, ridge)
-        scores[name] = _eliminate(inverse(covariance), outgoing_rows(group, leaves), alive)
+        scores[name] = _eliminate(inverse(covariance, jnp.any(alive)), outgoing_rows(group, leaves), alive)
     return scores
 
 
@@ -65,6 +65,9 @@ def outgoing_rows(group: NeuronGroup, leaves: Leaves) -> jax.Array:
     return jnp.concatenate(rows, axis=1)
 
 
+Elimination = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
 def _eliminate(precision: jax.Array, rows: jax.Array, alive: jax.Array) -> jax.Array:
     """Relative errors by neuron, float32[n], from P float[n, n] and W float[n, m] of the neurons that are left."""
     size = alive.shape[0]
@@ -73,15 +76,14 @@ def _eliminate(precision: jax.Array, rows: jax.Array, alive: jax.Array) -> jax.A
     largest = jnp.max(jnp.abs(rows))
     rows = rows / jnp.where(largest > 0, largest, 1.0)
 
-    def step(i: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def step(carry: Elimination) -> Elimination:
         precision, rows, left, errors, highest = carry
         diagonal = jnp.maximum(jnp.diagonal(precision), TINY)
         costs = jnp.where(left, jnp.sum(jnp.square(rows), axis=1) / diagonal, jnp.inf)
         j = jnp.argmin(costs)
-        some = left[j]
-        highest = jnp.where(some, jnp.maximum(highest, costs[j]), highest)
-        errors = errors.at[j].set(jnp.where(some, highest, errors[j]))
-        column = jnp.where(some, precision[:, j] / diagonal[j], 0.0)
+        highest = jnp.maximum(highest, costs[j])
+        errors = errors.at[j].set(highest)
+        column = precision[:, j] / diagonal[j]
         # j is out of the system from now on; rounding must not bring it back.
         left = left.at[j].set(False)
         rows = jnp.where(left[:, None], rows - jnp.outer(column, rows[j]), 0.0)
@@ -90,7 +92,8 @@ def _eliminate(precision: jax.Array, rows: jax.Array, alive: jax.Array) -> jax.A
 
     zero = jnp.zeros((), precision.dtype)
     start = (precision, rows, alive, jnp.zeros(size, precision.dtype), zero)
-    errors: jax.Array = jax.lax.fori_loop(0, size, step, start)[3]
+    # Under vmap it ends with the last one: none that are alive cost nothing.
+    errors: jax.Array = jax.lax.while_loop(lambda carry: jnp.any(carry[2]), step, start)[3]
     total = jnp.sum(errors)
     errors = errors / jnp.where(total > 0, total, 1.0)
     return errors.astype(jnp.float32)

@@ -77,9 +77,19 @@ class Removal:
         report = _report(self.state.masks, self.state.masks, self.importance)
         return Pruned(self.state, self.params, self.opt_state, self.copies, report)
 
-    def __call__(self, bounds: Mapping[str, Bounds], when: Mapping[str, jax.Array] | None = None) -> Pruned:
-        """Remove what the bounds, by target name, allow; ``when``: bool[] by name, for targets that may have to
-        wait.
+    def __call__(
+        self,
+        bounds: Mapping[str, Bounds],
+        when: Mapping[str, jax.Array] | None = None,
+        active: jax.Array | None = None,
+    ) -> Pruned:
+        """Remove what the bounds, by target name, allow.
+
+        Args:
+            bounds: {target name: Bounds}; other targets keep their neurons.
+            when: {target name: bool[]}, for targets that may have to wait; must not be batched by ``vmap``.
+            active: bool[], which may be batched; False: nothing goes. If it is False for all of a batch, the loops of
+                scores and refit do not run.
         """
         inputs = self.draw_inputs() if self.draw_inputs is not None else {}
         found = Networks(self.params, dict(self.copies), dict(self.state.masks), dict(self.importance))
@@ -88,7 +98,7 @@ class Removal:
                 continue
             key = None if self.key is None else jax.random.fold_in(self.key, position)
             remove = functools.partial(
-                self._from, target, bounds[target.name], inputs.get(target.name, ()), key
+                self._from, target, bounds[target.name], inputs.get(target.name, ()), key, active
             )
             if when is None or target.name not in when:
                 found = remove(found)
@@ -104,11 +114,19 @@ class Removal:
         )
 
     def _from(
-        self, target: Target, bounds: Bounds, inputs: Any, key: jax.Array | None, before: Networks
+        self,
+        target: Target,
+        bounds: Bounds,
+        inputs: Any,
+        key: jax.Array | None,
+        active: jax.Array | None,
+        before: Networks,
     ) -> Networks:
         """``before`` without the neurons of one target that go now."""
         groups, params, copy = target.groups, before.params, before.copies.get(target.name)
-        old = {name: self.state.masks[name] for name in groups}
+        kept = {name: self.state.masks[name] for name in groups}
+        # Without a neuron there is nothing to score.
+        old = kept if active is None else {name: mask & active for name, mask in kept.items()}
         scores = {name: before.scores[name] for name in groups}
         hidden = target.activations(params, inputs) if target.needs_activations else None
         if target.score is not None:
@@ -128,6 +146,8 @@ class Removal:
             params = target.refitted(params, hidden, old, new, self.bias_of)
             if copy is not None:
                 copy = target.refitted(copy, target.activations(copy, inputs), old, new, self.bias_of)
+        if active is not None:
+            new = {name: jnp.where(active, mask, kept[name]) for name, mask in new.items()}
         copies = {} if copy is None else {target.name: apply_masks(groups, copy, new)}
         return Networks(
             apply_masks(groups, params, new),

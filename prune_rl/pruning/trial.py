@@ -22,9 +22,6 @@ def end_trial(removal: Removal, count: jax.Array) -> Pruned:
     dynamic = rules.dynamic
     threshold, (holds, fails, rises) = verdict(dynamic, threshold)
 
-    def nothing(_: None) -> Pruned:
-        return removal.nothing()
-
     def go_on(_: None) -> Pruned:
         masks = {name: state.masks[name] for name in threshold.good_masks}
         early = rises | (count < rules.schedule.first)
@@ -34,12 +31,13 @@ def end_trial(removal: Removal, count: jax.Array) -> Pruned:
             for target in rules.following
         }
 
-        def remove(_: None) -> Pruned:
-            removed: Pruned = jax.lax.cond(rises, nothing, lambda _: removal(bounds), None)
-            return removed
-
         # Not batched, so that it costs nothing outside of the schedule.
-        pruned: Pruned = jax.lax.cond(rules.schedule.due(count, gated=False), remove, nothing, None)
+        pruned: Pruned = jax.lax.cond(
+            rules.schedule.due(count, gated=False),
+            lambda _: removal(bounds, active=holds & ~rises),
+            lambda _: removal.nothing(),
+            None,
+        )
         gone = jnp.stack([jnp.any(pruned.state.masks[name] != mask) for name, mask in masks.items()])
         new = pruned.state._replace(
             threshold=new_trial(higher, jnp.any(gone)), updates=state.updates + jnp.any(gone)
