@@ -33,6 +33,8 @@ COMMANDS = """commands:
 
 Each command explains its options: prune-rl train --help"""
 USAGE_ERROR = 2
+# A seed has no policy, since its environment gave values that nothing can be learned from, or its training diverged.
+SEED_WITHOUT_POLICY = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,10 @@ class Report:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, or 2 for input that cannot work (said in one sentence)."""
+    """Run the command line; returns the exit status.
+
+    0; 2 for input that cannot work (said in one sentence); 3 if a seed has no policy; 130 if interrupted.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     console = Console(highlight=False)
     parser = argparse.ArgumentParser(
@@ -127,23 +132,32 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("PRUNE_RL_TRACEBACK"):
             raise
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}")
+        _error(error)
         return USAGE_ERROR
     except KeyboardInterrupt:
         console.print("\ninterrupted; the same command continues from the last checkpoint")
         return 130
 
 
+def _error(error: Exception) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(str(error))}")
+
+
 def _train(arguments: list[str], console: Console) -> int:
     from prune_rl.training.experiment import experiment
+    from prune_rl.training.faults import TrainingFailed
 
     config, options = parse_train(arguments)
     note = compilation_cache.enable()
     if note:
         console.print(f"[yellow]note:[/] {escape(note)}")
     command = shlex.join(["prune-rl", "train", *arguments])
-    experiment(config, options.run_dir, options.control, command, console)
-    return 0
+    try:
+        complete = experiment(config, options.run_dir, options.control, command, console)
+    except TrainingFailed as error:
+        _error(error)
+        return SEED_WITHOUT_POLICY
+    return 0 if complete else SEED_WITHOUT_POLICY
 
 
 def _evaluate(arguments: list[str], console: Console) -> int:

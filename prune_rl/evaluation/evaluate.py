@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ def evaluate_policies(
     task = resolve_task(env) if isinstance(env, str) else env
     envs = [FlatEnv(task.make_gymnasium(), task.adapter) for _ in range(min(num_envs, episodes))]
     try:
-        played = [_play(policy, envs, task.adapter, seeds) for policy in policies]
+        played = [_play(policy, envs, task.adapter, seeds, task.env_id) for policy in policies]
     finally:
         for each in envs:
             each.close()
@@ -105,7 +106,7 @@ def evaluate_policies(
 
 
 def _play(
-    policy: BatchPolicy, envs: Sequence[FlatEnv], adapter: Adapter, seeds: Sequence[int]
+    policy: BatchPolicy, envs: Sequence[FlatEnv], adapter: Adapter, seeds: Sequence[int], env_id: str
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Returns and lengths of the episodes that start from ``seeds``."""
     count, episodes = len(envs), len(seeds)
@@ -120,6 +121,12 @@ def _play(
         actions = _native_actions(adapter, policy(obs), count)
         for index, episode in list(playing.items()):
             obs[index], reward, terminated, truncated, _ = envs[index].step(actions[index])
+            if not (np.isfinite(obs[index]).all() and math.isfinite(reward)):
+                raise ValueError(
+                    f"{env_id} gave a reward or an observation that is not finite in step {lengths[episode] + 1} of "
+                    f"evaluation episode {episode} (reset with seed {seeds[episode]}), which therefore has no return: "
+                    f"reward {reward}, observation {obs[index].tolist()}"
+                )
             returns[episode] += reward
             lengths[episode] += 1
             if terminated or truncated:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from rich.markup import escape
 
 from prune_rl.atomic_files import write_json
 from prune_rl.envs.task import Task, resolve_task
@@ -19,17 +20,19 @@ from prune_rl.methods.registry import METHODS
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.directory import RunDirectoryError
 from prune_rl.runs.evaluation_file import read_evaluation
+from prune_rl.runs.faults_file import read_faults
 from prune_rl.runs.frontier import FrontierFolder
 from prune_rl.training.config import Config
+from prune_rl.training.faults import TrainingFailed
 from prune_rl.training.frontier import Wish, choose_policies, measure_frontier
 from prune_rl.training.loop import TIMING, check_engine, train
-from prune_rl.training.policy_export import policy_paths
+from prune_rl.training.policy_export import policy_paths, seeds_with_policy
 from prune_rl.training.run_config import read_config
 from prune_rl.training.timing import Timing
 
 
-def experiment(config: Config, run_dir: Path | None, control: bool, command: str, console: Console) -> Path:
-    """Train, compact, evaluate and summarise; returns the run directory.
+def experiment(config: Config, run_dir: Path | None, control: bool, command: str, console: Console) -> bool:
+    """Train, compact, evaluate and summarise; returns whether every seed has a policy, the control's too.
 
     With ``control`` the run is compared with a dense one of the same seeds and steps beside it, which is trained
     too if it is not there yet. The environment is resolved once, here. Everything that can be refused is refused
@@ -47,9 +50,15 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
     train(config, task, path, command, console)
     dense = control_of(config)
     dense_path = path.parent / dense.default_run_dir().name
+    complete = not read_faults(path)
     if control and config.method != "dense":
-        train(dense, task, dense_path, control_command(config, command), console)
-        if not (dense_path / "evaluation.json").exists():
+        try:
+            train(dense, task, dense_path, control_command(config, command), console)
+        except TrainingFailed as error:
+            console.print(f"[yellow]note:[/] there is no dense control to compare with: {escape(str(error))}")
+            control = False
+        complete = complete and control and not read_faults(dense_path)
+        if control and not (dense_path / "evaluation.json").exists():
             evaluate_timed(dense, task, dense_path, None, console)
             write_summary(dense_path)
     evaluate_timed(config, task, path, dense_path if control else None, console)
@@ -62,7 +71,7 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
         ("log", path / "metrics.jsonl"),
     ):
         console.print(f"{what:8} {where}", markup=False, soft_wrap=True)
-    return path
+    return complete
 
 
 def control_of(config: Config) -> Config:
@@ -117,7 +126,7 @@ def evaluate(
         "evaluation_seed": config.evaluation_seed,
         "seeds": [],
     }
-    for seed in config.all_seeds:
+    for seed in seeds_with_policy(path, config):
         folders = {"compact": policy_paths(path, config)[seed]}
         wide = load_policy(policy_paths(path, config, "wide")[seed])
         # The masked network is that of the end of training: the same function only as the policy of that time.
@@ -193,7 +202,8 @@ def evaluate_run(
         episodes=recorded.episodes if episodes is None else episodes,
         evaluation_seed=recorded.evaluation_seed if seed is None else seed,
     ).resolved(task)
-    for folder in policy_paths(run, config).values():
+    for seed_there in seeds_with_policy(run, config):
+        folder = policy_paths(run, config)[seed_there]
         if not folder.exists():
             raise RunDirectoryError(
                 f"{run} has no {folder.relative_to(run)} yet: finish its training with the command that began it"
@@ -221,8 +231,9 @@ def film(config: Config, task: Task, run: Path, video: Path, console: Console) -
     paths = video_paths(video, config.all_seeds)
     for path in paths.values():
         check_video(path)
-    for seed, folder in policy_paths(run, config).items():
-        clip = write_video(load_policy(folder), task, paths[seed], seed=config.evaluation_seed)
+    for seed in seeds_with_policy(run, config):
+        policy = load_policy(policy_paths(run, config)[seed])
+        clip = write_video(policy, task, paths[seed], seed=config.evaluation_seed)
         text = f"seed {seed}: return {clip.returns[0]:.1f} in the first episode, filmed in {clip.path}"
         console.print(text, markup=False, soft_wrap=True)
 

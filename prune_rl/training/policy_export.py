@@ -15,6 +15,7 @@ from prune_rl.export.policy import Policy
 from prune_rl.learners.networks import num_hidden
 from prune_rl.learners.registry import State, learner_of, masks_at_start
 from prune_rl.learners.running_statistics import RunningStatistics
+from prune_rl.runs.faults_file import read_faults
 from prune_rl.spaces import Spec
 from prune_rl.training.config import Config
 
@@ -39,6 +40,12 @@ def policy_paths(path: Path, config: Config, kind: str = "policy") -> dict[int, 
     """
     root = path / kind
     return {seed: root if config.seeds == 1 else root / f"seed_{seed}" for seed in config.all_seeds}
+
+
+def seeds_with_policy(path: Path, config: Config) -> list[int]:
+    """The seeds of a run but those that its faults.json says have no policy."""
+    faults = read_faults(path)
+    return [seed for seed in config.all_seeds if seed not in faults]
 
 
 def state_of_seed(state: State, index: int) -> Trained:
