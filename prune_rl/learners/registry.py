@@ -40,7 +40,8 @@ class Learner(Protocol):
 
     It may also have ``shrink(state, widths, config)``, which gathers the state into arrays of {group name: neurons};
     its ``State`` then holds a ``PruningState`` as ``pruning``. Without it, arrays keep their size. One whose ``Config``
-    can be ``acts_ahead`` has ``acting(state)``, the part of a state that ``act`` reads.
+    can be ``acts_ahead`` has ``acting(state)``, the part of a state that ``act`` reads. One
+    whose Box actions are not yet those of the environment has ``environment_actions(action, spec)``.
     """
 
     @property
@@ -65,6 +66,12 @@ class Learner(Protocol):
 
 
 LEARNERS: dict[str, Learner] = {"ppo": ppo, "sac": sac}
+
+
+def environment_actions(config: Config, action: Any, spec: Spec) -> Any:
+    """Actions of a learner's ``act`` as the environment takes them, [..., size] for Box."""
+    convert = getattr(learner_of(config), "environment_actions", None)
+    return action if convert is None else convert(action, spec)
 
 
 def shrinks(config: Config) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from prune_rl.dependency.compaction import compact, expand
 from prune_rl.export.empty_layers import fold_empty_layers
 from prune_rl.export.policy import Policy
+from prune_rl.learners.actions import gaussian_range
 from prune_rl.learners.networks import num_hidden
 from prune_rl.learners.registry import State, learner_of, masks_at_start
 from prune_rl.learners.running_statistics import RunningStatistics
@@ -91,6 +92,12 @@ def _policy(
     kernel, bias = tensors[-1]
     tensors[-1] = (kernel[:, : spec.action.num_outputs], bias[: spec.action.num_outputs])
     skip = np.asarray(actor["skip"]["kernel"])[:, : spec.action.num_outputs] if "skip" in actor else None
+    mapped = gaussian_range(spec) if hasattr(learner_of(learner), "environment_actions") else None
+    if mapped is not None:
+        # In the head itself, so that the file needs no field for it.
+        centre, scale = mapped
+        tensors[-1] = (tensors[-1][0] * scale, tensors[-1][1] * scale + centre)
+        skip = None if skip is None else skip * scale
     layers_left, skip = fold_empty_layers(tensors, skip, learner.activation)
     stats = state.obs_stats if learner.normalize_obs else None
     return Policy(

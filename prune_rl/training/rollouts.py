@@ -13,7 +13,7 @@ import numpy as np
 from prune_rl.envs.autoreset import JaxEnv, autoreset_step
 from prune_rl.envs.vector import VectorEnv
 from prune_rl.learners.registry import Config as LearnerConfig
-from prune_rl.learners.registry import State, learner_of
+from prune_rl.learners.registry import State, environment_actions, learner_of
 from prune_rl.learners.rollout import Rollout
 
 # Steps in one turn of the compiled loop: a tenth less time than 1 on a CPU, and little more to compile.
@@ -49,8 +49,9 @@ def rollout(
         env_state, obs = carry
         step_noise, (reset_state, reset_obs) = drawn
         action = learner.act(state, obs, step_noise, config)
+        taken = environment_actions(config, action, env.spec)
         env_state, new_obs, reward, terminated, truncated, next_obs = step_env(
-            env, env_state, action, reset_state, reset_obs
+            env, env_state, taken, reset_state, reset_obs
         )
         cut = jnp.zeros((), bool)
         return (env_state, new_obs), Rollout(obs, action, reward, terminated, truncated, next_obs, cut)
@@ -89,9 +90,9 @@ def host_rollout(
         all_obs[going, t], actions[going, t] = obs[going], action[going]
         if action.ndim > 2:
             stopped |= ~np.isfinite(action).reshape(seeds, -1).all(-1)
-        obs = np.zeros_like(obs)
+        obs, taken = np.zeros_like(obs), environment_actions(config, action, envs[0].spec)
         for s in np.flatnonzero(~stopped).tolist():
-            obs[s], rewards[s, t], terminated[s, t], truncated[s, t], all_next[s, t] = envs[s].step(action[s])
+            obs[s], rewards[s, t], terminated[s, t], truncated[s, t], all_next[s, t] = envs[s].step(taken[s])
     cuts = np.full(seeds, cut)
     assert actions is not None
     return obs, Rollout(all_obs, actions, rewards, terminated, truncated, all_next, cuts)  # type: ignore[arg-type]
