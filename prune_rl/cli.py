@@ -8,8 +8,11 @@ import dataclasses
 import functools
 import io
 import os
+import re
 import shlex
 import sys
+import traceback
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,9 +20,17 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from prune_rl import compilation_cache
+from prune_rl.envs.errors import EnvironmentCrashed
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
 from prune_rl.training.config import Config
@@ -32,6 +43,7 @@ COMMANDS = """commands:
   report RUN...   one table over several runs
 
 Each command explains its options: prune-rl train --help"""
+ENVIRONMENT_CRASHED = 1
 USAGE_ERROR = 2
 # A seed has no policy, since its environment gave values that nothing can be learned from, or its training diverged.
 SEED_WITHOUT_POLICY = 3
@@ -46,8 +58,8 @@ class Train(Config):
     """
 
     env: Annotated[Positional[str], arg(metavar="ENV")] = tyro.MISSING
-    """Environment id: CartPole-v1, LunarLander-v2, Hopper-v3, Walker2d-v3, or any Gymnasium id with Box observations
-    and Discrete or Box actions."""
+    """Environment id: CartPole-v1, LunarLander-v2, Hopper-v3, Walker2d-v3, any Gymnasium id with Box observations (or a
+    Dict or Tuple of such) and Discrete or Box actions, or module:Id for one that a module of yours registers."""
     run_dir: Path | None = None
     """Folder of the run; by default runs/ENV-ALGO-METHOD-SEED-HASH."""
     control: bool = True
@@ -113,7 +125,8 @@ class Report:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    0; 2 for input that cannot work (said in one sentence); 3 if a seed has no policy; 130 if interrupted.
+    0; 1 if the environment's own code raised an exception (its traceback is shown); 2 for input that cannot work (said
+    in one sentence); 3 if a seed has no policy; 130 if interrupted.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     console = Console(highlight=False)
@@ -129,6 +142,11 @@ def main(arguments: list[str] | None = None) -> int:
     command = parser.parse_args(arguments[:1]).COMMAND
     try:
         return commands[command](arguments[1:], console)
+    except EnvironmentCrashed as error:
+        # Not our mistake: its author needs the lines of their own code.
+        traceback.print_exception(error.__cause__ or error)
+        _error(error)
+        return ENVIRONMENT_CRASHED
     except (ValueError, OSError) as error:
         if os.environ.get("PRUNE_RL_TRACEBACK"):
             raise
@@ -258,6 +276,18 @@ def _with_types(types: dict[type, dict[str, Any]]) -> ConstructorRegistry:
     registry = ConstructorRegistry()
     nested = False
 
+    @registry.primitive_rule
+    def whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda words: _whole_number(words[0]),
+            is_instance=lambda value: isinstance(value, int),
+            str_from_instance=lambda value: [str(value)],
+        )
+
     @registry.struct_rule
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         nonlocal nested
@@ -279,6 +309,17 @@ def _with_types(types: dict[type, dict[str, Any]]) -> ConstructorRegistry:
         return dataclasses.replace(spec, fields=tuple(fields))
 
     return registry
+
+
+def _whole_number(word: str) -> int:
+    """Also of "1e6" and "1_000_000"; raises ``ValueError`` for 1.5, and for what is no number."""
+    try:
+        return int(word)
+    except ValueError:
+        number = Decimal(word) if re.fullmatch(r"[+-]?[\d_]*\.?\d*[eE]\+?\d{1,2}", word) else None
+        if number is None or number != int(number):
+            raise ValueError(f"must be a whole number, such as 1000000 or 1e6, got {word!r}") from None
+        return int(number)
 
 
 def _help(field: StructFieldSpec) -> str | None:

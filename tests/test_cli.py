@@ -609,3 +609,46 @@ def test_report_refuses_what_is_no_evaluated_run(
     assert "nothing to report" in refused(capsys, "report")
     assert "nowhere" in refused(capsys, "report", "nowhere")
     assert "evaluat" in refused(capsys, "report", "mine")
+
+
+@pytest.mark.parametrize(
+    ("word", "steps"), [("1e6", 1_000_000), ("2.5e3", 2500), ("1_000", 1000), ("4096", 4096)]
+)
+def test_whole_numbers_may_be_written_with_an_exponent(word: str, steps: int) -> None:
+    learner = parse_train(["CartPole-v1", "--algo", "sac", "--steps", word, "--buffer-size", word])[0].learner
+    assert isinstance(learner, sac.Config)
+    assert (learner.total_timesteps, learner.buffer_size) == (steps, steps)
+    assert type(learner.total_timesteps) is int
+
+
+@pytest.mark.parametrize("word", ["1.5", "1e-3", "1.25e1", "1e999", "many", "nan"])
+def test_what_is_no_whole_number_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_train(["CartPole-v1", "--steps", word])
+    assert caught.value.code == 2
+    assert word in capsys.readouterr().err
+
+
+def test_a_module_in_the_working_directory_is_found_and_its_arguments_are_part_of_the_run(
+    tmp_path: Path,
+) -> None:
+    """By the installed command as by `python -m`."""
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control.cartpole import CartPoleEnv\n"
+        "gymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=50)\n"
+    )
+    code = (
+        "import sys; sys.path[:] = [p for p in sys.path if p not in ('', sys.argv[1])]\n"
+        "from prune_rl.cli import parse_train\n"
+        "for words in ([], ['--env-kwargs', 'sutton_barto_reward=true', 'max_episode_steps=7']):\n"
+        "    config = parse_train(['mine:Mine-v0', '--steps', '1e3', *words])[0].resolved()\n"
+        "    print(config.env_kwargs, config.default_run_dir().name)\n"
+    )
+    done = run_process(str(tmp_path), code=code)
+    assert (done.returncode, done.stderr) == (0, "")
+    (kwargs, name), (other_kwargs, other) = (line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    assert kwargs == "()"
+    assert other_kwargs == "('sutton_barto_reward=true', 'max_episode_steps=7')"
+    assert name != other
+    assert name.startswith("mine_Mine-v0-ppo-dynamic-seed0-")

@@ -40,6 +40,7 @@ def remarks_on(
     if not records:
         remarks.append("There is no metrics.jsonl, so there is no picture.")
     pruned = is_pruned(config)
+    remarks += _no_episodes(config, records)
     if config.get("method") != "dense":
         remarks += _missing_control(config, seeds)
     if pruned:
@@ -66,6 +67,15 @@ def remarks_on(
             "The method is after Su et al. 2024 (arXiv 2402.05146); its equations are this project's own."
         )
     return remarks
+
+
+def _no_episodes(config: Config, records: Records) -> list[str]:
+    counts = records[-1].get("total_episodes") if records else None
+    if not counts or any(count > 0 for count in counts):
+        return []
+    gate = ((config.get("learner") or {}).get("prune") or {}).get("gate") is not None
+    no_gate = ", and the gate had none to look at and stayed open" * gate
+    return [f"No training episode ended, so training has no return{no_gate}."]
 
 
 def _missing_control(config: Config, seeds: Entries) -> list[str]:

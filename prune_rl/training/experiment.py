@@ -38,14 +38,14 @@ def experiment(config: Config, run_dir: Path | None, control: bool, command: str
     too if it is not there yet. The environment is resolved once, here. Everything that can be refused is refused
     before training starts.
     """
-    task = resolve_task(config.env, config.backend)
+    task = resolve_task(config.env, config.backend, config.env_kwargs)
     config = config.resolved(task)
     check_engine(config, task)
     if task.note:
         console.print(f"{config.env} {task.note}")
-    on_backend = task.backend_note(jax.default_backend())
-    if on_backend:
-        console.print(f"[yellow]note:[/] {on_backend}")
+    for note in (task.backend_note(jax.default_backend()), task.limit_note()):
+        if note:
+            console.print(f"[yellow]note:[/] {escape(note)}")
     path = run_dir or config.default_run_dir()
     train(config, task, path, command, console)
     dense = control_of(config)
@@ -195,7 +195,7 @@ def evaluate_run(
     With ``video``, a file's name, they are filmed first: what cannot be filmed is then known before the long part.
     """
     recorded = read_config(run)
-    task = resolve_task(recorded.env, recorded.backend)
+    task = resolve_task(recorded.env, recorded.backend, recorded.env_kwargs)
     recorded = recorded.resolved(task)
     config = dataclasses.replace(
         recorded,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
@@ -162,6 +164,9 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
                     rows.clear()
             steps = done * config.learner.steps_per_update
             last = jax.tree.map(lambda x: x[-1], metrics)
+            note = without_episodes(config, last.get("total_episodes"), done, n)
+            if note:
+                console.print(f"[yellow]note:[/] {escape(note)}")
             if done % check == 0 and done < total:
                 engine.shrink()
             history.write(steps, engine.masks)
@@ -181,6 +186,30 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
                         metadata["faults"] = engine.faults.to_json()
                     checkpoints.save(done, engine.tree, metadata)
         engine.timing.total = time.monotonic() - start
+
+
+def without_episodes(config: Config, episodes: np.ndarray | None, done: int, n: int) -> str:
+    """A sentence if no episode has ended when that should be said, in the last ``n`` of ``done`` updates; else "".
+
+    It is said where host environments are reset for the first time, and where the gate is first asked. ``episodes``:
+    those that have ended so far, int[S], if the learner counts them.
+    """
+    if episodes is None or np.any(episodes):
+        return ""
+    steps = config.learner.num_steps
+    sentences = []
+    if config.reset_every is not None and done == config.reset_every:
+        sentences.append(
+            f"no episode of {config.env} has ended in the first {done * steps:,} steps of each environment, after "
+            "which the environments are reset each time, so there is no return: if episodes are longer, set a time "
+            "limit (--env-kwargs max_episode_steps=N), or ask for fewer --host-resets"
+        )
+    prune = config.learner.prune
+    if prune is not None and prune.gate is not None:
+        asked = max(math.ceil(prune.begin * config.learner.num_updates), config.learner.first_mask_update, 1)
+        if done - n < asked <= done:
+            sentences.append("the gate has no return to look at, and stays open until an episode ends")
+    return "; ".join(sentences)
 
 
 def tell_faults(faults: Faults, config: Config, console: Console) -> None:
