@@ -94,6 +94,8 @@ class Pruning:
             raise ValueError(f"prune.strength must be a finite number >= 0, got {self.strength}")
         if not (self.width_exponent >= 0 and math.isfinite(self.width_exponent)):
             raise ValueError(f"prune.width_exponent must be a finite number >= 0, got {self.width_exponent}")
+        if self.width_exponent > 2.0:
+            raise ValueError(f"prune.width_exponent must be <= 2, got {self.width_exponent}")
         if self.every is not None and self.every < 1:
             raise ValueError(f"prune.every must be >= 1, got {self.every}")
         if self.min_width < least_width:

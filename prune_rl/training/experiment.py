@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
@@ -183,6 +184,7 @@ def measure(policy: Policy, wide: Policy, config: Config, task: Task) -> dict[st
         "weights": {"kept": policy.num_weights, "total": wide.num_weights},
         "macs": policy.macs,
         "bytes": policy.nbytes,
+        "largest_weight": max(float(np.abs(x).max(initial=0.0)) for layer in policy.layers for x in layer),
         "latency_us": 1e6 * measure_latency(policy),
     }
 
