@@ -9,11 +9,14 @@ import errno
 import functools
 import io
 import os
+import re
 import shlex
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, Literal
@@ -22,10 +25,18 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg
-from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+    StructTypeInfo,
+)
 
 from prune_rl import compilation_cache
 from prune_rl.__main__ import INTERRUPTED
+from prune_rl.envs.errors import EnvironmentCrashed
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
 from prune_rl.plain_text import let_output_fall_back
@@ -39,7 +50,10 @@ COMMANDS = """commands:
   report RUN...   one table over several runs
 
 Each command explains its options: prune-rl train --help"""
+ENVIRONMENT_CRASHED = 1
 USAGE_ERROR = 2
+# A seed has no policy, since its environment gave values that nothing can be learned from, or its training diverged.
+SEED_WITHOUT_POLICY = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +65,8 @@ class Train(Config):
     """
 
     env: Annotated[Positional[str], arg(metavar="ENV")] = tyro.MISSING
-    """Environment id: CartPole-v1, LunarLander-v2, Hopper-v3, Walker2d-v3, or any Gymnasium id with Box observations
-    and Discrete or Box actions."""
+    """Environment id: CartPole-v1, LunarLander-v2, Hopper-v3, Walker2d-v3, any Gymnasium id with Box observations (or a
+    Dict or Tuple of such) and Discrete or Box actions, or module:Id for one that a module of yours registers."""
     run_dir: Path | None = None
     """Folder of the run; by default runs/ENV-ALGO-METHOD-SEED-HASH."""
     control: bool = True
@@ -133,7 +147,8 @@ class Terminated(KeyboardInterrupt):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    That is 0, 2 for input that cannot work (said in one sentence), 130 after Ctrl-C and 143 after SIGTERM.
+    0; 1 if the environment's own code raised an exception (its traceback is shown); 2 for input that cannot work (said
+    in one sentence); 3 if a seed has no policy; 130 after Ctrl-C and 143 after SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     let_output_fall_back()
@@ -151,11 +166,15 @@ def main(arguments: list[str] | None = None) -> int:
         with _sigterm_as_interrupt():
             command = parser.parse_args(arguments[:1]).COMMAND
             return commands[command](arguments[1:], console)
+    except EnvironmentCrashed as error:
+        # Not our mistake: its author needs the lines of their own code.
+        traceback.print_exception(error.__cause__ or error)
+        _error(error)
+        return ENVIRONMENT_CRASHED
     except (ValueError, OSError) as error:
         if os.environ.get("PRUNE_RL_TRACEBACK"):
             raise
-        text = escape(_sentence(error))
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {text}")
+        _error(error)
         return USAGE_ERROR
     except KeyboardInterrupt as error:
         console.print(INTERRUPTED)
@@ -191,16 +210,25 @@ def _sentence(error: Exception) -> str:
     return str(error)
 
 
+def _error(error: Exception) -> None:
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]error:[/] {escape(_sentence(error))}")
+
+
 def _train(arguments: list[str], console: Console) -> int:
     from prune_rl.training.experiment import experiment
+    from prune_rl.training.faults import TrainingFailed
 
     config, options = parse_train(arguments)
     note = compilation_cache.enable()
     if note:
         console.print(f"[yellow]note:[/] {escape(note)}")
     command = shlex.join(["prune-rl", "train", *arguments])
-    experiment(config, options.run_dir, options.control, command, console, options.extend)
-    return 0
+    try:
+        complete = experiment(config, options.run_dir, options.control, command, console, options.extend)
+    except TrainingFailed as error:
+        _error(error)
+        return SEED_WITHOUT_POLICY
+    return 0 if complete else SEED_WITHOUT_POLICY
 
 
 def _evaluate(arguments: list[str], console: Console) -> int:
@@ -303,6 +331,18 @@ def _with_types(types: dict[type, dict[str, Any]]) -> ConstructorRegistry:
     registry = ConstructorRegistry()
     nested = False
 
+    @registry.primitive_rule
+    def whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+        if info.type is not int:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="INT",
+            instance_from_str=lambda words: _whole_number(words[0]),
+            is_instance=lambda value: isinstance(value, int),
+            str_from_instance=lambda value: [str(value)],
+        )
+
     @registry.struct_rule
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
         nonlocal nested
@@ -324,6 +364,17 @@ def _with_types(types: dict[type, dict[str, Any]]) -> ConstructorRegistry:
         return dataclasses.replace(spec, fields=tuple(fields))
 
     return registry
+
+
+def _whole_number(word: str) -> int:
+    """Also of "1e6" and "1_000_000"; raises ``ValueError`` for 1.5, and for what is no number."""
+    try:
+        return int(word)
+    except ValueError:
+        number = Decimal(word) if re.fullmatch(r"[+-]?[\d_]*\.?\d*[eE]\+?\d{1,2}", word) else None
+        if number is None or number != int(number):
+            raise ValueError(f"must be a whole number, such as 1000000 or 1e6, got {word!r}") from None
+        return int(number)
 
 
 def _help(field: StructFieldSpec) -> str | None:

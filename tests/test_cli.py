@@ -292,7 +292,7 @@ def test_a_command_line_that_does_not_parse(
         (["a\nb"], "unknown environment"),
         (["[red]x"], "unknown environment '[red]x'"),
         (["CarRacing-v3"], "image observations"),
-        (["Blackjack-v1"], "Tuple"),
+        (["FrozenLake-v1"], "Discrete"),
         (["CartPole-v1", "--algo", "td3"], "there is no learner 'td3'; choose one of ppo, sac"),
         (["CartPole-v1", "--algo=td3"], "there is no learner 'td3'"),
         (["CartPole-v1", "--algo", "sac", "--steps", "99"], "environment steps to learn in; lower it or train longer"),
@@ -717,3 +717,68 @@ def test_report_refuses_what_is_no_evaluated_run(
     assert "nothing to report" in refused(capsys, "report")
     assert "nowhere" in refused(capsys, "report", "nowhere")
     assert "evaluat" in refused(capsys, "report", "mine")
+
+
+@pytest.mark.parametrize(
+    ("word", "steps"), [("1e6", 1_000_000), ("2.5e3", 2500), ("1_000", 1000), ("4096", 4096)]
+)
+def test_whole_numbers_may_be_written_with_an_exponent(word: str, steps: int) -> None:
+    learner = parse_train(["CartPole-v1", "--algo", "sac", "--steps", word, "--buffer-size", word])[0].learner
+    assert isinstance(learner, sac.Config)
+    assert (learner.total_timesteps, learner.buffer_size) == (steps, steps)
+    assert type(learner.total_timesteps) is int
+
+
+@pytest.mark.parametrize("word", ["1.5", "1e-3", "1.25e1", "1e999", "many", "nan"])
+def test_what_is_no_whole_number_is_refused(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_train(["CartPole-v1", "--steps", word])
+    assert caught.value.code == 2
+    assert word in capsys.readouterr().err
+
+
+def test_a_module_in_the_working_directory_is_found_and_its_arguments_are_part_of_the_run(
+    tmp_path: Path,
+) -> None:
+    """By the installed command as by `python -m`."""
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\n"
+        "from gymnasium.envs.classic_control.cartpole import CartPoleEnv\n"
+        "gymnasium.register('Mine-v0', CartPoleEnv, max_episode_steps=50)\n"
+    )
+    code = (
+        "import sys; sys.path[:] = [p for p in sys.path if p not in ('', sys.argv[1])]\n"
+        "from prune_rl.cli import parse_train\n"
+        "for words in ([], ['--env-kwargs', 'sutton_barto_reward=true', 'max_episode_steps=7']):\n"
+        "    config = parse_train(['mine:Mine-v0', '--steps', '1e3', *words])[0].resolved()\n"
+        "    print(config.env_kwargs, config.default_run_dir().name)\n"
+    )
+    done = run_process(str(tmp_path), code=code)
+    assert (done.returncode, done.stderr) == (0, "")
+    (kwargs, name), (other_kwargs, other) = (line.rsplit(" ", 1) for line in done.stdout.splitlines())
+    assert kwargs == "()"
+    assert other_kwargs == "('sutton_barto_reward=true', 'max_episode_steps=7')"
+    assert name != other
+    assert name.startswith("mine_Mine-v0-ppo-dynamic-seed0-")
+
+
+def test_a_run_needs_nothing_that_windows_lacks_and_computes_no_nan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import os, sys; sys.modules['fcntl'] = None; vars(os).pop('sched_getaffinity', None)\n"
+        "from prune_rl.cli import main\n"
+        "status = main(sys.argv[1:])\n"
+        "policy = __import__('prune_rl').load_policy('run')\n"
+        "print('acts', int(policy([0.0, 0.0, 0.0, 0.0])))\n"
+        "sys.exit(status)\n"
+    )
+    monkeypatch.setenv("JAX_DEBUG_NANS", "true")
+    command = (
+        "train CartPole-v1 --preset /dev/null --hidden 4 --num-envs 2 --num-steps 16 --steps 160 --update-epochs 1"
+        " --prune.gate 0.1 --prune.score surgeon --prune.refit --episodes 1 --selection-episodes 1 --frontier 1"
+        " --no-control --run-dir run"
+    )
+    done = run_process(*command.split(), code=code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] in ("acts 0", "acts 1")

@@ -11,11 +11,12 @@ import importlib.util
 import platform
 import re
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prune_rl.envs.autoreset import JaxEnv
 from prune_rl.envs.cartpole import CartPole
-from prune_rl.envs.errors import UnsupportedEnvironment
+from prune_rl.envs.errors import EnvironmentCrashed, UnsupportedEnvironment
 from prune_rl.envs.pendulum import Pendulum
 
 if TYPE_CHECKING:
@@ -178,11 +179,18 @@ def gymnasium_spec(env_id: str) -> EnvSpec:
         return spec
     module, _, name = env_id.rpartition(":")
     if module:
+        # As `python -m` does, whatever command this is: the user's module may lie in the working directory.
+        if not {"", str(Path.cwd())} & set(sys.path):
+            sys.path.insert(0, str(Path.cwd()))
         try:
             importlib.import_module(module)
         except (ImportError, TypeError) as error:  # TypeError: a relative name such as ".module"
             raise UnsupportedEnvironment(
                 f"cannot import {module!r} for environment {env_id!r}: {error}"
+            ) from error
+        except (Exception, SystemExit) as error:
+            raise EnvironmentCrashed(
+                f"importing {module!r} for environment {env_id!r} raised {type(error).__name__}: {error}"
             ) from error
     known: dict[str, EnvSpec] = {
         key: value for key, value in registration.registry.items() if not _is_withdrawn(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -123,6 +124,12 @@ def _play(
         actions = native_actions(policy, obs, adapter, env_id)
         for index, episode in list(playing.items()):
             obs[index], reward, terminated, truncated, _ = envs[index].step(_one(actions, index))
+            if not (np.isfinite(obs[index]).all() and math.isfinite(reward)):
+                raise ValueError(
+                    f"{env_id} gave a reward or an observation that is not finite in step {lengths[episode] + 1} of "
+                    f"evaluation episode {episode} (reset with seed {seeds[episode]}), which therefore has no return: "
+                    f"reward {reward}, observation {obs[index].tolist()}"
+                )
             returns[episode] += reward
             lengths[episode] += 1
             if terminated or truncated:

@@ -7,6 +7,7 @@ import dataclasses
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.validation import (
     check_at_least_one,
+    check_at_most,
     check_network,
     check_not_negative,
     check_positive,
@@ -92,6 +93,9 @@ class LearnerConfig:
         check_network(self.activation, hidden=self.hidden, critic_hidden=self.critic_widths)
         check_positive(self, "learning_rate", "clip_obs")
         check_not_negative(self, "learning_rate_end", "width_exponent")
+        # Adam moves every weight by about its step size: the largest ones of the field are below 0.1.
+        check_at_most(self, 1.0, "learning_rate", "learning_rate_end")
+        check_at_most(self, 2.0, "width_exponent")
         check_shares(self, "gamma")
         if self.prune is not None:
             refuse_if(

@@ -42,7 +42,8 @@ class Learner(Protocol):
     its ``State`` then holds a ``PruningState`` as ``pruning``. Without it, arrays keep their size. One whose ``Config``
     can be ``acts_ahead`` has ``acting(state)``, the part of a state that ``act`` reads. One whose actor puts out a
     log standard deviation beside the mean may bound it by ``LOG_STD_RANGE``. One whose state depends on the length of
-    training has ``extend(state, config)``, the state at the end of a run as one of a longer run.
+    training has ``extend(state, config)``, the state at the end of a run as one of a longer run. One whose Box actions
+    are not yet those of the environment has ``environment_actions(action, spec)``.
     """
 
     @property
@@ -67,6 +68,12 @@ class Learner(Protocol):
 
 
 LEARNERS: dict[str, Learner] = {"ppo": ppo, "sac": sac}
+
+
+def environment_actions(config: Config, action: Any, spec: Spec) -> Any:
+    """Actions of a learner's ``act`` as the environment takes them, [..., size] for Box."""
+    convert = getattr(learner_of(config), "environment_actions", None)
+    return action if convert is None else convert(action, spec)
 
 
 def shrinks(config: Config) -> bool:

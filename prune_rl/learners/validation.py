@@ -29,6 +29,13 @@ def check_at_least_one(config: Any, *names: str) -> None:
             raise ValueError(f"{name} must be >= 1, got {getattr(config, name)}")
 
 
+def check_at_most(config: Any, most: float, *names: str) -> None:
+    """Raise ``ValueError`` for a field above ``most``."""
+    for name in names:
+        if getattr(config, name) > most:
+            raise ValueError(f"{name} must be <= {most:g}, got {getattr(config, name)}")
+
+
 def check_positive(config: Any, *names: str) -> None:
     """Raise ``ValueError`` for a field that is not a finite number > 0."""
     for name in names:

@@ -20,6 +20,8 @@ from prune_rl.runs.evaluation_file import Entries
 
 ENOUGH_SEEDS = 5
 ENOUGH_EPISODES = 100
+# Far above what is trained, and above the scale of an action that a head may contain.
+HUGE_WEIGHT = 1e7
 
 
 def remarks_on(
@@ -40,6 +42,7 @@ def remarks_on(
     if not records:
         remarks.append("There is no metrics.jsonl, so there is no picture.")
     pruned = is_pruned(config)
+    remarks += _no_episodes(config, records) + _huge_weights(seeds)
     if config.get("method") != "dense":
         remarks += _missing_control(config, seeds)
     if pruned:
@@ -66,6 +69,30 @@ def remarks_on(
             "The method is after Su et al. 2024 (arXiv 2402.05146); its equations are this project's own."
         )
     return remarks
+
+
+def _no_episodes(config: Config, records: Records) -> list[str]:
+    counts = records[-1].get("total_episodes") if records else None
+    if not counts or any(count > 0 for count in counts):
+        return []
+    gate = ((config.get("learner") or {}).get("prune") or {}).get("gate") is not None
+    no_gate = ", and the gate had none to look at and stayed open" * gate
+    return [f"No training episode ended, so training has no return{no_gate}."]
+
+
+def _huge_weights(seeds: Entries) -> list[str]:
+    huge = [
+        f"{name} policy of seed {entry['seed']} {policy['largest_weight']:.0e}"
+        for entry in seeds
+        for name, policy in entry["policies"].items()
+        if policy.get("largest_weight", 0.0) > HUGE_WEIGHT
+    ]
+    if not huge:
+        return []
+    return [
+        f"Weights are larger than training gives reason for ({', '.join(huge)}): a lower --learning-rate or "
+        "--prune.width-exponent keeps them small."
+    ]
 
 
 def _missing_control(config: Config, seeds: Entries) -> list[str]:

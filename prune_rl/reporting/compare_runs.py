@@ -77,6 +77,8 @@ def aggregate(runs: Sequence[str | os.PathLike[str]]) -> str:
     found = []
     for path, typed in {Path(run).resolve(): Path(run) for run in runs}.items():
         config, evaluation = read_config(typed), read_evaluation(typed)
+        if not config.get("env_kwargs"):  # runs from before this option do not have it
+            config.pop("env_kwargs", None)
         method = _Method(as_evaluated(config, evaluation))
         method = methods.setdefault(json.dumps(method.settings, sort_keys=True), method)
         for entry in evaluation["seeds"]:

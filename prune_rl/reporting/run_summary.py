@@ -35,6 +35,7 @@ from prune_rl.reporting.tables import (
 )
 from prune_rl.runs.config_file import read_config, read_json
 from prune_rl.runs.evaluation_file import Entries, Policy, as_evaluated, own_policy, read_evaluation
+from prune_rl.runs.faults_file import read_faults
 from prune_rl.runs.frontier import FRONTIER_FILE, read_frontier
 from prune_rl.runs.json_text import check_types
 from prune_rl.runs.logging import read_metrics
@@ -71,6 +72,8 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
     parts = [f"# {title}"]
     if seeds:
         parts.append(_verdict(config, seeds))
+    faults = read_faults(path)
+    parts += [f"**Seed {seed} has no policy**: {sentence}." for seed, sentence in faults.items()]
     if records:
         write_bytes(path / "summary.png", draw(records, title, _marks(config, records, seeds, window)))
         caption = _caption(config, records, window)

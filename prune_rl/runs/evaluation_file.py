@@ -5,7 +5,7 @@ The file is an object {"env_id", "episodes", "evaluation_seed", "seeds": [entry,
     {"seed": int, "policies": {name: policy}}
     policy: {"returns": [float per episode], "lengths": [int per episode], "widths": [int per hidden layer],
              "neurons": {"kept": int, "total": int}, "weights": {"kept": int, "total": int},
-             "macs": int, "bytes": int, "latency_us": float}
+             "macs": int, "bytes": int, "latency_us": float, "largest_weight": float (absent in older files)}
 
 The names of policies are "masked" (the network at its training width, with masks), "compact" and "dense" (the
 control), as far as they were measured. Episode i of every policy starts from the same state, so that returns can be

@@ -40,6 +40,9 @@ class Config:
     checkpoints: int = 20
     """At most this many checkpoints over the whole run; a killed run loses the work since the last one. Host
     environments are checkpointed only where they are reset (host_resets). Does not change the result."""
+    env_kwargs: tuple[str, ...] = ()
+    """Arguments of the environment, NAME=VALUE each, such as gain=2; they go to gymnasium.make, so that the backend is
+    gymnasium."""
     host_resets: int | None = None
     """How often host environments (gymnasium, envpool) are reset over the whole run, which truncates the episodes under
     way. By default 20 times, or as often as leaves time for two full episodes in between. Not for backend jax, which
@@ -125,7 +128,7 @@ class Config:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self.learner, name)}")
         if self.learner.total_timesteps < 1:
             raise ValueError(f"total_timesteps (--steps) must be >= 1, got {self.learner.total_timesteps}")
-        task = task or resolve_task(self.env, self.backend)
+        task = task or resolve_task(self.env, self.backend, self.env_kwargs)
         learner: LearnerConfig = dataclasses.replace(self.learner, total_timesteps=self.steps)
         learner = METHODS[self.method].learner_config(learner)
         learner.check()
@@ -159,7 +162,9 @@ class Config:
 
     def defaults(self, task: Task) -> Config:
         """The configuration of this environment, learner and method with all other options at their defaults."""
-        default = Config(env=self.env, algo=self.algo, method=self.method, backend=self.backend)
+        default = Config(
+            env=self.env, algo=self.algo, method=self.method, backend=self.backend, env_kwargs=self.env_kwargs
+        )
         learner = default.learner
         if self.learner.prune is None:
             learner = dataclasses.replace(learner, prune=None)

@@ -16,6 +16,7 @@ from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, State, learner_of, masks_at_start, shrinks
 from prune_rl.spaces import Spec
 from prune_rl.training.array_widths import Shrinking, Widths, next_shrinking
+from prune_rl.training.faults import Faults
 from prune_rl.training.programs import Programs
 from prune_rl.training.timing import Timing
 
@@ -28,14 +29,17 @@ class Engine(Generic[Compiled]):
     Attributes:
         tree: everything that training changes, all arrays: save it, or assign one that was saved.
         spec: what the learner knows of the environment.
+        faults: the seeds whose environment or training broke, see ``Faults``.
         timing: where the time went.
     """
 
     tree: Any
 
-    def __init__(self, tree: Any, config: LearnerConfig, spec: Spec) -> None:
+    def __init__(self, tree: Any, config: LearnerConfig, spec: Spec, seeds: Sequence[int]) -> None:
         self.tree = tree
         self.spec = spec
+        self.faults = Faults(seeds, config, spec)
+        self._filled = self.faults.frozen
         self.timing = Timing()
         self._config = config
         self._full = shape_structs(tree, "the state")
@@ -110,6 +114,17 @@ class Engine(Generic[Compiled]):
         return (
             prune is not None and prune.shrink != "never" and shrinks(self._config) and bool(self.state.masks)
         )
+
+    def _without_faults(self, metrics: Metrics, done: int) -> Metrics:
+        """The metrics [n, S] of the updates after ``done``, NaN for frozen seeds, whose places healthy seeds fill."""
+        metrics = self.faults.look_at_metrics(metrics, done)
+        frozen, filled = self.faults.frozen, self._filled
+        if (frozen != filled).any() and not frozen.all():
+            rows = np.flatnonzero(frozen & ~filled)
+            healthy = np.full_like(rows, np.argmin(frozen))
+            self.tree = jax.tree.map(lambda x: x.at[rows].set(x[healthy]) if x.ndim else x, self.tree)
+            self._filled = frozen
+        return metrics
 
     def _compile(self, widths: Widths) -> Compiled:
         """The programs for arrays of these widths. May run in another thread."""

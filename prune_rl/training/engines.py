@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -21,6 +22,7 @@ from prune_rl.training.engine import Engine as Engine
 from prune_rl.training.engine import init_seeds
 from prune_rl.training.engine import over_seeds as over_seeds
 from prune_rl.training.engine import seed_keys as seed_keys
+from prune_rl.training.faults import fault_metrics
 from prune_rl.training.rollouts import host_rollout, reset_envs, rollout
 
 
@@ -58,7 +60,7 @@ def iterate(env: JaxEnv[Any], runner: Runner, config: LearnerConfig) -> tuple[Ru
         env, runner.state, runner.env_state, runner.obs, rollout_key, config
     )
     state, metrics = learner_of(config).update(runner.state, transitions, config)
-    return Runner(state, env_state, obs, key), metrics
+    return Runner(state, env_state, obs, key), metrics | fault_metrics(transitions)
 
 
 def make_chunk(env: JaxEnv[Any], config: LearnerConfig, length: int) -> Any:
@@ -96,12 +98,12 @@ class DeviceEngine(Engine[Any]):
     def __init__(self, env: JaxEnv[Any], seeds: Sequence[int], config: LearnerConfig, length: int) -> None:
         self._chunk = make_chunk(env, config, length)
         self._length = length
-        super().__init__(init_runner(env, seed_keys(seeds), config), config, env.spec)
+        super().__init__(init_runner(env, seed_keys(seeds), config), config, env.spec, seeds)
 
     def advance(self, n: int) -> Metrics:
         """``n`` updates; n may exceed the chunk's length."""
         parts = []
-        chunk = self._compiled()
+        done, chunk = int(self.tree.state.step), self._compiled()
         with self.timing.measured("learning"):
             while n > 0:
                 now = min(n, self._length)
@@ -109,7 +111,7 @@ class DeviceEngine(Engine[Any]):
                 parts.append(jax.tree.map(lambda row, now=now: np.asarray(row)[:now], rows))
                 n -= now
         metrics: Metrics = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
-        return metrics
+        return self._without_faults(metrics, done)
 
     def _compile(self, widths: Widths) -> Any:
         return self._chunk.lower(self.template(widths), make_struct((), jnp.int32)).compile()
@@ -136,6 +138,8 @@ class HostEngine(Engine[HostPrograms]):
     The state of a host environment cannot be saved. So every ``reset_every`` updates all environments are reset with a
     seed derived from the run's seed and the update, and the episodes under way are truncated. A checkpoint taken at
     such an update therefore continues exactly as the uninterrupted run.
+
+    The environments of a seed with a fault are not stepped any more, see ``Faults``.
 
     If the configuration ``acts_ahead``, the rollout after an update is made while the update runs, with the state of
     before it, unless the environments are reset in between.
@@ -178,7 +182,7 @@ class HostEngine(Engine[HostPrograms]):
         self._update = jax.jit(
             over_seeds(update, num_seeds, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0
         )
-        super().__init__(init_seeds(init, seed_keys(seeds), axes), config, spec)
+        super().__init__(init_seeds(init, seed_keys(seeds), axes), config, spec, seeds)
 
     def advance(self, n: int) -> Metrics:
         """``n`` updates, each on a fresh rollout."""
@@ -201,8 +205,9 @@ class HostEngine(Engine[HostPrograms]):
                 with self.timing.measured("stepping"):
                     self._ahead = self._rollout(programs.act, acting, drawn, done + 1)
             with self.timing.measured("learning"):
-                parts.append(jax.tree.map(np.asarray, metrics))
-        stacked: Metrics = jax.tree.map(lambda *rows: np.stack(rows), *parts)
+                row = jax.tree.map(lambda x: np.asarray(x)[None], metrics)
+                parts.append(self._without_faults(row, done))
+        stacked: Metrics = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
         return stacked
 
     def close(self) -> None:
@@ -225,19 +230,23 @@ class HostEngine(Engine[HostPrograms]):
         """The keys to go on with, and the rollout after ``done`` updates; environments are reset where it is time."""
         key, noise = drawn
         if done % self._reset_every == 0 or self._obs is None:
-            self._obs = np.stack(
-                [
-                    env.reset(derived_seed(seed, done))
-                    for env, seed in zip(self._envs, self._seeds, strict=True)
-                ]
-            )
+            lead = (len(self._seeds), self._config.num_envs)
+            self._obs = np.zeros((*lead, self._envs[0].spec.observation_size), np.float32)
+            for index in np.flatnonzero(~self.faults.frozen).tolist():
+                self._obs[index] = self._envs[index].reset(derived_seed(self._seeds[index], done))
 
         def choose(obs: np.ndarray, t: int) -> jax.Array:
             action: jax.Array = act(state, obs, noise, np.int32(t))
             return action
 
         cut = (done + 1) % self._reset_every == 0
-        self._obs, transitions = host_rollout(self._envs, choose, self._obs, self._config, cut)
+        frozen = self.faults.frozen
+        self._obs, transitions = host_rollout(self._envs, choose, self._obs, self._config, cut, frozen)
+        for index in np.flatnonzero(~frozen).tolist():
+            mine: Rollout = jax.tree.map(operator.itemgetter(index), transitions)
+            if self.faults.look_at_rollout(index, mine, done):
+                for array in (self._obs, *jax.tree.leaves(transitions)):
+                    array[index] = 0
         return key, transitions
 
     def _compile(self, widths: Widths) -> HostPrograms:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
@@ -22,12 +23,14 @@ from prune_rl.methods.registry import METHODS
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.directory import RunDirectoryError
 from prune_rl.runs.evaluation_file import read_evaluation
+from prune_rl.runs.faults_file import read_faults
 from prune_rl.runs.frontier import FrontierFolder
 from prune_rl.training.config import Config
 from prune_rl.training.extension import extended_config, extension
+from prune_rl.training.faults import TrainingFailed
 from prune_rl.training.frontier import Wish, choose_policies, measure_frontier
 from prune_rl.training.loop import TIMING, check_engine, is_trained, make_engine, train
-from prune_rl.training.policy_export import policy_paths
+from prune_rl.training.policy_export import policy_paths, seeds_with_policy
 from prune_rl.training.run_config import read_config
 from prune_rl.training.timing import Timing
 
@@ -39,14 +42,14 @@ def experiment(
     command: str,
     console: Console,
     extend: Path | None = None,
-) -> Path:
-    """Train, compact, evaluate and summarise; returns the run directory.
+) -> bool:
+    """Train, compact, evaluate and summarise; returns whether every seed has a policy, the control's too.
 
     With ``control`` the run is compared with a dense one of the same seeds and steps beside it, which is trained
     too if it is not there yet. With ``extend``, a finished run, training goes on from its end. The environment is
     resolved once, here. Everything that can be refused is refused before training starts.
     """
-    task = resolve_task(config.env, config.backend)
+    task = resolve_task(config.env, config.backend, config.env_kwargs)
     config = config.resolved(task)
     check_engine(config, task)
     prepare: Callable[[Path], None] | None = None
@@ -62,13 +65,14 @@ def experiment(
         prepare = extension(extend, config, task, make_engine, say)
     if task.note:
         console.print(f"{config.env} {task.note}")
-    on_backend = task.backend_note(jax.default_backend())
-    if on_backend:
-        console.print(f"[yellow]note:[/] {on_backend}")
+    for note in (task.backend_note(jax.default_backend()), task.limit_note()):
+        if note:
+            console.print(f"[yellow]note:[/] {escape(note)}")
     path = run_dir or config.default_run_dir()
     train(config, task, path, command, console, prepare=prepare)
     dense = control_of(config)
     dense_path = path.parent / dense.default_run_dir().name
+    complete = not read_faults(path)
     if extend is not None and control and config.method != "dense":
         old_dense = control_of(read_config(extend))
         old_dense_path = extend.parent / old_dense.default_run_dir().name
@@ -80,6 +84,7 @@ def experiment(
         control = train_control(
             dense, task, dense_path, control_command(config, command), console, prepare_control
         )
+        complete = complete and control and not read_faults(dense_path)
     evaluate_timed(config, task, path, dense_path if control else None, console)
     summary = write_summary(path)
     console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
@@ -90,7 +95,7 @@ def experiment(
         ("log", path / "metrics.jsonl"),
     ):
         console.print(f"{what:8} {where}", markup=False, soft_wrap=True)
-    return path
+    return complete
 
 
 def train_control(
@@ -110,7 +115,7 @@ def train_control(
         if not (path / "evaluation.json").exists():
             evaluate_timed(dense, task, path, None, console)
             write_summary(path)
-    except ValueError as error:
+    except (TrainingFailed, ValueError) as error:
         console.print(
             f"[yellow]note:[/] there is no dense control to compare with: {escape(str(error))}",
             soft_wrap=True,
@@ -173,7 +178,7 @@ def evaluate(
         "evaluation_seed": config.evaluation_seed,
         "seeds": [],
     }
-    for seed in config.all_seeds:
+    for seed in seeds_with_policy(path, config):
         folders = {"compact": policy_paths(path, config)[seed]}
         wide = load_policy(policy_paths(path, config, "wide")[seed])
         # The masked network is that of the end of training: the same function only as the policy of that time.
@@ -230,6 +235,7 @@ def measure(policy: Policy, wide: Policy, config: Config, task: Task) -> dict[st
         "weights": {"kept": policy.num_weights, "total": wide.num_weights},
         "macs": policy.macs,
         "bytes": policy.nbytes,
+        "largest_weight": max(float(np.abs(x).max(initial=0.0)) for layer in policy.layers for x in layer),
         "latency_us": 1e6 * measure_latency(policy),
     }
 
@@ -250,14 +256,15 @@ def evaluate_run(
     """
     recorded = read_config(run)
     trust.check(run, recorded.env)
-    task = resolve_task(recorded.env, recorded.backend)
+    task = resolve_task(recorded.env, recorded.backend, recorded.env_kwargs)
     recorded = recorded.resolved(task)
     config = dataclasses.replace(
         recorded,
         episodes=recorded.episodes if episodes is None else episodes,
         evaluation_seed=recorded.evaluation_seed if seed is None else seed,
     ).resolved(task)
-    for folder in policy_paths(run, config).values():
+    for seed_there in seeds_with_policy(run, config):
+        folder = policy_paths(run, config)[seed_there]
         if not folder.exists():
             raise RunDirectoryError(
                 f"{run} has no {folder.relative_to(run)} yet: finish its training with the command that began it"
@@ -311,8 +318,9 @@ def film(config: Config, task: Task, run: Path, video: Path, console: Console) -
     paths = video_paths(video, config.all_seeds)
     for path in paths.values():
         check_video(path)
-    for seed, folder in policy_paths(run, config).items():
-        clip = write_video(load_policy(folder), task, paths[seed], seed=config.evaluation_seed)
+    for seed in seeds_with_policy(run, config):
+        policy = load_policy(policy_paths(run, config)[seed])
+        clip = write_video(policy, task, paths[seed], seed=config.evaluation_seed)
         text = f"seed {seed}: return {clip.returns[0]:.1f} in the first episode, filmed in {clip.path}"
         console.print(text, markup=False, soft_wrap=True)
 

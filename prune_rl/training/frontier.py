@@ -21,7 +21,7 @@ from prune_rl.runs.frontier import FRONTIER_FILE, FrontierFolder, Point, read_fr
 from prune_rl.spaces import Spec
 from prune_rl.training.config import Config
 from prune_rl.training.frontier_points import NEWEST, frontier_level
-from prune_rl.training.policy_export import compact_policy, policy_paths, state_of_seed
+from prune_rl.training.policy_export import compact_policy, policy_paths, seeds_with_policy, state_of_seed
 
 # Apart from every evaluation seed that is likely to be given.
 SELECTION = 2**31
@@ -43,12 +43,14 @@ class FrontierKeeper:
                 if self._folder.policy(step, seed).exists():
                     self._now_kept(step, seed, load_policy(self._folder.policy(step, seed)))
 
-    def keep(self, state: State, step: int) -> None:
+    def keep(self, state: State, step: int, frozen: Sequence[bool]) -> None:
         """Save what ``state`` holds after ``step`` environment steps, and remove what it replaces.
 
-        A seed whose network holds NaN gets no policy; the end of training says so.
+        A seed that is ``frozen``, [S], or whose network holds NaN, gets no policy; the end of training says so.
         """
         for index, seed in enumerate(self._config.all_seeds):
+            if frozen[index]:
+                continue
             try:
                 policy = compact_policy(state_of_seed(state, index), self._config, self._spec, seed, step)
             except ValueError:
@@ -83,7 +85,7 @@ def measure_frontier(config: Config, task: Task, path: Path, control: Path | Non
 
     kept = {
         (training_seed, step): load_policy(folder.policy(step, training_seed))
-        for training_seed in config.all_seeds
+        for training_seed in seeds_with_policy(path, config)
         for step in folder.steps()
         if folder.policy(step, training_seed).exists()
     }
@@ -236,7 +238,7 @@ def choose_policies(config: Config, path: Path, wish: Wish, console: Console) ->
     """
     data = read_frontier(path)
     chosen: dict[int, Point] = {}
-    for seed in config.all_seeds:
+    for seed in seeds_with_policy(path, config):
         points = [point for point in data["points"] if point["seed"] == seed]
         try:
             chosen[seed] = choose(points, data["dense"].get(str(seed)), wish)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
@@ -20,6 +22,7 @@ from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners.registry import Metrics, State, learner_of
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.runs.directory import RunDirectory
+from prune_rl.runs.faults_file import write_faults
 from prune_rl.runs.frontier import FrontierFolder
 from prune_rl.runs.log_rows import joined, record, without_placeholders
 from prune_rl.runs.logging import MetricsLog
@@ -29,9 +32,16 @@ from prune_rl.spaces import Spec
 from prune_rl.training.array_widths import check_every
 from prune_rl.training.config import NOT_PART_OF_THE_RESULT, Config
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
+from prune_rl.training.faults import Fault, Faults, TrainingFailed
 from prune_rl.training.frontier import FrontierKeeper
 from prune_rl.training.frontier_points import frontier_updates
-from prune_rl.training.policy_export import compact_policy, masked_policy, policy_paths, state_of_seed
+from prune_rl.training.policy_export import (
+    compact_policy,
+    masked_policy,
+    policy_paths,
+    seeds_with_policy,
+    state_of_seed,
+)
 
 TIMING = "timing.json"
 # Updates in one compiled call: enough that a call's overhead vanishes, few enough that progress shows.
@@ -80,17 +90,20 @@ def train(
                 with engine.timing.counting_programs():
                     run_updates(engine, config, run.path, console)
                 console.print(engine.timing.compilation())
-                write_policies(engine.state, config, task.spec, run.path)
+                write_policies(engine.state, engine.faults, config, task.spec, run.path)
+                tell_faults(engine.faults, config, console)
+                write_faults(run.path, engine.faults.records(config.env))
                 write_json(run.path / TIMING, engine.timing.to_json())
             finally:
                 engine.close()
 
 
 def is_trained(path: Path, config: Config) -> bool:
-    """Whether every compact policy of the run is there and loads."""
+    """Whether every seed has a compact policy that loads, or is known to have none, see ``Faults``."""
     try:
-        for folder in [*policy_paths(path, config).values(), *policy_paths(path, config, "wide").values()]:
-            load_policy(folder)
+        for seed in seeds_with_policy(path, config):
+            for kind in ("policy", "wide"):
+                load_policy(policy_paths(path, config, kind)[seed])
     except ValueError:
         return False
     return True
@@ -138,6 +151,7 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
         # The clock goes on where the checkpoint left it, so that wall_time never falls.
         start -= restored.metadata["timing"]["total"]
         engine.timing.add(restored.metadata["timing"])
+        engine.faults.restore(restored.metadata.get("faults", ()))
         console.print(f"continuing from the checkpoint at {done * config.learner.steps_per_update:,} steps")
     lines = None if restored is None else restored.metadata.get("log_lines")
     log.rewind(done * config.learner.steps_per_update, lines)
@@ -171,6 +185,7 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
             to_look = min((update - done for update in looks if update > done), default=total)
             n = min(step, every - done % every, check - done % check, total - done, to_look)
             metrics = without_placeholders(engine.advance(n))
+            tell_faults(engine.faults, config, console)
             for i in range(n):
                 rows.append(jax.tree.map(lambda x, i=i: x[i], metrics))
                 done += 1
@@ -182,11 +197,14 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
                         progress.note(f"note: {note}")
             steps = done * config.learner.steps_per_update
             last = jax.tree.map(lambda x: x[-1], metrics)
+            note = without_episodes(config, last.get("total_episodes"), done, n)
+            if note:
+                console.print(f"[yellow]note:[/] {escape(note)}")
             if done % check == 0 and done < total:
                 engine.shrink()
             history.write(steps, engine.masks)
             if looks and (done in looks or done == total):
-                keeper.keep(engine.state, steps)
+                keeper.keep(engine.state, steps, engine.faults.frozen.tolist())
             kept = {name: report["width"].tolist() for name, report in last.get("prune", {}).items()}
             progress.update(
                 steps,
@@ -196,24 +214,67 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
             if done % every == 0 or done == total:
                 engine.timing.total = time.monotonic() - start
                 with engine.timing.measured("checkpoints"):
-                    metadata = {
+                    metadata: dict[str, Any] = {
                         "widths": engine.widths,
                         "timing": engine.timing.to_json(),
                         "log_lines": log.sync(),  # before the checkpoint, which must not know more than the log
                     }
+                    if engine.faults.frozen.any():
+                        metadata["faults"] = engine.faults.to_json()
                     checkpoints.save(done, engine.tree, metadata)
         engine.timing.total = time.monotonic() - start
 
 
-def write_policies(state: State, config: Config, spec: Spec, path: Path) -> None:
-    """Save the policy of every seed, compact and wide; raises ``ValueError`` where a network holds NaN."""
-    for kind, make in (("wide", masked_policy), ("policy", compact_policy)):
-        for index, (seed, folder) in enumerate(policy_paths(path, config, kind).items()):
+def without_episodes(config: Config, episodes: np.ndarray | None, done: int, n: int) -> str:
+    """A sentence if no episode has ended when that should be said, in the last ``n`` of ``done`` updates; else "".
+
+    It is said where host environments are reset for the first time, and where the gate is first asked. ``episodes``:
+    those that have ended so far, int[S], if the learner counts them.
+    """
+    if episodes is None or np.any(episodes):
+        return ""
+    steps = config.learner.num_steps
+    sentences = []
+    if config.reset_every is not None and done == config.reset_every:
+        sentences.append(
+            f"no episode of {config.env} has ended in the first {done * steps:,} steps of each environment, after "
+            "which the environments are reset each time, so there is no return: if episodes are longer, set a time "
+            "limit (--env-kwargs max_episode_steps=N), or ask for fewer --host-resets"
+        )
+    prune = config.learner.prune
+    if prune is not None and prune.gate is not None:
+        asked = max(math.ceil(prune.begin * config.learner.num_updates), config.learner.first_mask_update, 1)
+        if done - n < asked <= done:
+            sentences.append("the gate has no return to look at, and stays open until an episode ends")
+    return "; ".join(sentences)
+
+
+def tell_faults(faults: Faults, config: Config, console: Console) -> None:
+    """Say which seeds were frozen since the last call; raises ``TrainingFailed`` if none is left."""
+    sentences = [fault.sentence(config.env) for fault in faults.untold()]
+    if faults.frozen.all():
+        raise TrainingFailed(
+            f"{'; '.join(sentences)}. No seed is left to train. The same command goes on from the last checkpoint"
+        )
+    for sentence in sentences:
+        console.print(f"[yellow]note:[/] {escape(sentence)}. This seed is frozen, the others go on.")
+
+
+def write_policies(state: State, faults: Faults, config: Config, spec: Spec, path: Path) -> None:
+    """Save the policy of every seed without a fault, compact and wide; a network that holds NaN is one."""
+    for index, seed in enumerate(config.all_seeds):
+        if faults.frozen[index]:
+            continue
+        mine = state_of_seed(state, index)
+        try:
+            policies = {
+                kind: make(mine, config, spec, seed)
+                for kind, make in (("wide", masked_policy), ("policy", compact_policy))
+            }
+        except ValueError as error:
+            faults.add(Fault(seed, config.steps, "network", None, str(error)))
+            continue
+        for kind, policy in policies.items():
+            folder = policy_paths(path, config, kind)[seed]
             folder.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                policy = make(state_of_seed(state, index), config, spec, seed)
-            except ValueError as error:
-                raise ValueError(
-                    f"the training of seed {seed} diverged ({error}): try a lower --learning-rate"
-                ) from error
             save_policy(folder, policy)

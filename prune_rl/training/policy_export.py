@@ -13,9 +13,11 @@ from prune_rl.dependency.compaction import compact, expand
 from prune_rl.export.actions import Spread
 from prune_rl.export.empty_layers import fold_empty_layers
 from prune_rl.export.policy import Policy
+from prune_rl.learners.actions import gaussian_range
 from prune_rl.learners.networks import num_hidden
 from prune_rl.learners.registry import State, learner_of, masks_at_start
 from prune_rl.learners.running_statistics import RunningStatistics
+from prune_rl.runs.faults_file import read_faults
 from prune_rl.spaces import Spec
 from prune_rl.training.config import Config
 
@@ -40,6 +42,12 @@ def policy_paths(path: Path, config: Config, kind: str = "policy") -> dict[int, 
     """
     root = path / kind
     return {seed: root if config.seeds == 1 else root / f"seed_{seed}" for seed in config.all_seeds}
+
+
+def seeds_with_policy(path: Path, config: Config) -> list[int]:
+    """The seeds of a run but those that its faults.json says have no policy."""
+    faults = read_faults(path)
+    return [seed for seed in config.all_seeds if seed not in faults]
 
 
 def state_of_seed(state: State, index: int) -> Trained:
@@ -87,7 +95,15 @@ def _policy(
     (*hidden, (kernel, bias)), size = layers_left, spec.action.num_outputs
     spread = None
     if "log_std" in actor:
-        spread = Spread(np.asarray(actor["log_std"]))
+        log_std = np.asarray(actor["log_std"])
+        mapped = gaussian_range(spec) if hasattr(learner_of(learner), "environment_actions") else None
+        if mapped is not None:
+            # In the head itself, so that the file needs no field for it.
+            centre, scale = mapped
+            kernel, bias = kernel * scale, bias * scale + centre
+            skip = None if skip is None else skip * scale
+            log_std = log_std + np.log(scale)
+        spread = Spread(log_std)
     elif len(bias) > size:
         low, high = getattr(learner_of(learner), "LOG_STD_RANGE", (-np.inf, np.inf))
         spread = Spread(bias[size:], kernel[:, size:], None if skip is None else skip[:, size:], low, high)

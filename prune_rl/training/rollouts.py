@@ -13,7 +13,7 @@ import numpy as np
 from prune_rl.envs.autoreset import JaxEnv, autoreset_step
 from prune_rl.envs.vector import VectorEnv
 from prune_rl.learners.registry import Config as LearnerConfig
-from prune_rl.learners.registry import State, learner_of
+from prune_rl.learners.registry import State, environment_actions, learner_of
 from prune_rl.learners.rollout import Rollout
 
 # Steps in one turn of the compiled loop: a tenth less time than 1 on a CPU, and little more to compile.
@@ -49,8 +49,9 @@ def rollout(
         env_state, obs = carry
         step_noise, (reset_state, reset_obs) = drawn
         action = learner.act(state, obs, step_noise, config)
+        taken = environment_actions(config, action, env.spec)
         env_state, new_obs, reward, terminated, truncated, next_obs = step_env(
-            env, env_state, action, reset_state, reset_obs
+            env, env_state, taken, reset_state, reset_obs
         )
         cut = jnp.zeros((), bool)
         return (env_state, new_obs), Rollout(obs, action, reward, terminated, truncated, next_obs, cut)
@@ -66,25 +67,32 @@ def host_rollout(
     obs: np.ndarray,
     config: LearnerConfig,
     cut: bool,
+    frozen: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Rollout]:
     """The same for host environments, one batch per seed: observations [S, N, D] to act on next, rollout [S, T, N, …].
 
-    ``act(obs, t)`` returns the actions [S, N, …] of step t: one transfer each way per step.
+    ``act(obs, t)`` returns the actions [S, N, …] of step t: one transfer each way per step. The environments of seeds
+    that are ``frozen``, bool[S], are not stepped, nor are those of a seed from an action on that is not finite; what is
+    not stepped is 0.
     """
     seeds, num_envs, size = obs.shape
     lead = (seeds, config.num_steps, num_envs)
-    all_obs, all_next = (np.empty((*lead, size), np.float32) for _ in range(2))
-    rewards = np.empty(lead, np.float32)
-    terminated, truncated = (np.empty(lead, bool) for _ in range(2))
+    all_obs, all_next = (np.zeros((*lead, size), np.float32) for _ in range(2))
+    rewards = np.zeros(lead, np.float32)
+    terminated, truncated = (np.zeros(lead, bool) for _ in range(2))
+    stopped = np.zeros(seeds, bool) if frozen is None else frozen.copy()
     actions: np.ndarray | None = None
     for t in range(config.num_steps):
         action = np.asarray(act(obs, t))
         if actions is None:
-            actions = np.empty((*lead, *action.shape[2:]), action.dtype)
-        all_obs[:, t], actions[:, t] = obs, action
-        obs = np.empty_like(obs)
-        for s, env in enumerate(envs):
-            obs[s], rewards[s, t], terminated[s, t], truncated[s, t], all_next[s, t] = env.step(action[s])
+            actions = np.zeros((*lead, *action.shape[2:]), action.dtype)
+        going = np.flatnonzero(~stopped)
+        all_obs[going, t], actions[going, t] = obs[going], action[going]
+        if action.ndim > 2:
+            stopped |= ~np.isfinite(action).reshape(seeds, -1).all(-1)
+        obs, taken = np.zeros_like(obs), environment_actions(config, action, envs[0].spec)
+        for s in np.flatnonzero(~stopped).tolist():
+            obs[s], rewards[s, t], terminated[s, t], truncated[s, t], all_next[s, t] = envs[s].step(taken[s])
     cuts = np.full(seeds, cut)
     assert actions is not None
     return obs, Rollout(all_obs, actions, rewards, terminated, truncated, all_next, cuts)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prune_rl.export.policy import load_policy
 from prune_rl.training.config import Config
-from prune_rl.training.policy_export import policy_paths
+from prune_rl.training.policy_export import policy_paths, seeds_with_policy
 from prune_rl.training.run_config import read_config
 
 
@@ -36,7 +36,8 @@ def as_wide_as(config: Config, run: Path) -> Config:
         raise ValueError(
             f"{run} removed nothing (its method is {other.method!r}): give a run that was pruned"
         )
-    each = [load_policy(folder).widths for folder in policy_paths(run, other).values()]
+    folders = policy_paths(run, other)
+    each = [load_policy(folders[seed]).widths for seed in seeds_with_policy(run, other)]
     hidden = tuple(max(layer) for layer in zip(*(widths for widths in each if widths), strict=True))
     critic = other.learner.critic_widths
     return dataclasses.replace(

@@ -254,8 +254,12 @@ GRAY_IMAGE = spaces.Box(0, 255, (8, 8), np.uint8)
     [
         (IMAGE, spaces.Discrete(2), "has image observations (uint8, shape (8, 8, 3))"),
         (GRAY_IMAGE, spaces.Discrete(2), "has image observations (uint8, shape (8, 8))"),
-        (spaces.Dict({"a": VECTOR}), spaces.Discrete(2), "observations of type Dict"),
-        (spaces.Tuple((VECTOR,)), spaces.Discrete(2), "observations of type Tuple"),
+        (spaces.Dict({"a": IMAGE}), spaces.Discrete(2), "has image observations (uint8, shape (8, 8, 3))"),
+        (
+            spaces.Tuple((spaces.Graph(VECTOR, None),)),
+            spaces.Discrete(2),
+            "observations with a part of type Graph",
+        ),
         (spaces.Discrete(4), spaces.Discrete(2), "observations of type Discrete"),
         (spaces.Box(-1, 1, (0,)), spaces.Discrete(2), "empty observations"),
         (VECTOR, spaces.MultiDiscrete([2, 2]), "actions of type MultiDiscrete"),
@@ -275,6 +279,8 @@ def test_unsupported_spaces_are_refused_in_one_sentence(observation: Any, action
 def test_supported_spaces() -> None:
     ram = Adapter.of(Shell(spaces.Box(0, 255, (128,), np.uint8), spaces.Discrete(3)), "Ram-v0")
     assert ram.spec == Spec(128, Discrete(3))
+    parts = spaces.Dict({"a": VECTOR, "b": spaces.Tuple((VECTOR, spaces.Discrete(4)))})
+    assert Adapter.of(Shell(parts, spaces.Discrete(3)), "Parts-v0").spec == Spec(3 + 3 + 4, Discrete(3))
     grid = Adapter.of(Shell(spaces.Box(-1, 1, (2, 3, 4)), spaces.Box(-1, 1, ())), "Grid-v0")
     assert grid.spec == Spec(24, Box((-1.0,), (1.0,), ()), (2, 3, 4))
     obs = np.arange(48, dtype=np.float64).reshape(2, 2, 3, 4)

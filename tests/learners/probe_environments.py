@@ -136,6 +136,17 @@ class ContinuousTarget(Probe):
         return jnp.negative(jnp.square(action[0] - self.scale * state.signal))
 
 
+@dataclasses.dataclass(frozen=True)
+class FarTarget(ContinuousTarget):
+    """One step, best action 80 within bounds that a standard normal never comes near."""
+
+    low: float = 50.0
+    high: float = 100.0
+
+    def reward(self, state: ProbeState, action: jax.Array) -> jax.Array:
+        return jnp.negative(jnp.square((jnp.clip(action[0], self.low, self.high) - 80.0) / 10.0))
+
+
 class MixtureState(NamedTuple):
     """``which`` int32[]: the probe of this episode; ``states``: one state of each."""
 

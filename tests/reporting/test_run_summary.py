@@ -9,6 +9,7 @@ import pytest
 from prune_rl.atomic_files import write_json
 from prune_rl.cli import parse_train
 from prune_rl.reporting.run_summary import write_summary
+from prune_rl.runs.faults_file import FAULTS_FILE, write_faults
 from tests.reporting.drawn_runs import cells, make_run, set_returns
 
 
@@ -179,4 +180,36 @@ def test_unfinished_runs(tmp_path: Path) -> None:
     assert "There is no metrics.jsonl" in write_summary(run).read_text()
     (run / "config.json").unlink()
     with pytest.raises(ValueError, match=r"is not a run directory of prune-rl: it has no config.json"):
+        write_summary(run)
+
+
+def test_weights_beyond_reason_and_a_log_without_an_episode_are_remarked_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 2, gate=0.1)
+    text = write_summary(run).read_text()
+    assert "Weights are larger" not in text
+    assert "No training episode ended" not in text
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    for entry, largest in zip(evaluation["seeds"], (3e14, 40.0), strict=True):
+        for measured in entry["policies"].values():
+            measured["largest_weight"] = largest if measured["widths"] == [256, 256] else 1.0
+    write_json(run / "evaluation.json", evaluation)
+    log = (run / "metrics.jsonl").read_text().splitlines()
+    lines = [json.loads(line) | {"total_episodes": [0, 0]} for line in log]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = write_summary(run).read_text()
+    assert "Weights are larger than training gives reason for (" in text
+    assert "policy of seed 0 3e+14" in text
+    assert "policy of seed 1" not in text
+    assert "No training episode ended, so training has no return, and the gate had none to look at" in text
+
+
+def test_a_seed_without_policy_is_named(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 1)
+    write_faults(run, [{"seed": 3, "sentence": "X-v0 gave seed 3 NaN as reward"}])
+    assert "**Seed 3 has no policy**: X-v0 gave seed 3 NaN as reward." in write_summary(run).read_text()
+    write_faults(run, [])
+    assert not (run / FAULTS_FILE).exists()
+    assert "has no policy" not in write_summary(run).read_text()
+    (run / FAULTS_FILE).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"faults\.json is damaged .* delete it"):
         write_summary(run)

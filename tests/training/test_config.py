@@ -6,6 +6,7 @@ import math
 import types
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from prune_rl.learners import ppo, sac
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.training.config import Config
+from prune_rl.training.loop import without_episodes
 from prune_rl.training.structuring import from_json, merged
 from tests.learners.schedules import by_schedule
 
@@ -210,6 +212,10 @@ BAD = [
     (with_learner(learning_rate=NAN), "learning_rate must be a finite number > 0, got nan"),
     (with_learner(learning_rate=INFINITY), "learning_rate must be a finite number"),
     (with_learner(learning_rate=0.0), "learning_rate must be a finite number > 0"),
+    (with_learner(learning_rate=1e6), "learning_rate must be <= 1, got 1000000.0"),
+    (with_learner(learning_rate_end=1.5), "learning_rate_end must be <= 1, got 1.5"),
+    (Config(algo="sac", learner=sac.Config(utd_ratio=1e4)), "utd_ratio must be <= 1000, got 10000.0"),
+    (with_prune(width_exponent=20.0), "prune.width_exponent must be <= 2, got 20.0"),
     (with_learner(learning_rate_end=-1e-9), "learning_rate_end must be a finite number >= 0"),
     (with_learner(gamma=1.01), "gamma must lie in [0, 1]"),
     (with_learner(gamma=NAN), "gamma must lie in [0, 1]"),
@@ -389,3 +395,22 @@ def test_a_new_option_with_its_default_leaves_the_name_of_the_folder(monkeypatch
                 assert other.default_run_dir() != old.default_run_dir()
             if method == "dynamic":
                 assert with_prune(new, added=0.6).default_run_dir() != old.default_run_dir()
+
+
+def test_that_no_episode_has_ended_is_said_once_and_only_where_it_matters() -> None:
+    learner = ppo.Config(num_envs=2, num_steps=50, total_timesteps=20 * 100, num_minibatches=1)
+    gated = dataclasses.replace(learner, prune=Pruning(gate=0.1, begin=0.3))
+    config = Config(env="Acrobot-v1", host_resets=10, learner=gated).resolved()
+    assert config.reset_every == 2
+    none, some = np.array([0, 0]), np.array([0, 1])
+    told = {done: without_episodes(config, none, done, 1) for done in range(1, 21)}
+    assert [done for done, sentence in told.items() if sentence] == [2, 6]
+    assert "no episode of Acrobot-v1 has ended in the first 100 steps of each environment" in told[2]
+    assert "--host-resets" in told[2]
+    assert told[6] == "the gate has no return to look at, and stays open until an episode ends"
+    assert not any(without_episodes(config, some, done, 1) for done in range(1, 21))
+    assert without_episodes(config, None, 2, 1) == ""
+    # On the device, where several updates are made at a time.
+    device = Config(env="CartPole-v1", learner=gated).resolved()
+    assert without_episodes(device, none, 10, 5) == told[6]
+    assert without_episodes(device, none, 5, 5) == ""

@@ -25,10 +25,12 @@ from prune_rl.learners.registry import learner_of
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.runs.logging import read_metrics
 from prune_rl.runs.mask_history import MaskHistory
+from prune_rl.spaces import Discrete, Spec
 from prune_rl.training import config as config_module
 from prune_rl.training.config import Config
 from prune_rl.training.engine import shrink_tree
 from prune_rl.training.engines import Learners, init_runner, seed_keys
+from prune_rl.training.faults import Faults
 from prune_rl.training.loop import run_updates
 from prune_rl.training.run_config import read_config
 from prune_rl.training.timing import Timing
@@ -260,6 +262,7 @@ class Metronome:
     def __init__(self, breaks_at: Any = None) -> None:
         self.tree = {"done": jnp.int32(0), "mask": jnp.ones((1, 4), bool)}
         self.timing = Timing()
+        self.faults = Faults([0], sac.Config(), Spec(1, Discrete(2)))
         self.breaks_at = breaks_at
 
     @property

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich.console import Console
 
 from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.task import resolve_task
@@ -24,7 +25,8 @@ from prune_rl.pruning.masks import apply_masks, count, init_masks
 from prune_rl.pruning.ranking import update_masks
 from prune_rl.spaces import Box, Spec
 from prune_rl.training.config import Config
-from prune_rl.training.loop import make_engine, write_policies
+from prune_rl.training.faults import Fault, Faults, TrainingFailed
+from prune_rl.training.loop import make_engine, tell_faults, write_policies
 from prune_rl.training.policy_export import Trained, compact_policy, masked_policy, state_of_seed
 from tests.learners.schedules import by_schedule
 
@@ -238,10 +240,17 @@ class OfAllSeeds(Trained):
 
 def test_a_diverged_seed_is_named_and_leaves_no_policy(tmp_path: Path) -> None:
     config, state = trained("CartPole-v1-ppo")
+    config = dataclasses.replace(config, seeds=2)
     params = jax.tree.map(lambda x: x, state.params)
     params["actor"]["head"]["bias"] = jnp.full(2, jnp.nan)
     good, bad = (vars(x) for x in (state, dataclasses.replace(state, params=params)))
     both = OfAllSeeds(**jax.tree.map(lambda *leaves: jnp.stack(leaves), good, bad), step=jnp.int32(0))
-    with pytest.raises(ValueError, match=r"the training of seed 1 diverged .*: try a lower --learning-rate"):
-        write_policies(both, config, spec_of(config), tmp_path)
-    assert not (tmp_path / "policy").exists()
+    faults = Faults([0, 1], config.learner, spec_of(config))
+    write_policies(both, faults, config, spec_of(config), tmp_path)
+    assert [folder.name for folder in (tmp_path / "policy").iterdir()] == ["seed_0"]
+    (fault,) = faults.untold()
+    assert fault.sentence(config.env).startswith("the training of seed 1 diverged: ")
+    assert fault.sentence(config.env).endswith("; try a lower --learning-rate")
+    faults.add(Fault(0, 1, "network", None, "NaN"))
+    with pytest.raises(TrainingFailed, match="No seed is left"):
+        tell_faults(faults, config, Console())

@@ -7,6 +7,7 @@ from prune_rl.learners.ppo.learner import VMAP_AXES as VMAP_AXES
 from prune_rl.learners.ppo.learner import State as State
 from prune_rl.learners.ppo.learner import act as act
 from prune_rl.learners.ppo.learner import all_groups as all_groups
+from prune_rl.learners.ppo.learner import environment_actions as environment_actions
 from prune_rl.learners.ppo.learner import init as init
 from prune_rl.learners.ppo.learner import prepare as prepare
 from prune_rl.learners.ppo.learner import prunable_groups as prunable_groups

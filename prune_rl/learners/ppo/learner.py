@@ -23,7 +23,7 @@ from flax import struct
 
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import Params
-from prune_rl.learners.actions import action_bounds, is_discrete
+from prune_rl.learners.actions import action_bounds, gaussian_range, is_discrete
 from prune_rl.learners.advantages import generalized_advantages
 from prune_rl.learners.distributions import Categorical, Gaussian
 from prune_rl.learners.mask_rules import mask_rules, prunable, prune, since_change
@@ -94,9 +94,25 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
 
 
 def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.Array:
-    """Sampled actions for raw observations [N, D]; ``noise`` from ``action_noise``. int32[N] or float32[N, size]."""
+    """Sampled actions for raw observations [N, D]; ``noise`` from ``action_noise``. int32[N] or float32[N, size].
+
+    ``environment_actions`` takes them to the environment; a ``Rollout`` has them as they are.
+    """
     obs = normalize(state.obs_stats, obs, config)
     return actor_distribution(state.params, obs, config, is_discrete(state.bounds)).sample(noise)
+
+
+def environment_actions(action: Any, spec: Spec) -> Any:
+    """Actions of ``act`` as the environment takes them (and clips them): Box actions moved by ``gaussian_range``.
+
+    JAX or NumPy, any leading axes.
+    """
+    mapped = gaussian_range(spec)
+    if mapped is None:
+        return action
+    lead = (1,) * (action.ndim - 1)
+    centre, scale = (x.reshape(*lead, -1) for x in mapped)
+    return action * scale + centre
 
 
 def shrink(state: State, widths: Mapping[str, int], config: Config) -> State:

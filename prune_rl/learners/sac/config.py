@@ -5,7 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 from prune_rl.learners.config import LearnerConfig
-from prune_rl.learners.validation import check_at_least_one, check_finite_or_none, check_positive, refuse_if
+from prune_rl.learners.validation import (
+    check_at_least_one,
+    check_at_most,
+    check_finite_or_none,
+    check_positive,
+    refuse_if,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +98,7 @@ class Config(LearnerConfig):
         check_at_least_one(self, "batch_size", "buffer_size")
         super().check()
         check_positive(self, "utd_ratio", "init_alpha", "reward_scale")
+        check_at_most(self, 1000.0, "utd_ratio")
         check_finite_or_none(self, "alpha", "target_entropy", "target_entropy_end")
         refuse_if(not 0.0 < self.tau <= 1.0, f"tau must lie in (0, 1], got {self.tau}")
         refuse_if((self.alpha or 0) < 0, f"alpha must be a finite number >= 0 or absent, got {self.alpha}")

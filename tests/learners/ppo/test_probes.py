@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,9 +12,12 @@ import numpy as np
 import pytest
 
 from prune_rl.envs.autoreset import JaxEnv
+from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners import ppo
 from prune_rl.learners.distributions import Gaussian
 from prune_rl.training import engines
+from prune_rl.training.config import Config
+from prune_rl.training.policy_export import compact_policy
 from tests.learners import probe_environments as probes
 
 GAMMA = 0.9
@@ -125,3 +130,18 @@ def test_the_mean_of_a_continuous_action_finds_its_target() -> None:
     np.testing.assert_allclose(policy.mean, [[-env.scale], [env.scale]], atol=0.1)
     # Any spread costs reward, so it shrinks from e⁰.
     assert float(state.params["actor"]["log_std"][0]) < -0.7
+
+
+def test_an_action_far_from_zero_is_found_in_training_and_in_the_policy_file(tmp_path: Path) -> None:
+    env = probes.FarTarget()
+    learner = dataclasses.replace(CONFIG, hidden=(8,), total_timesteps=40 * 32 * 16)
+    state = train(env, learner)
+    mean = ppo.actor_distribution(state.params, jnp.ones((1, 1)), learner, False)
+    assert isinstance(mean, Gaussian)
+    action = ppo.environment_actions(mean.mean, env.spec)
+    np.testing.assert_allclose(action, [[80.0]], atol=2.0)
+    config = Config(
+        env="Pendulum-v1", method="dense", learner=learner
+    )  # of the environment only the name is used
+    save_policy(tmp_path, compact_policy(state, config, env.spec, seed=0))
+    np.testing.assert_allclose(load_policy(tmp_path)(np.ones(1)), action[0], rtol=1e-5)
