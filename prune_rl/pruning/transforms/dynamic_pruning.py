@@ -69,7 +69,7 @@ def dynamic_pruning(
     eps: float | None = None,
     fn: Callable[..., Any] | None = None,
     refit: bool = False,
-    bias_of: Callable[[KeyPath], KeyPath | None] = lambda path: None,
+    bias_of: Callable[[KeyPath], KeyPath | None] | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
     """An optax transformation that prunes ``groups`` while it optimises.
@@ -154,6 +154,20 @@ def dynamic_pruning(
         >>> grads = jax.grad(lambda p: jnp.mean(fn(p, x) ** 2))(params)
         >>> updates, state = tx.update(grads, state, params, inputs=(x,))
     """
+    fixed: dict[str, Any] = {"total_updates": total_updates, "begin": begin, "end": end, "every": every}
+    for name, value in {
+        **fixed,
+        "min_width": min_width,
+        "decay": decay,
+        "refit": refit,
+        "seed": seed,
+    }.items():
+        if isinstance(value, jax.Array):
+            raise ValueError(
+                f"{name} must be a Python number, got a JAX array ({value}): the schedule is fixed before training. "
+                "With optax.inject_hyperparams, give it static_args="
+                "prune_rl.pruning.transforms.dynamic_pruning.STATIC_ARGS"
+            )
     late = importance if isinstance(importance, str) and score_named(importance).needs - {"grads"} else None
     looks = refit or (late is not None and "activations" in score_named(late).needs)
     if looks and fn is None:
@@ -162,14 +176,6 @@ def dynamic_pruning(
             f"{what} needs the activations of the network: give fn, the function fn(params, *inputs), and inputs=(...) "
             "to every update"
         )
-    fixed: dict[str, Any] = {"total_updates": total_updates, "begin": begin, "end": end, "every": every}
-    for name, value in {**fixed, "min_width": min_width, "decay": decay}.items():
-        if isinstance(value, jax.Array):
-            raise ValueError(
-                f"{name} must be a Python number, got a JAX array ({value}): the schedule is fixed before training. "
-                "With optax.inject_hyperparams, give it static_args="
-                "prune_rl.pruning.transforms.dynamic_pruning.STATIC_ARGS"
-            )
     schedule = MaskSchedule.create(total_updates, begin, end, every)
     sparse = group_sparse(
         hand_masks(inner, given=False),
@@ -224,7 +230,7 @@ def dynamic_pruning(
             count=inner_state.num_updates,
             performance=performance,
             draw_inputs=lambda: {"all": inputs or ()},
-            bias_of=bias_of,
+            bias_of=bias_of or (lambda path: None),
             key=jax.random.fold_in(jax.random.key(seed), inner_state.num_updates),
         )
         if refit or dynamic is not None:

@@ -638,7 +638,10 @@ def test_masks_of_other_groups_and_groups_without_masks() -> None:
     grads = jax.grad(loss)(params)
     tx = group_sparse(optax.sgd(0.1), GROUPS, 0.1, 0.1)
     expected = tx.update(grads, tx.init(params), params)
-    other = tx.update(grads, tx.init(params), params, masks={"critic": jnp.zeros(3, bool)})
+    whole = {name: jnp.ones(group.size, bool) for name, group in GROUPS.items()}
+    other = tx.update(grads, tx.init(params), params, masks={"critic": jnp.zeros(3, bool), **whole})
+    with pytest.raises(ValueError, match=r"masks has \['critic'\], of which none is a group"):
+        tx.update(grads, tx.init(params), params, masks={"critic": jnp.zeros(3, bool)})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), expected, other)
     nothing: NeuronGroups = GROUPS.select([])
     inner = optax.adam(0.1)
