@@ -34,7 +34,9 @@ def measure(options: Options) -> list[Section]:
         pruned = preset(algo, options.hidden)
         assert pruned.prune is not None
         every = pruned.prune.updates_apart(pruned.num_updates)
-        importance = Pruning(begin=0.0, end=1.0, sparsity=pruned.prune.sparsity, every=every)
+        importance = Pruning(
+            tolerance=None, score="taylor", refit=False, begin=0.0, end=1.0, every=every
+        )
         variants = {
             "dense": None,
             f"importance, mask update at every {every}th update": importance,

@@ -16,6 +16,7 @@ import pytest
 from prune_rl.cli import parse_train
 from prune_rl.envs.task import resolve_task
 from prune_rl.export.policy import load_policy
+from prune_rl.pruning.scores import SCORES
 from prune_rl.training.loop import make_engine, write_policies
 from prune_rl.training.policy_export import policy_paths
 
@@ -54,12 +55,18 @@ def drawn_options(rng: np.random.Generator, algo: str) -> list[str]:
     words += [*maybe("--learning-rate", one_of(1e-5, 1e-2, 0.3)), *maybe("--clip-obs", one_of(0.5, 10))]
     words += ["--prune.sparsity", one_of(0.0, 0.4, 0.9, 1.0), "--prune.min-width", str(floor)]
     words += ["--prune.begin", str(begin), "--prune.end", str(end), *maybe("--prune.every", one_of(1, 2, 50))]
-    words += ["--prune.score", one_of("taylor", "fisher", "magnitude", "output", "random", "surgeon")]
-    words += ["--prune.scope", one_of("layer", "global"), *maybe("--prune.refit")]
-    words += [*maybe("--prune.energy", one_of(0.0, 0.3, 0.9)), *maybe("--prune.gate", one_of(0.0, 0.1, 5.0))]
+    words += ["--prune.score", one_of(*SCORES), one_of("--prune.refit", "--prune.no-refit")]
+    if rng.random() < 0.5:
+        words += ["--prune.tolerance", one_of(0.0, 0.02, 5.0)]
+    else:
+        words += ["--prune.tolerance", "None", "--prune.scope", one_of("layer", "global")]
+        words += [
+            *maybe("--prune.energy", one_of(0.0, 0.3, 0.9)),
+            *maybe("--prune.gate", one_of(0.0, 0.1, 5.0)),
+        ]
     words += [*maybe("--prune.strength", one_of(1e-4, 1.0)), "--prune.metric", one_of("euclidean", "adam")]
     words += [
-        *maybe("--prune.width-exponent", one_of(0.5, 2.0)),
+        *maybe("--width-exponent", one_of(0.5, 2.0)),
         "--prune.shrink",
         one_of("auto", "always", "never"),
     ]
@@ -116,8 +123,9 @@ def test_a_random_combination_trains_and_keeps_its_floors(
         engine.close()
     prune = config.learner.prune
     assert prune is not None
+    least = prune.floor(config.learner.skip)
     for name, mask in engine.masks.items():
-        floor = prune.min_width if name.startswith("actor/") else max(1, prune.min_width)
+        floor = least if name.startswith("actor/") else max(1, least)
         kept = mask.sum(-1)
         assert (kept >= floor).all(), (name, kept)
         asked = prune.sparsity if name.startswith("actor/") else prune.critic_sparsity
