@@ -62,7 +62,9 @@ def measure(options: Options) -> list[Section]:
         f"{small}·{small}, prune_rl": Chunk(settings(small), updates),
     }
     # begin = 0: masks are updated from the first update on, as they are between begin and end of a real run.
-    importance = Pruning(begin=0.0, end=1.0, sparsity=0.9)
+    importance = Pruning(
+        tolerance=None, score="taylor", refit=False, strength=0.0, sparsity=0.9, begin=0.0, end=1.0
+    )
     wide = {
         "dense": None,
         "importance and mask update at every update": importance,

@@ -35,12 +35,12 @@ def measure(options: Options) -> list[Section]:
         assert pruned.prune is not None
         every = pruned.prune.updates_apart(pruned.num_updates)
         importance = Pruning(
-            tolerance=None, score="taylor", refit=False, begin=0.0, end=1.0, every=every
+            tolerance=None, score="taylor", refit=False, strength=0.0, begin=0.0, end=1.0, every=every
         )
         variants = {
             "dense": None,
             f"importance, mask update at every {every}th update": importance,
-            f"the preset: {pruned.prune.score} and refit at every {every}th update": pruned.prune,
+            f"the defaults: {pruned.prune.score} and refit, trials that end at every {every}th update": pruned.prune,
         }
         updates = {
             name: Update(dataclasses.replace(pruned, prune=prune), seconds=options.seconds, at_least=every)
