@@ -65,11 +65,11 @@ _FIELDS: dict[str, Any] = {
 _LEARNER: dict[str, Any] = {
     **dict.fromkeys(("num_envs", "num_steps", "total_timesteps"), int),
     "hidden": list,
+    "width_exponent": _NUMBER,
 }
 _PRUNE: dict[str, Any] = {
     **dict.fromkeys(("sparsity", "begin", "end", "strength", "width_exponent"), _NUMBER),
     **dict.fromkeys(("scope", "score"), str),
-    "min_width": int,
 }
 
 
@@ -82,7 +82,7 @@ def _check(config: Mapping[str, Any]) -> None:
     prune = learner.get("prune") or {}
     check_types(prune, _PRUNE, "learner.prune.")
     rules = dict.fromkeys(("tolerance", "gate", "energy"), _NUMBER)
-    check_types(prune, rules, "learner.prune.", null=True)
+    check_types(prune, {**rules, "min_width": int}, "learner.prune.", null=True)
     for whole in (learner.get("hidden"), learner.get("critic_hidden"), config.get("extends")):
         for value in items(whole or []):
             whole_number(value)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from prune_rl.learners.registry import LEARNERS
+from prune_rl.methods.registry import METHODS
 from prune_rl.runs.config_file import read_config
 from prune_rl.training.config import Config
 from tests.reporting.drawn_runs import STEPS, make_run
@@ -64,3 +66,12 @@ def test_what_is_no_run_directory(tmp_path: Path) -> None:
         read_config(run)
     with pytest.raises(ValueError, match=r"config.json is damaged \(learner is a list\): restore"):
         read_config(write(run, {"learner": [1]}))
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"small"}))  # which has no widths by default
+@pytest.mark.parametrize("algo", LEARNERS)
+def test_what_a_run_writes_by_default_can_be_read(tmp_path: Path, algo: str, method: str) -> None:
+    """Whatever defaults are None in it."""
+    written = Config(algo=algo, method=method).resolved().to_json()
+    (tmp_path / "config.json").write_text(json.dumps({**written, "command": "prune-rl train CartPole-v1"}))
+    assert read_config(tmp_path)["learner"] == written["learner"]
