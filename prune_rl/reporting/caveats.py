@@ -91,7 +91,7 @@ def _huge_weights(seeds: Entries) -> list[str]:
         return []
     return [
         f"Weights are larger than training gives reason for ({', '.join(huge)}): a lower --learning-rate or "
-        "--prune.width-exponent keeps them small."
+        "--width-exponent keeps them small."
     ]
 
 

@@ -83,7 +83,8 @@ def write_summary(run: str | os.PathLike[str]) -> Path:
         if len(seeds) > 1:
             parts += ["## Each seed", _seed_table(seeds)]
     if is_pruned(config) and (path / FRONTIER_FILE).exists():
-        parts += ["## The frontier", _frontier(read_frontier(path))]
+        tolerance = config["learner"]["prune"].get("tolerance")
+        parts += ["## The frontier", _frontier(read_frontier(path), tolerance)]
     parts += ["## How it was made", _origin(config, versions, seeds)]
     remarks = remarks_on(config, versions, records, seeds, window)
     if remarks:
@@ -183,7 +184,7 @@ def _policy_table(config: Config, seeds: Entries) -> str:
     return table(heads, rows) + "\n\n" + " ".join(notes)
 
 
-def _frontier(data: Mapping[str, Any]) -> str:
+def _frontier(data: Mapping[str, Any], tolerance: float | None) -> str:
     """The policies that the run kept while it narrowed, of all seeds together by their number of neurons."""
     rows = []
     for neurons in sorted({point["neurons"] for point in data["points"]}):
@@ -200,7 +201,24 @@ def _frontier(data: Mapping[str, Any]) -> str:
         f"Policies kept while the network narrowed, each over {data['episodes']} episodes that serve the choice alone: "
         "the evaluation above has others. `prune-rl choose` takes another one."
     )
-    return "\n\n".join(["![return against hidden neurons](frontier.png)", note, table(heads, rows, 2)])
+    missed = [] if tolerance is None else _seeds_beyond(data, tolerance)
+    return "\n\n".join(
+        ["![return against hidden neurons](frontier.png)", note, table(heads, rows, 2), *missed]
+    )
+
+
+def _seeds_beyond(data: Mapping[str, Any], tolerance: float) -> list[str]:
+    """A sentence for each seed of which no policy keeps the tolerance, so that its best one was chosen."""
+    sentences = []
+    for name, dense in sorted(data["dense"].items(), key=lambda item: int(item[0])):
+        returns = [mean(point["returns"]) for point in data["points"] if str(point["seed"]) == name]
+        least = mean(dense) - tolerance * abs(mean(dense))
+        if returns and max(returns) < least:
+            sentences.append(
+                f"**Seed {name} does not keep the tolerance** of {tolerance:.1%}: the best of its policies returns "
+                f"{max(returns):.1f} in these episodes, the dense control {mean(dense):.1f}."
+            )
+    return sentences
 
 
 def _seed_table(seeds: Entries) -> str:
