@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import chex
@@ -60,9 +61,9 @@ class EpisodeReturns:
     @staticmethod
     def create(num_envs: int) -> EpisodeReturns:
         """No episode has begun."""
-        zero = jnp.zeros((), jnp.float32)
+        zero = functools.partial(jnp.zeros, (), jnp.float32)  # no two leaves of a state are the same array
         under_way, finished = jnp.zeros((2, num_envs), jnp.float32), jnp.zeros((), jnp.int32)
-        return EpisodeReturns(under_way, zero, finished, jnp.ones(num_envs, bool), zero, zero)
+        return EpisodeReturns(under_way, zero(), finished, jnp.ones(num_envs, bool), zero(), zero())
 
     @property
     def performance(self) -> jax.Array:

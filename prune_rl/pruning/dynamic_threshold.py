@@ -7,6 +7,7 @@ return holds, and the threshold rises; or it does not come back in time, and the
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -97,15 +98,16 @@ class Verdict(NamedTuple):
 
 def init_threshold(rules: DynamicThreshold, masks: Mapping[str, jax.Array], params: Any) -> ThresholdState:
     """The state before the first training update; ``params`` with None for leaves that are not to be restored."""
-    zero = jnp.zeros((), jnp.float32)
+    # Arrays of their own, since a state that holds one twice cannot be donated.
+    zero = functools.partial(jnp.zeros, (), jnp.float32)
     return ThresholdState(
         threshold=jnp.float32(rules.start),
         growth=jnp.float32(rules.growth),
-        mean=zero,
-        weight=zero,
-        squares=zero,
-        waited=zero,
-        variance=zero,
+        mean=zero(),
+        weight=zero(),
+        squares=zero(),
+        waited=zero(),
+        variance=zero(),
         reference=jnp.full((), NO_PERFORMANCE, jnp.float32),
         on_trial=jnp.zeros((), bool),
         taken_back=jnp.zeros((), jnp.int32),

@@ -75,9 +75,13 @@ def _no_episodes(config: Config, records: Records) -> list[str]:
     counts = records[-1].get("total_episodes") if records else None
     if not counts or any(count > 0 for count in counts):
         return []
-    gate = ((config.get("learner") or {}).get("prune") or {}).get("gate") is not None
-    no_gate = ", and the gate had none to look at and stayed open" * gate
-    return [f"No training episode ended, so training has no return{no_gate}."]
+    prune = (config.get("learner") or {}).get("prune") or {}
+    what = ""
+    if prune.get("tolerance") is not None:
+        what = ", and no neuron could go"
+    elif prune.get("gate") is not None:
+        what = ", and the gate had none to look at and stayed open"
+    return [f"No training episode ended, so training has no return{what}."]
 
 
 def _huge_weights(seeds: Entries) -> list[str]:

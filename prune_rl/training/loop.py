@@ -228,7 +228,8 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
 def without_episodes(config: Config, episodes: np.ndarray | None, done: int, n: int) -> str:
     """A sentence if no episode has ended when that should be said, in the last ``n`` of ``done`` updates; else "".
 
-    It is said where host environments are reset for the first time, and where the gate is first asked. ``episodes``:
+    It is said where host environments are reset for the first time, and where neurons could go
+    first, if that depends on the return. ``episodes``:
     those that have ended so far, int[S], if the learner counts them.
     """
     if episodes is None or np.any(episodes):
@@ -242,10 +243,14 @@ def without_episodes(config: Config, episodes: np.ndarray | None, done: int, n: 
             "limit (--env-kwargs max_episode_steps=N), or ask for fewer --host-resets"
         )
     prune = config.learner.prune
-    if prune is not None and prune.gate is not None:
+    if prune is not None and (prune.gate is not None or prune.tolerance is not None):
         asked = max(math.ceil(prune.begin * config.learner.num_updates), config.learner.first_mask_update, 1)
         if done - n < asked <= done:
-            sentences.append("the gate has no return to look at, and stays open until an episode ends")
+            sentences.append(
+                "the gate has no return to look at, and stays open until an episode ends"
+                if prune.tolerance is None
+                else "there is no return that could hold, so no neuron goes until episodes end"
+            )
     return "; ".join(sentences)
 
 

@@ -215,7 +215,7 @@ BAD = [
     (with_learner(learning_rate=1e6), "learning_rate must be <= 1, got 1000000.0"),
     (with_learner(learning_rate_end=1.5), "learning_rate_end must be <= 1, got 1.5"),
     (Config(algo="sac", learner=sac.Config(utd_ratio=1e4)), "utd_ratio must be <= 1000, got 10000.0"),
-    (with_prune(width_exponent=20.0), "prune.width_exponent must be <= 2, got 20.0"),
+    (with_learner(width_exponent=20.0), "width_exponent must be <= 2, got 20.0"),
     (with_learner(learning_rate_end=-1e-9), "learning_rate_end must be a finite number >= 0"),
     (with_learner(gamma=1.01), "gamma must lie in [0, 1]"),
     (with_learner(gamma=NAN), "gamma must lie in [0, 1]"),
@@ -230,7 +230,7 @@ BAD = [
     (with_prune(sparsity=NAN), "prune.sparsity must lie in [0, 1]"),
     (with_prune(critic_sparsity=2.0), "prune.critic_sparsity must lie in [0, 1]"),
     (with_prune(energy=1.0), "prune.energy must lie in [0, 1)"),
-    (with_prune(begin=0.7), "prune.begin must not exceed prune.end"),
+    (with_prune(begin=0.97), "prune.begin must not exceed prune.end"),
     (with_prune(end=1.1), "prune.end must lie in [0, 1]"),
     (with_prune(gate=-0.1), "prune.gate must be >= 0"),
     (with_prune(strength=NAN), "prune.strength must be a finite number >= 0"),
@@ -399,7 +399,7 @@ def test_a_new_option_with_its_default_leaves_the_name_of_the_folder(monkeypatch
 
 def test_that_no_episode_has_ended_is_said_once_and_only_where_it_matters() -> None:
     learner = ppo.Config(num_envs=2, num_steps=50, total_timesteps=20 * 100, num_minibatches=1)
-    gated = dataclasses.replace(learner, prune=Pruning(gate=0.1, begin=0.3))
+    gated = dataclasses.replace(learner, prune=by_schedule(gate=0.1, begin=0.3))
     config = Config(env="Acrobot-v1", host_resets=10, learner=gated).resolved()
     assert config.reset_every == 2
     none, some = np.array([0, 0]), np.array([0, 1])
@@ -410,6 +410,11 @@ def test_that_no_episode_has_ended_is_said_once_and_only_where_it_matters() -> N
     assert told[6] == "the gate has no return to look at, and stays open until an episode ends"
     assert not any(without_episodes(config, some, done, 1) for done in range(1, 21))
     assert without_episodes(config, None, 2, 1) == ""
+    tolerant = dataclasses.replace(learner, prune=by_schedule(tolerance=0.02, begin=0.3))
+    tolerant_config = Config(env="Acrobot-v1", host_resets=10, learner=tolerant).resolved()
+    assert without_episodes(tolerant_config, none, 6, 1) == (
+        "there is no return that could hold, so no neuron goes until episodes end"
+    )
     # On the device, where several updates are made at a time.
     device = Config(env="CartPole-v1", learner=gated).resolved()
     assert without_episodes(device, none, 10, 5) == told[6]
