@@ -44,7 +44,11 @@ class PruningState(NamedTuple):
         if not isinstance(self.threshold, ThresholdState):
             return self.masks
         good = self.threshold.good_masks
-        return {name: mask | good[name] if name in good else mask for name, mask in self.masks.items()}
+        # Shapes stand for masks whose arrays keep their size.
+        return {
+            name: mask | good[name] if name in good and not isinstance(mask, jax.ShapeDtypeStruct) else mask
+            for name, mask in self.masks.items()
+        }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -228,6 +228,9 @@ def test_neurons_that_may_return_are_needed() -> None:
     state = watch([100.0] * UPDATES)[at].pruned.state
     assert all(bool(mask.all()) for mask in state.needed.values())
     assert not all(bool(mask.all()) for mask in state.masks.values())
+    # Where an array keeps its size, its shape stands for it.
+    shape = jax.eval_shape(lambda: state.masks["b"])
+    assert state._replace(masks={**state.masks, "b": shape}).needed["b"] is shape
 
 
 def test_a_dynamic_threshold_excludes_what_it_takes_the_place_of() -> None:

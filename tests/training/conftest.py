@@ -21,7 +21,7 @@ TIMEOUT = 240.0
 # 32 updates of 4 · 32 steps, a checkpoint after every second one; pruning from the fourth to the twentieth.
 TINY = shlex.split(
     "train CartPole-v1 --hidden 16 16 --num-envs 4 --num-steps 32 --steps 4000 --checkpoints 16 --episodes 3"
-    " --frontier 6 --selection-episodes 2"
+    " --frontier 6 --selection-episodes 2 --no-skip"
     " --prune.critic --prune.tolerance None --prune.sparsity 0.8 --prune.begin 0.1 --prune.end 0.6 --no-control"
 )
 # The same number of updates, of 2 · 16 steps, the first two without learning; arrays of 24, then 16, then 8 neurons.

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
@@ -18,6 +19,7 @@ from prune_rl.envs.task import resolve_task
 from prune_rl.learners import sac
 from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.mask_rules import planned_widths
+from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import learner_of
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.spaces import Box, Spec
@@ -147,6 +149,23 @@ def test_arrays_get_smaller_and_masks_are_told_at_full_size(shrunk: Any) -> None
         assert all(np.all(before[name] | ~after[name]) for name in after), (
             "no neuron returns under another number"
         )
+
+
+def test_one_layer_alone_gets_smaller_where_a_run_finds_its_widths() -> None:
+    config = dataclasses.replace(PPO, hidden=(24, 8), prune=Pruning(shrink="always"))
+    engine = engines.DeviceEngine(CartPole(), [0, 1], config, length=2)
+    state: Any = engine.state
+    pruning = state.pruning
+    masks = {**pruning.masks, "actor/layer_0": jnp.broadcast_to(jnp.arange(24) < 10, (2, 24))}
+    threshold = pruning.threshold._replace(good_masks=masks)
+    state = dataclasses.replace(state, pruning=pruning._replace(masks=masks, threshold=threshold))
+    engine.tree = engine.tree.replace(state=state)
+    assert engine.shrink()
+    assert engine.widths == {"actor/layer_0": 16, "actor/layer_1": 8}
+    state = engine.state
+    assert state.pruning.threshold.good_params["actor"]["layer_0"]["kernel"].shape == (2, 4, 16)
+    engine.advance(1)
+    engine.close()
 
 
 def test_a_checkpoint_knows_its_widths(shrunk: Any, tmp_path: Path) -> None:

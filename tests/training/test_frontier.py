@@ -26,7 +26,7 @@ from tests.learners.schedules import by_schedule
 
 WORDS = (
     "train CartPole-v1 --hidden 16 16 --num-envs 4 --num-steps 16 --steps 6400 --episodes 4 --selection-episodes 3 "
-    "--skip --prune.min-width 0 --prune.sparsity 1 --prune.begin 0 --prune.end 0.8 --no-control --run-dir run"
+    "--skip --prune.tolerance None --prune.sparsity 1 --prune.begin 0 --prune.end 0.8 --no-control --run-dir run"
 )
 
 
@@ -40,7 +40,8 @@ def run_main(folder: Path, *words: Any, status: int = 0) -> str:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("frontier")
-    run_main(folder, *shlex.split(WORDS), "--seeds", 2, "--seed", 5, "--prune.tolerance", "0.5")
+    run_main(folder, *shlex.split(WORDS), "--seeds", 2, "--seed", 5)
+    run_main(folder, "choose", "run", "--tolerance", 0.5)
     return folder / "run"
 
 
@@ -245,7 +246,7 @@ def test_the_command_given_again_replaces_the_time_of_the_evaluation(run: Path) 
     before = json.loads(file.read_text())
     training = before["total"] - before["evaluation"]
     file.write_text(json.dumps(before | {"evaluation": 1e6, "total": training + 1e6}))
-    run_main(run.parent, *shlex.split(WORDS), "--seeds", 2, "--seed", 5, "--prune.tolerance", "0.5")
+    run_main(run.parent, *shlex.split(WORDS), "--seeds", 2, "--seed", 5)
     after = json.loads(file.read_text())
     assert 0 < after["evaluation"] < 1e6
     assert after["total"] - after["evaluation"] == pytest.approx(training, abs=2e-3)

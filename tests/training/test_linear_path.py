@@ -100,8 +100,8 @@ def test_without_a_linear_path_an_empty_layer_leaves_a_constant() -> None:
 def test_a_run_may_end_without_a_hidden_neuron(algo: str, tmp_path: Path) -> None:
     words = (
         f"train CartPole-v1 --algo {algo} --hidden 12 10 --num-envs 4 --num-steps 16 --steps 1600 --episodes 3 --skip "
-        "--prune.min-width 0 --prune.sparsity 1 --prune.critic --prune.critic-sparsity 1 --prune.score surgeon "
-        "--prune.refit --prune.shrink always --no-control --run-dir run"
+        "--prune.tolerance None --prune.begin 0.1 --prune.end 0.6 --prune.critic --prune.critic-sparsity 1 "
+        "--prune.shrink always --no-control --run-dir run"
     )
     more = ["--learning-starts", "64", "--utd-ratio", "0.1", "--batch-size", "16"] if algo == "sac" else []
     output = io.StringIO()
