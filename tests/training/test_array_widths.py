@@ -157,7 +157,7 @@ def test_one_layer_alone_gets_smaller_where_a_run_finds_its_widths() -> None:
     state: Any = engine.state
     pruning = state.pruning
     masks = {**pruning.masks, "actor/layer_0": jnp.broadcast_to(jnp.arange(24) < 10, (2, 24))}
-    threshold = pruning.threshold._replace(good_masks=masks)
+    threshold = pruning.threshold._replace(good_masks=jax.tree.map(jnp.copy, masks))
     state = dataclasses.replace(state, pruning=pruning._replace(masks=masks, threshold=threshold))
     engine.tree = engine.tree.replace(state=state)
     assert engine.shrink()
