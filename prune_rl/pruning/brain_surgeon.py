@@ -101,7 +101,7 @@ def refit(
             mine = moved if part.positions is None else moved[where]
             rows = mine.reshape(group.size, -1)
             change = _product(takes_over, rows)
-            added = change.reshape(mine.shape)
+            added = change.reshape(mine.shape).astype(leaf.dtype)
             new = moved + added if part.positions is None else moved.at[where].add(added)
             leaves[part.path] = jnp.moveaxis(new, 0, part.axis)
             bias = bias_of(part.path)
@@ -110,7 +110,7 @@ def refit(
                 shift = (gone - _product(mean, change)).reshape(*mine.shape[1:])
                 if part.positions is not None:
                     shift = shift.sum(axis=0)
-                leaves[bias] = leaves[bias] + shift.reshape(leaves[bias].shape)
+                leaves[bias] = leaves[bias] + shift.reshape(leaves[bias].shape).astype(leaves[bias].dtype)
     return replace_leaves(params, leaves)
 
 

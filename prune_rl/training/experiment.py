@@ -84,7 +84,7 @@ def experiment(
         control = train_control(
             dense, task, dense_path, control_command(config, command), console, prepare_control
         )
-        complete = complete and control and not read_faults(dense_path)
+        complete = complete and not read_faults(dense_path)
     evaluate_timed(config, task, path, dense_path if control else None, console)
     summary = write_summary(path)
     console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)

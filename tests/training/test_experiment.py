@@ -206,7 +206,8 @@ def test_hopper_trains_on_mjx(train: Any, tmp_path: Path) -> None:
     # One step of the environment in the program, which takes long enough to compile.
     arguments = shlex.split(
         "train Hopper-v3 --backend jax --hidden 8 8 --num-envs 8 --num-steps 1 --steps 32 --checkpoints 2"
-        " --update-epochs 1 --num-minibatches 1 --prune.every 1 --prune.sparsity 0.5 --episodes 1 --no-control"
+        " --update-epochs 1 --num-minibatches 1 --prune.tolerance None --prune.begin 0.1 --prune.every 1"
+        " --prune.sparsity 0.5 --episodes 1 --no-control"
     )
     run = train(arguments, tmp_path)
     assert "note: on a CPU, MJX is an order of magnitude slower than MuJoCo" in " ".join(run.output.split())

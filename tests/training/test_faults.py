@@ -221,7 +221,7 @@ def test_the_other_seeds_end_normally_and_the_summary_says_which_is_missing(
     assert main(command) == SEED_WITHOUT_POLICY
     assert (run / "policy" / "seed_2" / "policy.safetensors").read_bytes() == before
     assert f"**Seed 1 has no policy**: {sentence}." in (run / "summary.md").read_text(encoding="utf-8")
-    assert main(["evaluate", str(run)]) == 0
+    assert main(["evaluate", str(run), "--trust"]) == 0
 
 
 def test_a_run_without_a_healthy_seed_ends_at_once(

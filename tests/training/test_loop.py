@@ -309,7 +309,13 @@ def test_lines_of_the_log_that_share_updates_are_the_same_after_an_interruption(
     monkeypatch.setattr(config_module, "LOG_LINES", 5)
     learner = sac.Config(num_envs=1, num_steps=10, learning_starts=0, total_timesteps=200)
     config = Config(
-        env="Pendulum-v1", algo="sac", backend="gymnasium", checkpoints=3, host_resets=3, learner=learner
+        env="Pendulum-v1",
+        algo="sac",
+        backend="gymnasium",
+        checkpoints=3,
+        host_resets=3,
+        learner=learner,
+        frontier=0,
     ).resolved()
     assert (config.learner.num_updates, config.log_every, config.checkpoint_every) == (20, 4, 7)
     console = Console(file=io.StringIO())

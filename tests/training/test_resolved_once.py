@@ -65,11 +65,10 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_one_environment_more_is_made_than_is_played(compared: Any) -> None:
     """Those of training, of the choice among all policies that were kept, of evaluation, and one to read the spaces."""
     trained = 2 * NUM_ENVS * SEEDS  # by the run and by its control
-    own, beside = (
-        EPISODES * SEEDS,
-        3 * EPISODES * SEEDS,
-    )  # the control's evaluation; masked, compact and dense
-    assert compared.environments == trained + SELECTION + own + beside + 1
+    chosen = 2 * (1 + SELECTION)  # a fifth of the episodes first, at least one; by both again
+    measured = json.loads((compared.run / "evaluation.json").read_text())["seeds"]
+    own, beside = EPISODES * SEEDS, EPISODES * sum(len(entry["policies"]) for entry in measured)
+    assert compared.environments == trained + chosen + own + beside + 1
 
 
 def without(path: Any, *fields: Any) -> None:

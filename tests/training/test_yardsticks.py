@@ -55,10 +55,10 @@ def test_a_small_actor_is_as_wide_as_the_pruned_one_and_its_critic_as_wide_as_at
     assert {name: policy["widths"] for name, policy in policies.items()} == {
         "compact": [4, 4], "dense": [16, 16]
     }  # fmt: skip
-    assert policies["compact"]["weights"]["kept"] == 5 * 4 + 5 * 4 + 5 * 2
+    assert policies["compact"]["weights"]["kept"] == 5 * 4 + 5 * 4 + 5 * 2 + 4 * 2  # with a linear path
     summary = (run / "summary.md").read_text()
     assert "small actor from scratch" in summary
-    assert "trained from scratch at its size, has **8 hidden neurons** and **50 weights**" in summary
+    assert "trained from scratch at its size, has **8 hidden neurons** and **58 weights**" in summary
     assert "Su et al." not in summary
     table = run_main("report", run, dense, folder=tmp_path)
     assert "return minus dense" in table

@@ -161,6 +161,7 @@ def dynamic_pruning(
         "decay": decay,
         "refit": refit,
         "seed": seed,
+        "trial": trial,
     }.items():
         if isinstance(value, jax.Array):
             raise ValueError(
