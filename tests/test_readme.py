@@ -176,7 +176,7 @@ def table_values(text: str) -> list[tuple[str, ...]]:
 
 def test_the_printed_table_has_the_figures_of_the_summary() -> None:
     (shown,) = (block for block in code_blocks(README, "") if "hidden widths" in block)
-    summary = (ROOT / "experiments" / "results" / "CartPole-v1-ppo.md").read_text()
+    summary = (ROOT / "experiments" / "results" / "CartPole-v1-ppo-seed0.md").read_text()
     assert len(table_values(shown)) == 6
     assert set(table_values(shown)) <= set(table_values(summary))
 
