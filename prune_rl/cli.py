@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {"train": _train, "evaluate": _evaluate, "choose": _choose, "report": _report}
     parser.add_argument("COMMAND", choices=commands, help=argparse.SUPPRESS)
     try:
-        with _sigterm_as_interrupt():
+        with _signals_as_interrupts():
             command = parser.parse_args(arguments[:1]).COMMAND
             return commands[command](arguments[1:], console)
     except EnvironmentCrashed as error:
@@ -181,22 +181,45 @@ def main(arguments: list[str] | None = None) -> int:
         return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
 
 
+# Seconds after which a signal is sent again, where what it raised was swallowed.
+AGAIN = 10.0
+
+
 @contextlib.contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM raises ``Terminated`` inside; a second one ends the process at once."""
+def _signals_as_interrupts() -> Iterator[None]:
+    """SIGTERM raises ``Terminated`` inside, and a second one ends the process at once; SIGINT ``KeyboardInterrupt``.
+
+    An exception that surfaces in a callback of a library, or while a module is half imported, can be swallowed there.
+    So the signal is sent again for as long as this lasts.
+    """
+    timers: list[threading.Timer] = []
+
+    def send_again(number: int) -> None:
+        timers.append(threading.Timer(AGAIN, os.kill, (os.getpid(), number)))
+        timers[-1].daemon = True
+        timers[-1].start()
 
     def terminate(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
+        send_again(number)
         raise Terminated
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        send_again(number)
+        raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         yield
         return
-    before = signal.signal(signal.SIGTERM, terminate)
+    handlers = {signal.SIGTERM: terminate, signal.SIGINT: interrupt}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for timer in timers:
+            timer.cancel()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _sentence(error: Exception) -> str:

@@ -450,6 +450,27 @@ def test_a_signal_while_the_program_starts_is_one_line(number: int, status: int,
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
+def test_a_signal_that_a_library_swallows_is_sent_again(number: int, status: int) -> None:
+    code = (
+        "import os, sys, time\n"
+        "import prune_rl.cli as cli\n"
+        "cli.AGAIN = 0.5\n"
+        "def swallowing(arguments, console):\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), {int(number)})\n"
+        "        time.sleep(60)\n"
+        "    except BaseException:\n"
+        "        pass\n"
+        "    time.sleep(60)\n"
+        "cli._report = swallowing\n"
+        "sys.exit(cli.main(['report', 'x']))"
+    )
+    done = run_process(code=code)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_sigterm_ends_training_as_ctrl_c_does(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "prune_rl", "train", "CartPole-v1", "--hidden", "8", "--num-envs", "2",
