@@ -13,12 +13,9 @@ import re
 import shlex
 import signal
 import sys
-import threading
 import traceback
-from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -37,6 +34,7 @@ from tyro.constructors import (
 from prune_rl import compilation_cache
 from prune_rl.__main__ import INTERRUPTED
 from prune_rl.envs.errors import EnvironmentCrashed
+from prune_rl.interrupts import Terminated, signals_as_interrupts
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
 from prune_rl.plain_text import let_output_fall_back
@@ -140,10 +138,6 @@ class Report:
     none."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, by which a scheduler asks a process to end: handled as Ctrl-C is."""
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
@@ -163,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {"train": _train, "evaluate": _evaluate, "choose": _choose, "report": _report}
     parser.add_argument("COMMAND", choices=commands, help=argparse.SUPPRESS)
     try:
-        with _signals_as_interrupts():
+        with signals_as_interrupts():
             command = parser.parse_args(arguments[:1]).COMMAND
             return commands[command](arguments[1:], console)
     except EnvironmentCrashed as error:
@@ -179,47 +173,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         console.print(INTERRUPTED)
         return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
-
-
-# Seconds after which a signal is sent again, where what it raised was swallowed.
-AGAIN = 10.0
-
-
-@contextlib.contextmanager
-def _signals_as_interrupts() -> Iterator[None]:
-    """SIGTERM raises ``Terminated`` inside, and a second one ends the process at once; SIGINT ``KeyboardInterrupt``.
-
-    An exception that surfaces in a callback of a library, or while a module is half imported, can be swallowed there.
-    So the signal is sent again for as long as this lasts.
-    """
-    timers: list[threading.Timer] = []
-
-    def send_again(number: int) -> None:
-        timers.append(threading.Timer(AGAIN, os.kill, (os.getpid(), number)))
-        timers[-1].daemon = True
-        timers[-1].start()
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        send_again(number)
-        raise Terminated
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        send_again(number)
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
-        yield
-        return
-    handlers = {signal.SIGTERM: terminate, signal.SIGINT: interrupt}
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for timer in timers:
-            timer.cancel()
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _sentence(error: Exception) -> str:

@@ -454,8 +454,8 @@ def test_a_signal_while_the_program_starts_is_one_line(number: int, status: int,
 def test_a_signal_that_a_library_swallows_is_sent_again(number: int, status: int) -> None:
     code = (
         "import os, sys, time\n"
-        "import prune_rl.cli as cli\n"
-        "cli.AGAIN = 0.5\n"
+        "import prune_rl.cli as cli, prune_rl.interrupts as interrupts\n"
+        "interrupts.AGAIN = 0.5\n"
         "def swallowing(arguments, console):\n"
         "    try:\n"
         f"        os.kill(os.getpid(), {int(number)})\n"

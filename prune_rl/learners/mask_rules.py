@@ -203,10 +203,14 @@ def prune(
 
 
 def since_change(returns: EpisodeReturns, before: PruningState, after: PruningState) -> EpisodeReturns:
-    """``returns`` in which no episode under way is fresh if a mask changed."""
-    same = [jnp.all(before.masks[name] == mask) for name, mask in after.masks.items()]
-    unchanged = jnp.all(jnp.stack(same)) if same else jnp.ones((), bool)
-    return returns.replace(fresh=returns.fresh & unchanged)  # type: ignore[attr-defined,no-any-return]
+    """``returns`` in which no episode under way is fresh if the masks of neurons that go on trial changed.
+
+    Those of a critic that goes by its schedule do not change what the policy does.
+    """
+    if not isinstance(after.threshold, ThresholdState):
+        return returns
+    same = [jnp.all(before.masks[name] == after.masks[name]) for name in after.threshold.good_masks]
+    return returns.replace(fresh=returns.fresh & jnp.all(jnp.stack(same)))  # type: ignore[attr-defined,no-any-return]
 
 
 def _sibling_bias(path: KeyPath) -> KeyPath:

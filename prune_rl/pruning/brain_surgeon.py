@@ -53,18 +53,34 @@ def surgeon_importance(
         ValueError: there are no ``activations``.
     """
     del grads, key
-    if activations is None:
-        raise ValueError("importance 'surgeon' needs activations={group name: float[…, size]}, got None")
-    params, activations = jax.lax.stop_gradient((params, dict(activations)))
-    leaves = leaves_by_path(params)
+    leaves = leaves_by_path(jax.lax.stop_gradient(params))
     scores = {}
+    for name, (alive, precision) in precisions("surgeon", groups, activations, masks, ridge).items():
+        group, unexplained = groups[name], 1.0 / jnp.diagonal(precision)
+        scores[name] = jnp.where(alive, sum_of_squares(group.outgoing, leaves, group) * unexplained, 0.0)
+    return scores
+
+
+def precisions(
+    importance: str, groups: NeuronGroups, activations: Activations | None, masks: Masks | None, ridge: float
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """{group name: (which neurons are left, bool[size]; C⁻¹ over these, float[size, size])}, for a score.
+
+    Constants for differentiation; arguments as for ``surgeon_importance``. Of a layer without a neuron, C⁻¹ is
+    anything finite. Raises ``ValueError`` that names the ``importance`` if there are no activations.
+    """
+    if activations is None:
+        raise ValueError(
+            f"importance {importance!r} needs activations={{group name: float[…, size]}}, got None"
+        )
+    activations = jax.lax.stop_gradient(dict(activations))
+    found = {}
     for name, group in groups.items():
         chex.assert_axis_dimension(activations[name], -1, group.size)
         alive = jnp.ones(group.size, bool) if masks is None or name not in masks else masks[name]
-        _, covariance = moments(activations[name], alive, ridge)
-        unexplained = 1.0 / jnp.diagonal(inverse(covariance))
-        scores[name] = jnp.where(alive, sum_of_squares(group.outgoing, leaves, group) * unexplained, 0.0)
-    return scores
+        _, covariance = _moments(activations[name], alive, ridge)
+        found[name] = alive, inverse(covariance, jnp.any(alive))
+    return found
 
 
 def refit(
@@ -90,7 +106,7 @@ def refit(
         chex.assert_axis_dimension(activations[name], -1, group.size)
         kept = new_masks[name]
         removed = old_masks[name] & ~kept
-        mean, covariance = moments(activations[name], old_masks[name], ridge)
+        mean, covariance = _moments(activations[name], old_masks[name], ridge)
         both_kept = kept[:, None] & kept[None, :]
         system = jnp.where(both_kept, covariance, jnp.eye(group.size, dtype=covariance.dtype))
         cross = jnp.where(kept[:, None] & removed[None, :], covariance, 0.0)
@@ -167,7 +183,7 @@ def _sweep(matrix: jax.Array) -> jax.Array:
     return swept
 
 
-def moments(activations: jax.Array, alive: jax.Array, ridge: float) -> tuple[jax.Array, jax.Array]:
+def _moments(activations: jax.Array, alive: jax.Array, ridge: float) -> tuple[jax.Array, jax.Array]:
     """Mean [n] and regularised covariance [n, n] over the batch; rows and columns of masked neurons are those of I."""
     flat = activations.reshape(-1, activations.shape[-1])
     flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))

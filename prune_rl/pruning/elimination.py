@@ -13,13 +13,12 @@ elimination for least squares). The errors of all steps add up to tr(WᵀCW), th
 
 from __future__ import annotations
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from prune_rl.dependency.groups import NeuronGroup, NeuronGroups
 from prune_rl.dependency.tree_paths import Leaves, Masks, Params, leaves_by_path
-from prune_rl.pruning.brain_surgeon import Activations, inverse, moments
+from prune_rl.pruning.brain_surgeon import Activations, precisions
 from prune_rl.pruning.importance import Scores
 
 TINY = 1e-37  # above 0 in float32
@@ -42,20 +41,15 @@ def elimination_importance(
     neurons that are masked. Arguments and errors as for ``surgeon_importance``.
     """
     del grads, key
-    if activations is None:
-        raise ValueError("importance 'elimination' needs activations={group name: float[…, size]}, got None")
-    params, activations = jax.lax.stop_gradient((params, dict(activations)))
-    leaves = leaves_by_path(params)
-    scores = {}
-    for name, group in groups.items():
-        chex.assert_axis_dimension(activations[name], -1, group.size)
-        alive = jnp.ones(group.size, bool) if masks is None or name not in masks else masks[name]
-        _, covariance = moments(activations[name], alive, ridge)
-        scores[name] = _eliminate(inverse(covariance, jnp.any(alive)), outgoing_rows(group, leaves), alive)
-    return scores
+    leaves = leaves_by_path(jax.lax.stop_gradient(params))
+    found = precisions("elimination", groups, activations, masks, ridge)
+    return {
+        name: _eliminate(precision, _outgoing_rows(groups[name], leaves), alive)
+        for name, (alive, precision) in found.items()
+    }
 
 
-def outgoing_rows(group: NeuronGroup, leaves: Leaves) -> jax.Array:
+def _outgoing_rows(group: NeuronGroup, leaves: Leaves) -> jax.Array:
     """The outgoing weights of each neuron, float[size, …] with the rest of every slice flattened and joined."""
     rows = []
     for part in group.outgoing:

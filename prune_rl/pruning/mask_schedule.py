@@ -95,9 +95,12 @@ class MaskSchedule:
         It depends on ``count`` alone, so that it can steer a ``lax.cond`` under ``vmap``. With a gate, updates stay due
         after ``last``, since some may have been held back.
         """
-        since = count - self.first
-        on = (since >= 0) & (since % self.every == 0)
+        on = self.in_step(count) & (count >= self.first)
         return on if gated else on & (count <= self.last)
+
+    def in_step(self, count: jax.Array) -> jax.Array:
+        """Whether a whole number of ``every`` updates lie between ``count`` (int32[]) and ``first``, as bool[]."""
+        return (count - self.first) % self.every == 0
 
     @classmethod
     def covering(cls, schedules: Sequence[MaskSchedule]) -> MaskSchedule:

@@ -80,15 +80,15 @@ def mask_update(
         return pruned._replace(state=pruned.state._replace(updates=state.updates + 1))
 
     def by_threshold(_: None) -> Pruned:
-        before = removal.nothing()
-        if rules.scheduled:
-            made = rules.schedule.made_before(count)
-            before = jax.lax.cond(
-                rules.schedule.due(count, gated=False),
-                lambda _: _scheduled(removal, made, made),
-                lambda _: removal.nothing(),
-                None,
-            )
+        if not rules.scheduled:
+            return end_trial(removal, count)
+        made = rules.schedule.made_before(count)
+        before: Pruned = jax.lax.cond(
+            rules.schedule.due(count, gated=False),
+            lambda _: _scheduled(removal, made, made),
+            lambda _: removal.nothing(),
+            None,
+        )
         then = dataclasses.replace(
             removal,
             state=before.state,
@@ -111,9 +111,10 @@ def mask_update(
         gated: Pruned = jax.lax.cond(may_go, by_schedule, lambda _: removal.nothing(), None)
         return gated
 
-    due = rules.schedule.due(count, gated=rules.gate is not None)
     if rules.dynamic is not None:  # trials go on outside of the schedule too
-        due = (count - rules.schedule.first) % rules.schedule.every == 0
+        due = rules.schedule.in_step(count)
+    else:
+        due = rules.schedule.due(count, gated=rules.gate is not None)
     pruned: Pruned = jax.lax.cond(due, when_due, lambda _: removal.nothing(), None)
     return pruned
 

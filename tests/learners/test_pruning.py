@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from prune_rl.learners import ppo
-from prune_rl.learners.mask_rules import mask_schedules
+from prune_rl.learners.mask_rules import mask_schedules, since_change
 from tests.learners.pruned_runs import (
     PPO_ACTOR,
     PPO_BOTH,
@@ -20,7 +21,7 @@ from tests.learners.pruned_runs import (
     Run,
     trained,
 )
-from tests.learners.random_rollouts import slices_of
+from tests.learners.random_rollouts import DISCRETE, SMALL, slices_of
 from tests.learners.schedules import by_schedule
 
 RUNS = pytest.mark.parametrize(
@@ -140,3 +141,14 @@ def test_without_a_cadence_a_long_run_makes_about_as_many_mask_updates_as_a_shor
         assert 100 <= number <= 150, (updates, number)
     assert by_schedule(begin=0.1, end=0.6).updates_apart(196) == 1
     assert by_schedule(every=7).updates_apart(10_000) == 7
+
+
+def test_episodes_are_stale_only_after_a_change_of_the_neurons_on_trial() -> None:
+    """A critic that goes by its schedule, at every mask update, does not hold trials of the actor up."""
+    prune = by_schedule(tolerance=0.02, critic=True)
+    state = ppo.init(jax.random.key(0), dataclasses.replace(SMALL, prune=prune), DISCRETE)
+    for network, fresh in (("critic", True), ("actor", False)):
+        name = f"{network}/layer_0"
+        masks = {**state.pruning.masks, name: state.pruning.masks[name].at[0].set(False)}
+        after = since_change(state.returns, state.pruning, state.pruning._replace(masks=masks))
+        assert after.fresh.tolist() == [fresh] * SMALL.num_envs

@@ -25,15 +25,14 @@ from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.actions import action_bounds, gaussian_range, is_discrete
 from prune_rl.learners.advantages import generalized_advantages
-from prune_rl.learners.distributions import Categorical, Gaussian
 from prune_rl.learners.mask_rules import mask_rules, prunable, prune, since_change
 from prune_rl.learners.network_groups import network_groups
 from prune_rl.learners.networks import apply_mlp, init_actor_critic, input_size
 from prune_rl.learners.ppo.config import Config
+from prune_rl.learners.ppo.distillation import distill_coef, good_policy
 from prune_rl.learners.ppo.surrogate import Batch, actor_distribution, minibatch_epochs, optimizer, values
 from prune_rl.learners.rollout import EpisodeReturns, Metrics, Rollout, track_returns
 from prune_rl.learners.running_statistics import RunningStatistics, normalize, update_statistics
-from prune_rl.pruning.dynamic_threshold import ThresholdState
 from prune_rl.pruning.rules import PruningRules, PruningState, init_pruning
 from prune_rl.pruning.shrinking import gather
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState
@@ -169,7 +168,7 @@ def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batc
         policy.log_prob(rollout.action),
         advantage,
         value,
-        _good_policy(state, obs, config),
+        good_policy(state.pruning, obs, config, is_discrete(state.bounds)),
     )
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
     target = batch.advantage + batch.value
@@ -178,24 +177,6 @@ def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batc
     obs_stats = update_statistics(state.obs_stats, rollout.obs, config)
     state = dataclasses.replace(state, obs_stats=obs_stats, return_stats=return_stats, returns=returns)
     return state, batch, metrics
-
-
-def _good_policy(state: State, obs: jax.Array, config: Config) -> Categorical | Gaussian | None:
-    """The last good policy for normalised observations […, D]; None where nothing is distilled from it."""
-    threshold = state.pruning.threshold
-    if not config.distill_coef or not isinstance(threshold, ThresholdState):
-        return None
-    good = actor_distribution(threshold.good_params, obs, config, is_discrete(state.bounds))
-    if isinstance(good, Gaussian):
-        return good._replace(log_std=jnp.broadcast_to(good.log_std, good.mean.shape))
-    return good
-
-
-def _distill_coef(state: State, config: Config) -> jax.Array:
-    """The weight of distillation: 0 while no removal is on trial, float32[]."""
-    threshold = state.pruning.threshold
-    on_trial = threshold.on_trial if isinstance(threshold, ThresholdState) else jnp.zeros((), bool)
-    return config.distill_coef * on_trial.astype(jnp.float32)
 
 
 def _rules(groups: NeuronGroups, config: Config) -> PruningRules | None:
@@ -227,7 +208,7 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
         shuffle_key,
         config,
         discrete,
-        _distill_coef(state, config),
+        distill_coef(state.pruning, config),
     )
     metrics |= losses
     metrics["gradient_steps"] = jnp.int32(config.update_epochs * config.num_minibatches)
