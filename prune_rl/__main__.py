@@ -11,7 +11,7 @@ INTERRUPTED = "\ninterrupted; the same command continues from the last checkpoin
 
 
 def main() -> int:
-    """Run the command line; returns its exit status. Until it has been imported, Ctrl-C and SIGTERM end at once."""
+    """Run the command line; returns its exit status. Outside of its work, Ctrl-C and SIGTERM end at once."""
 
     def leave(number: int, frame: FrameType | None) -> None:
         del frame
@@ -20,11 +20,13 @@ def main() -> int:
         os._exit(128 + number)
 
     before = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
-    from prune_rl import cli
+    try:
+        from prune_rl import cli
 
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    return cli.main()
+        return cli.main()  # which handles them in its own way
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

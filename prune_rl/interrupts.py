@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
-import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 # Seconds after which a signal is sent again, where what it raised was swallowed.
 AGAIN = 10.0
+# The same where Python reports that it was swallowed: not at once, since that code is still running.
+AGAIN_WHEN_REPORTED = 0.05
 
 
 class Terminated(KeyboardInterrupt):
@@ -21,34 +25,58 @@ class Terminated(KeyboardInterrupt):
 def signals_as_interrupts() -> Iterator[None]:
     """SIGTERM raises ``Terminated`` inside, and a second one ends the process at once; SIGINT ``KeyboardInterrupt``.
 
-    An exception that surfaces in a callback of a library, or while a module is half imported, can be swallowed there.
-    So the signal is sent again for as long as this lasts.
+    An exception that surfaces in a callback of a library, a finalizer, or while a module is half imported, can be
+    swallowed there. So it is raised again for as long as this lasts, soon where Python reports it as unraisable.
     """
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
+        yield
+        return
     timers: list[threading.Timer] = []
+    terminated = ended = False
 
-    def send_again(number: int) -> None:
-        timers.append(threading.Timer(AGAIN, os.kill, (os.getpid(), number)))
+    def send_again(seconds: float) -> None:
+        timers.append(threading.Timer(seconds, _interrupt_main_thread))
         timers[-1].daemon = True
         timers[-1].start()
 
     def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
         signal.signal(number, signal.SIG_DFL)
-        send_again(number)
+        send_again(AGAIN)
         raise Terminated
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        send_again(number)
-        raise KeyboardInterrupt
+        send_again(AGAIN)
+        raise Terminated if terminated else KeyboardInterrupt
 
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be set
-        yield
-        return
+    def unraisable_hook(unraisable: Any) -> None:
+        if not ended and issubclass(unraisable.exc_type, KeyboardInterrupt):
+            send_again(AGAIN_WHEN_REPORTED)
+        else:
+            hook_before(unraisable)
+
+    hook_before = sys.unraisablehook
     handlers = {signal.SIGTERM: terminate, signal.SIGINT: interrupt}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    sys.unraisablehook = unraisable_hook
     try:
         yield
     finally:
+        ended = True
         for timer in timers:
             timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
+        if sys.unraisablehook is unraisable_hook:  # otherwise somebody's hook calls this one
+            sys.unraisablehook = hook_before
+
+
+def _interrupt_main_thread() -> None:
+    """SIGINT to the main thread, so that it leaves a system call too; where there is no such call, a simulated one."""
+    if hasattr(signal, "pthread_kill"):
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
+    else:
+        _thread.interrupt_main()

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -432,9 +433,10 @@ def test_what_may_surprise_is_said_before_training(
 
 
 INTERRUPTED = "interrupted; the same command continues from the last checkpoint"
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
 @pytest.mark.parametrize("delay", [0.1, 0.4, 1.0])
 def test_a_signal_while_the_program_starts_is_one_line(number: int, status: int, delay: float) -> None:
     """During its imports, and (the last delay, as a rule) while it makes the environment."""
@@ -450,25 +452,75 @@ def test_a_signal_while_the_program_starts_is_one_line(number: int, status: int,
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
-def test_a_signal_that_a_library_swallows_is_sent_again(number: int, status: int) -> None:
-    code = (
-        "import os, sys, time\n"
+def _swallowing(number: int, lines: str) -> str:
+    """A program in which ``lines``, with ``send()``, are the command `report`."""
+    return (
+        "import gc, os, sys, time\n"
         "import prune_rl.cli as cli, prune_rl.interrupts as interrupts\n"
-        "interrupts.AGAIN = 0.5\n"
+        f"def send(*_): os.kill(os.getpid(), {int(number)})\n"
         "def swallowing(arguments, console):\n"
-        "    try:\n"
-        f"        os.kill(os.getpid(), {int(number)})\n"
-        "        time.sleep(60)\n"
-        "    except BaseException:\n"
-        "        pass\n"
+        f"{textwrap.indent(textwrap.dedent(lines), '    ')}\n"
         "    time.sleep(60)\n"
         "cli._report = swallowing\n"
         "sys.exit(cli.main(['report', 'x']))"
     )
-    done = run_process(code=code)
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_a_signal_that_a_library_swallows_is_raised_again(number: int, status: int) -> None:
+    lines = """
+        interrupts.AGAIN = 0.5
+        for first in (True, False):
+            try:
+                send() if first else None
+                time.sleep(60)
+            except BaseException:
+                pass
+    """
+    done = run_process(code=_swallowing(number, lines))
     assert done.returncode == status, done.stderr
+    assert done.stdout.endswith(f"\n{INTERRUPTED}\n")
     assert "Traceback" not in done.stderr
+
+
+IN_CALLBACKS = {
+    "collector": """
+        def collected(phase, info):
+            gc.callbacks.clear()
+            send()
+        gc.callbacks.append(collected)
+        gc.collect()
+    """,
+    "finalizer": """
+        type("Finalized", (), {"__del__": send})()
+    """,
+}
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+@pytest.mark.parametrize("where", IN_CALLBACKS)
+def test_a_signal_inside_a_callback_of_the_interpreter_is_raised_after_it(
+    number: int, status: int, where: str
+) -> None:
+    # Were the report of the interpreter not used, the program would sleep for its 60 seconds.
+    done = run_process(
+        code=_swallowing(number, f"interrupts.AGAIN = 1e6\n{textwrap.dedent(IN_CALLBACKS[where])}")
+    )
+    assert done.returncode == status, done.stderr
+    assert done.stdout.endswith(f"\n{INTERRUPTED}\n")
+    assert not done.stderr
+
+
+def test_a_second_sigterm_ends_the_process_at_once() -> None:
+    lines = """
+        try:
+            send()
+            time.sleep(60)
+        except BaseException:
+            send()
+    """
+    done = run_process(code=_swallowing(signal.SIGTERM, lines))
+    assert done.returncode == -signal.SIGTERM, done.stderr
 
 
 def test_sigterm_ends_training_as_ctrl_c_does(tmp_path: Path) -> None:
