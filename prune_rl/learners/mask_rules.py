@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
@@ -12,14 +13,14 @@ import jax.numpy as jnp
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import KeyPath, Params
 from prune_rl.learners.config import LearnerConfig
-from prune_rl.learners.pruning_config import Pruning
+from prune_rl.learners.pruning_config import WARM_UP, Pruning
 from prune_rl.learners.rollout import EpisodeReturns
 from prune_rl.pruning.dynamic_threshold import DynamicThreshold, ThresholdState
 from prune_rl.pruning.gate import NO_PERFORMANCE
 from prune_rl.pruning.importance import Scores
 from prune_rl.pruning.mask_schedule import MaskSchedule, cubic_sparsity, target_width
 from prune_rl.pruning.mask_update import mask_update
-from prune_rl.pruning.removal import Pruned
+from prune_rl.pruning.removal import Pruned, no_removal
 from prune_rl.pruning.rules import PruningRules, PruningState
 from prune_rl.pruning.scores import SCORES
 from prune_rl.pruning.targets import Ensemble, Target
@@ -96,6 +97,17 @@ def mask_schedules(config: LearnerConfig) -> dict[Network, MaskSchedule]:
         begin = max(begin, config.first_mask_update / num_updates)
         schedules[network] = MaskSchedule.create(num_updates, begin, max(end, begin), every)
     return schedules
+
+
+def dense_updates(config: LearnerConfig) -> int:
+    """How many updates a pruned run makes as its dense control does, before importance is tracked."""
+    prune, total = config.prune, config.num_updates
+    assert prune is not None
+    first = min(schedule.first for schedule in mask_schedules(config).values())
+    if prune.proximal_begin is None:
+        return max(0, first - math.ceil(WARM_UP * total))
+    # The first mask update may come earlier than begin asks, if training is short.
+    return min(math.floor(round(prune.proximal_begin * total, 6)), first - 1)
 
 
 def planned_widths(
@@ -190,16 +202,29 @@ def prune(
     progress = rules.progress(rules.targets[0], pruned.state.updates)
     if rules.dynamic is not None:
         progress = rules.schedule.progress(jnp.maximum(rules.schedule.made_before(state.step) + 1, 0))
-    report: dict[str, Any] = {"prune_progress": progress, "prune": pruned.report}
-    threshold = pruned.state.threshold
-    if isinstance(threshold, ThresholdState):
-        report |= {
-            "prune_threshold": threshold.threshold,
-            "prune_reference": jnp.where(jnp.isfinite(threshold.reference), threshold.reference, 0.0),
-            "prune_mean": threshold.mean,
-            "prune_taken_back": threshold.taken_back,
-        }
-    return pruned, report
+    return pruned, {"prune_progress": progress, "prune": pruned.report, **_threshold_report(pruned.state)}
+
+
+def report_before(pruning: PruningState) -> dict[str, Any]:
+    """What ``prune`` reports of a state, or of several with leading axes, before any neuron can go."""
+    progress = jnp.zeros(pruning.updates.shape, jnp.float32)
+    return {
+        "prune_progress": progress,
+        "prune": no_removal(pruning.masks),
+        **_threshold_report(pruning),
+    }
+
+
+def _threshold_report(state: PruningState) -> dict[str, Any]:
+    threshold = state.threshold
+    if not isinstance(threshold, ThresholdState):
+        return {}
+    return {
+        "prune_threshold": threshold.threshold,
+        "prune_reference": jnp.where(jnp.isfinite(threshold.reference), threshold.reference, 0.0),
+        "prune_mean": threshold.mean,
+        "prune_taken_back": threshold.taken_back,
+    }
 
 
 def since_change(returns: EpisodeReturns, before: PruningState, after: PruningState) -> EpisodeReturns:

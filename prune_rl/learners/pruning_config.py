@@ -6,6 +6,8 @@ import dataclasses
 import math
 from typing import Literal, get_args, get_origin, get_type_hints
 
+# Share of training for which importance is tracked before the first neuron may go.
+WARM_UP = 0.01
 # Mask updates of a whole run, where the number of updates between two is not given.
 MASK_UPDATES = 120
 
@@ -29,6 +31,9 @@ class Pruning:
     """Share of training after which neurons may go."""
     end: float = 0.95
     """Share of training after which none goes any more."""
+    proximal_begin: float | None = None
+    """Share of training after which the proximal step acts and importance is tracked, by default 0.01 before the first
+    neuron may go; until then training is that of the dense control, to the bit."""
     critic_begin: float | None = None
     """The same for the critic, by default as for the actor."""
     critic_end: float | None = None
@@ -91,6 +96,14 @@ class Pruning:
             if begin > end:
                 raise ValueError(
                     f"prune.{prefix}begin must not exceed prune.{prefix}end, got {begin} > {end}"
+                )
+        if self.proximal_begin is not None:
+            begin = min(self.begin, self.window("critic")[0]) if self.critic else self.begin
+            _in_range("prune.proximal_begin", self.proximal_begin, 0.0, 1.0)
+            if self.proximal_begin > begin:
+                raise ValueError(
+                    f"prune.proximal_begin must not exceed the share of training after which neurons may go, got "
+                    f"{self.proximal_begin} > {begin}"
                 )
         if self.gate is not None and not (self.gate >= 0 and math.isfinite(self.gate)):
             raise ValueError(f"prune.gate must be >= 0, got {self.gate}")

@@ -178,14 +178,13 @@ def raised(
 def taken_back(rules: DynamicThreshold, state: ThresholdState) -> ThresholdState:
     """After a trial in which the return did not come back.
 
-    Where there is nothing to take back, the reference may have been luck: it gives way by the tolerance, at most to
-    what was measured.
+    Where there is nothing to take back, the reference was luck, or training has got worse by itself: it becomes what
+    was measured.
     """
-    lower = state.reference - rules.tolerance * jnp.abs(state.reference)
     return state._replace(
         threshold=jnp.where(state.on_trial, state.threshold * rules.backoff, state.threshold),
         growth=jnp.where(state.on_trial, jnp.sqrt(state.growth), state.growth),
-        reference=jnp.where(state.on_trial, state.reference, jnp.maximum(lower, _lower_bound(state))),
+        reference=jnp.where(state.on_trial, state.reference, _lower_bound(state)),
         taken_back=state.taken_back + state.on_trial.astype(jnp.int32),
     )
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from prune_rl.dependency.groups import NeuronGroups
-from prune_rl.dependency.tree_paths import KeyPath, Params
+from prune_rl.dependency.tree_paths import KeyPath, Masks, Params
 from prune_rl.pruning.importance import Scores
 from prune_rl.pruning.mask_schedule import Share
 from prune_rl.pruning.masks import apply_masks, mask_state
@@ -155,6 +155,20 @@ class Removal:
             before.masks | new,
             before.scores | scores,
         )
+
+
+def no_removal(masks: Masks) -> Report:
+    """The report of masks bool[…, size] from which nothing goes, before there are scores; its scalars are […]."""
+    report = {}
+    for name, mask in masks.items():
+        zero = jnp.zeros(mask.shape[:-1], jnp.float32)
+        report[name] = {
+            "width": jnp.sum(mask, axis=-1, dtype=jnp.int32),
+            "threshold": zero,
+            "removed_importance": zero,
+            "nan_scores": zero.astype(jnp.int32),
+        }
+    return report
 
 
 def _report(old: Mapping[str, jax.Array], new: Mapping[str, jax.Array], scores: Scores) -> Report:

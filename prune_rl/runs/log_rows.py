@@ -57,7 +57,7 @@ def joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """
     if len(rows) == 1:
         return dict(rows[0])
-    stacked: dict[str, Any] = jax.tree.map(lambda *x: np.stack(x), *rows)
+    stacked: dict[str, Any] = jax.tree.map(lambda *x: np.stack(x), *with_equal_names(rows))
     result: dict[str, Any] = {name: _mean(value) for name, value in stacked.items() if name != "prune"}
     if "episodes" in stacked:
         result["episodes"] = stacked["episodes"].sum(0)
@@ -74,6 +74,13 @@ def joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for group, report in stacked["prune"].items()
         }
     return result
+
+
+def with_equal_names(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with 0 for what only others have: a part of the loss that starts while training goes on."""
+    names = {name: row[name] for row in rows for name in row}
+    zeros = {name: jax.tree.map(np.zeros_like, value) for name, value in names.items()}
+    return [{**zeros, **row} for row in rows]
 
 
 def _mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -12,10 +12,12 @@ import numpy as np
 
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import leaves_by_path, make_struct, replace_leaves, shape_structs
+from prune_rl.learners.mask_rules import report_before
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, State, learner_of, masks_at_start, shrinks
 from prune_rl.spaces import Spec
 from prune_rl.training.array_widths import Shrinking, Widths, next_shrinking
+from prune_rl.training.dense_part import DensePart, dense_state, num_dense_updates
 from prune_rl.training.faults import Faults
 from prune_rl.training.programs import Programs
 from prune_rl.training.timing import Timing
@@ -44,6 +46,12 @@ class Engine(Generic[Compiled]):
         self._config = config
         self._full = shape_structs(tree, "the state")
         self._programs = Programs(self._compile)
+        self._num_dense = num_dense_updates(config, tree.state)
+        if self._num_dense:
+            dense = dense_state(config, spec)
+            self._part = DensePart(tree, tree.replace(state=dense))
+            self._state_part = DensePart(tree.state, dense)
+        self._report: Metrics | None = None
 
     @property
     def state(self) -> State:
@@ -81,6 +89,8 @@ class Engine(Generic[Compiled]):
         Call it between two calls of ``advance``, before the first one and at the points that ``check_every`` gives. All
         seeds share the widths. What the next shrinking will need is compiled ahead.
         """
+        if self._is_dense:
+            self._programs.ahead(self.widths, dense=False)
         upcoming = self._next_shrinking()
         now = upcoming is not None and upcoming.update == int(self.state.step)
         if upcoming is not None and now:
@@ -88,7 +98,7 @@ class Engine(Generic[Compiled]):
                 self.tree = self._shrunk(upcoming.widths)
             upcoming = self._next_shrinking()
         if upcoming is not None:
-            self._programs.ahead(upcoming.widths)
+            self._programs.ahead(upcoming.widths, dense=False)
         return now
 
     @property
@@ -126,14 +136,31 @@ class Engine(Generic[Compiled]):
             self._filled = frozen
         return metrics
 
-    def _compile(self, widths: Widths) -> Compiled:
-        """The programs for arrays of these widths. May run in another thread."""
+    @property
+    def _is_dense(self) -> bool:
+        """Whether the next update of this pruned run is that of its dense control."""
+        return int(self.state.step) < self._num_dense
+
+    def _before_pruning(self, metrics: Metrics) -> Metrics:
+        """The metrics [n, S] of dense updates with what a pruned run reports."""
+        if self._report is None:  # it stays the same until neurons may go
+            state: Any = self.state
+            self._report = jax.tree.map(np.asarray, report_before(state.pruning))
+        n = len(metrics["return"])
+        report: Metrics = jax.tree.map(lambda x: np.repeat(x[None], n, axis=0), self._report)
+        return metrics | report
+
+    def _compile(self, widths: Widths, dense: bool) -> Compiled:
+        """The programs for arrays of these widths; ``dense``: for the dense control's part of the tree.
+
+        May run in another thread.
+        """
         raise NotImplementedError
 
     def _compiled(self) -> Compiled:
         """The programs for the present arrays."""
         with self.timing.measured("compiling"):
-            return self._programs.get(self.widths)
+            return self._programs.get(self.widths, self._is_dense)
 
     def _shrunk(self, widths: Widths) -> Any:
         """The tree in smaller arrays. NumPy gathers them, which has nothing to compile.

@@ -17,7 +17,9 @@ from prune_rl.envs.vector import VectorEnv
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, learner_of
 from prune_rl.learners.rollout import Rollout
+from prune_rl.runs.log_rows import with_equal_names
 from prune_rl.training.array_widths import Widths
+from prune_rl.training.dense_part import dense_config
 from prune_rl.training.engine import Engine as Engine
 from prune_rl.training.engine import init_seeds
 from prune_rl.training.engine import over_seeds as over_seeds
@@ -97,24 +99,36 @@ class DeviceEngine(Engine[Any]):
 
     def __init__(self, env: JaxEnv[Any], seeds: Sequence[int], config: LearnerConfig, length: int) -> None:
         self._chunk = make_chunk(env, config, length)
+        self._dense_chunk = make_chunk(env, dense_config(config), length)
         self._length = length
         super().__init__(init_runner(env, seed_keys(seeds), config), config, env.spec, seeds)
 
     def advance(self, n: int) -> Metrics:
         """``n`` updates; n may exceed the chunk's length."""
         parts = []
-        done, chunk = int(self.tree.state.step), self._compiled()
-        with self.timing.measured("learning"):
-            while n > 0:
-                now = min(n, self._length)
+        done, end = int(self.tree.state.step), int(self.tree.state.step) + n
+        while done < end:
+            chunk, dense = self._compiled(), self._is_dense
+            with self.timing.measured("learning"):
+                now = min(end - done, self._length, self._num_dense - done if dense else n)
                 self.tree, rows = chunk(self.tree, jnp.int32(now))
-                parts.append(jax.tree.map(lambda row, now=now: np.asarray(row)[:now], rows))
-                n -= now
-        metrics: Metrics = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
-        return self._without_faults(metrics, done)
+                part = jax.tree.map(lambda row, now=now: np.asarray(row)[:now], rows)
+                parts.append(self._without_faults(self._before_pruning(part) if dense else part, done))
+            done += now
+        metrics: Metrics = jax.tree.map(lambda *rows: np.concatenate(rows), *with_equal_names(parts))
+        return metrics
 
-    def _compile(self, widths: Widths) -> Any:
-        return self._chunk.lower(self.template(widths), make_struct((), jnp.int32)).compile()
+    def _compile(self, widths: Widths, dense: bool) -> Any:
+        n = make_struct((), jnp.int32)
+        if not dense:
+            return self._chunk.lower(self.template(widths), n).compile()
+        chunk = self._dense_chunk.lower(self._part.of(self.template(widths)), n).compile()
+
+        def within(runner: Runner, n: jax.Array) -> tuple[Runner, Metrics]:
+            part, metrics = chunk(self._part.of(runner), n)
+            return self._part.put(runner, part), metrics
+
+        return within
 
 
 @struct.dataclass
@@ -166,29 +180,19 @@ class HostEngine(Engine[HostPrograms]):
             key, noise_key = jax.random.split(key)
             return key, learner.action_noise(noise_key, (config.num_steps, config.num_envs), spec)
 
-        def act(state: Any, obs: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
-            return learner.act(state, obs, noise[t], config)
-
-        def update(learners: Learners, transitions: Rollout) -> tuple[Learners, Metrics]:
-            state, metrics = learner.update(learners.state, transitions, config)
-            return Learners(state, learners.key), metrics
-
         axes: Any = Learners(learner.VMAP_AXES, 0)  # type: ignore[arg-type]
-        num_seeds = len(self._seeds)
         self._draw = jax.jit(jax.vmap(draw))
         # A copy, since an update is given the state's memory.
         self._acting = jax.jit(lambda state: jax.tree.map(jnp.copy, cast(Any, learner).acting(state)))
-        self._act = jax.jit(over_seeds(act, num_seeds, in_axes=(learner.VMAP_AXES, 0, 0, None)))
-        self._update = jax.jit(
-            over_seeds(update, num_seeds, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0
-        )
+        self._jitted = host_functions(config, len(self._seeds))
+        self._dense_jitted = host_functions(dense_config(config), len(self._seeds))
         super().__init__(init_seeds(init, seed_keys(seeds), axes), config, spec, seeds)
 
     def advance(self, n: int) -> Metrics:
         """``n`` updates, each on a fresh rollout."""
         parts = []
-        programs = self._compiled()
         for _ in range(n):
+            programs, dense = self._compiled(), self._is_dense
             with self.timing.measured("stepping"):
                 done = int(self.tree.state.step)
                 if self._ahead is None:
@@ -206,8 +210,8 @@ class HostEngine(Engine[HostPrograms]):
                     self._ahead = self._rollout(programs.act, acting, drawn, done + 1)
             with self.timing.measured("learning"):
                 row = jax.tree.map(lambda x: np.asarray(x)[None], metrics)
-                parts.append(self._without_faults(row, done))
-        stacked: Metrics = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+                parts.append(self._without_faults(self._before_pruning(row) if dense else row, done))
+        stacked: Metrics = jax.tree.map(lambda *rows: np.concatenate(rows), *with_equal_names(parts))
         return stacked
 
     def close(self) -> None:
@@ -249,8 +253,11 @@ class HostEngine(Engine[HostPrograms]):
                     array[index] = 0
         return key, transitions
 
-    def _compile(self, widths: Widths) -> HostPrograms:
+    def _compile(self, widths: Widths, dense: bool) -> HostPrograms:
         learners = self.template(widths)
+        functions = self._jitted
+        if dense:
+            learners, functions = self._part.of(learners), self._dense_jitted
         config, spec, seeds = self._config, self._envs[0].spec, len(self._seeds)
         observed = (seeds, config.num_envs, spec.observation_size)
         _, noise = jax.eval_shape(self._draw, learners.key)
@@ -258,7 +265,7 @@ class HostEngine(Engine[HostPrograms]):
         state = learners.state
         if config.acts_ahead:
             state = jax.eval_shape(self._acting, state)
-        act = self._act.lower(state, obs, noise, t)
+        act = functions.act.lower(state, obs, noise, t)
         action = act.out_info
 
         def rows(shape: tuple[int, ...], dtype: Any = jnp.float32) -> Any:
@@ -267,7 +274,41 @@ class HostEngine(Engine[HostPrograms]):
         envs, cut = (config.num_envs,), cast(Any, make_struct((seeds,), bool))
         seen, number, flag = rows(observed[1:]), rows(envs), rows(envs, bool)
         rollout = Rollout(seen, rows(action.shape[1:], action.dtype), number, flag, flag, seen, cut)
-        return HostPrograms(act.compile(), self._update.lower(learners, rollout).compile())
+        compiled = HostPrograms(act.compile(), functions.update.lower(learners, rollout).compile())
+        return self._on_dense_part(compiled) if dense else compiled
+
+    def _on_dense_part(self, programs: HostPrograms) -> HostPrograms:
+        """Programs of the dense control, for the tree of the pruned run."""
+
+        def act(state: Any, *rest: Any) -> Any:
+            # What acts ahead is the same part of either state.
+            return programs.act(state if self._config.acts_ahead else self._state_part.of(state), *rest)
+
+        def update(learners: Learners, transitions: Rollout) -> tuple[Learners, Metrics]:
+            part, metrics = programs.update(self._part.of(learners), transitions)
+            return self._part.put(learners, part), metrics
+
+        return HostPrograms(act, update)
+
+
+def host_functions(config: LearnerConfig, num_seeds: int) -> HostPrograms:
+    """``act`` (states, obs, noise, t) and ``update`` (learners, rollouts) of all seeds, to be compiled."""
+    learner = learner_of(config)
+
+    def act(state: Any, obs: jax.Array, noise: jax.Array, t: jax.Array) -> jax.Array:
+        return learner.act(state, obs, noise[t], config)
+
+    def update(learners: Learners, transitions: Rollout) -> tuple[Learners, Metrics]:
+        state, metrics = learner.update(learners.state, transitions, config)
+        return Learners(state, learners.key), metrics
+
+    axes: Any = Learners(learner.VMAP_AXES, 0)  # type: ignore[arg-type]
+    return HostPrograms(
+        act=jax.jit(over_seeds(act, num_seeds, in_axes=(learner.VMAP_AXES, 0, 0, None))),
+        update=jax.jit(
+            over_seeds(update, num_seeds, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0
+        ),
+    )
 
 
 def derived_seed(seed: int, update: int) -> int:

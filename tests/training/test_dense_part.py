@@ -1,0 +1,147 @@
+"""Until neurons may go, a pruned run is its dense control to the bit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from prune_rl.envs.cartpole import CartPole
+from prune_rl.envs.gymnasium_vector import HostEnv
+from prune_rl.envs.task import resolve_task
+from prune_rl.learners import ppo, sac
+from prune_rl.learners.mask_rules import dense_updates
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.runs.log_rows import joined, with_equal_names
+from prune_rl.training import engines
+from prune_rl.training.dense_part import LEAST, num_dense_updates
+
+UPDATES = 48
+PPO = ppo.Config(
+    hidden=(8,),
+    num_envs=2,
+    num_steps=8,
+    update_epochs=2,
+    num_minibatches=2,
+    learning_rate=3e-3,
+    total_timesteps=UPDATES * 16,
+    width_exponent=0.75,
+    prune=Pruning(strength=1.0),
+)
+SAC = sac.Config(
+    hidden=(8,),
+    num_envs=2,
+    num_steps=8,
+    utd_ratio=0.25,
+    batch_size=8,
+    learning_starts=16,
+    total_timesteps=UPDATES * 16,
+    prune=Pruning(critic=True, strength=1.0),
+)
+NUM_DENSE = 23  # half of 48 updates, less one
+
+
+def device(config: Any) -> Any:
+    return engines.DeviceEngine(CartPole(), [0, 1], config, 25)
+
+
+def host(config: Any) -> Any:
+    task = resolve_task("CartPole-v1", "gymnasium")
+    return engines.HostEngine(lambda: HostEnv(task, config.num_envs), [0, 1], config, reset_every=8)
+
+
+def leaves(tree: Any) -> dict[str, np.ndarray]:
+    def plain(x: Any) -> np.ndarray:
+        return np.array(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+    return {jax.tree_util.keystr(path): plain(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+ENGINES = [(device, PPO), (host, PPO), (device, SAC)]
+
+
+@pytest.mark.parametrize(("make", "config"), ENGINES)
+def test_first_part_is_the_dense_run_to_the_bit(make: Callable[[Any], Any], config: Any) -> None:
+    pruned, dense = make(config), make(dataclasses.replace(config, prune=None))
+    started = leaves(pruned.tree)
+    rows, wanted = pruned.advance(NUM_DENSE), dense.advance(NUM_DENSE)
+    mine, control = leaves(pruned.tree), leaves(dense.tree)
+    assert control.keys() < mine.keys()
+    for path, leaf in control.items():
+        np.testing.assert_array_equal(mine[path], leaf, err_msg=path)
+    for path in mine.keys() - control.keys():
+        np.testing.assert_array_equal(mine[path], started[path], err_msg=path)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(rows[name], value, err_msg=name)
+    assert all((report["width"] == 8).all() for report in rows["prune"].values())
+
+    # From here on importance is tracked, so the two take different steps.
+    after = pruned.advance(1)
+    dense.advance(1)
+    assert after.keys() >= rows.keys()
+    assert all(
+        (score > 0).any(-1).all() for score in jax.tree.map(np.asarray, pruned.state.importance).values()
+    )
+    path = (
+        ".state.params['actor']['head']['kernel']"
+        if config is PPO
+        else ".state.networks.params['actor']['head']['kernel']"
+    )
+    assert (leaves(pruned.tree)[path] != leaves(dense.tree)[path]).any()
+    for engine in (pruned, dense):
+        engine.close()
+
+
+@pytest.mark.parametrize(("make", "config"), ENGINES[:2])
+def test_goes_on_across_its_end_as_in_one_call(make: Callable[[Any], Any], config: Any) -> None:
+    together, apart = make(config), make(config)
+    rows = together.advance(UPDATES)
+    parts = [apart.advance(n) for n in (8, 8, 16)]
+    resumed = make(config)  # as from a checkpoint, where environments are reset
+    resumed.tree = apart.tree
+    parts.append(resumed.advance(16))
+    jax.tree.map(np.testing.assert_array_equal, leaves(together.tree), leaves(resumed.tree))
+    for name in ("return", "episodes", "entropy"):
+        np.testing.assert_array_equal(rows[name], np.concatenate([part[name] for part in parts]))
+    assert (rows["distillation"][:NUM_DENSE] == 0).all()
+    for engine in (together, apart, resumed):
+        engine.close()
+
+
+def test_its_length() -> None:
+    # The first multiple of `every` from 0.5 · 48 on is 24; 1 % of 48 updates is rounded up.
+    assert dense_updates(PPO) == NUM_DENSE
+    assert dense_updates(dataclasses.replace(PPO, prune=Pruning(begin=0.0))) == 0
+    assert dense_updates(dataclasses.replace(PPO, prune=Pruning(proximal_begin=0.25))) == 12
+    assert dense_updates(dataclasses.replace(PPO, prune=Pruning(proximal_begin=0.0))) == 0
+    # The critic's window counts where the critic is pruned.
+    early = Pruning(critic=True, critic_begin=0.25)
+    assert dense_updates(dataclasses.replace(PPO, prune=early)) == 11
+    # SAC prunes nothing before it learns.
+    late = dataclasses.replace(SAC, learning_starts=40 * 16, prune=Pruning(tolerance=None, begin=0.1))
+    assert dense_updates(late) >= 39
+    state = jax.eval_shape(lambda: ppo.init(jax.random.key(0), PPO, CartPole().spec))
+    assert num_dense_updates(PPO, state) == NUM_DENSE
+    assert num_dense_updates(dataclasses.replace(PPO, prune=None), state) == 0
+    short = dataclasses.replace(PPO, total_timesteps=2 * LEAST * 16)
+    assert dense_updates(short) == LEAST - 1
+    assert num_dense_updates(short, state) == 0, "not worth a compilation"
+
+
+@pytest.mark.parametrize("begin", [0.6, -0.1, float("nan")])
+def test_refuses_a_proximal_step_after_the_first_removal(begin: float) -> None:
+    with pytest.raises(ValueError, match=r"prune\.proximal_begin"):
+        Pruning(proximal_begin=begin).check((8,))
+
+
+def test_rows_that_lack_a_name_count_as_zero() -> None:
+    with_it = {"return": np.float32([1.0, 2.0]), "distillation": np.float32([4.0, 8.0])}
+    without = {"return": np.float32([3.0, 4.0])}
+    assert with_equal_names([without, with_it])[0]["distillation"].tolist() == [0.0, 0.0]
+    assert joined([without, with_it])["distillation"].tolist() == [2.0, 4.0]
+    assert joined([without, without]).keys() == {"return"}
