@@ -13,7 +13,6 @@ from prune_rl.learners.registry import learner_of
 from prune_rl.pruning.rules import PruningState
 from prune_rl.spaces import Spec
 
-
 # A program is compiled for this part, so it is left out where it would be shorter than so many updates.
 LEAST = 16
 

@@ -162,11 +162,12 @@ def test_a_removal_taken_back_lowers_the_threshold_and_how_fast_it_rises() -> No
     assert (float(after.reference), int(after.taken_back)) == (100.0, 1)
 
 
-@pytest.mark.parametrize(("measured", "lower"), [(50.0, 90.0), (95.0, 95.0)])
-def test_where_nothing_was_removed_the_reference_gives_way(measured: float, lower: float) -> None:
-    state = watch(start()._replace(reference=jnp.float32(100.0)), [(measured, 4.0)] * 3)
-    after = taken_back(RULES, state)
-    assert float(after.reference) == pytest.approx(lower)
+def test_where_nothing_was_removed_the_reference_becomes_what_was_measured() -> None:
+    returns: Returns = [(40.0, 4.0), (60.0, 4.0)] * 3
+    after = taken_back(RULES, watch(start()._replace(reference=jnp.float32(100.0)), returns))
+    expected = oracle(returns, RULES)
+    bound = expected["mean"] - MARGIN * math.sqrt(expected["variance"] / expected["n"])
+    assert float(after.reference) == pytest.approx(bound, rel=1e-4)
     assert (float(after.threshold), float(after.growth)) == pytest.approx((0.001, 2.0))
     assert int(after.taken_back) == 0
 

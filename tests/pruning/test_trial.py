@@ -147,9 +147,19 @@ def test_before_the_schedule_the_reference_is_found_and_nothing_goes() -> None:
     first = first_removal(seen)
     assert seen[first].update >= LATE.schedule.first
     assert float(seen[first - 1].pruned.state.threshold.threshold) == pytest.approx(DYNAMIC.start)
+    fallen = LATE.schedule.first - 2
+    seen = watch([300.0] * fallen + [100.0] * (UPDATES - fallen), LATE)
+    assert float(seen[fallen - 1].pruned.state.threshold.reference) == pytest.approx(300.0)
+    assert seen[fallen + 3].widths() == [16, 12], "100 is less than what was seen before the schedule"
+
+
+def test_a_return_that_falls_while_nothing_is_on_trial_becomes_the_reference() -> None:
     seen = watch([300.0] * 10 + [100.0] * (UPDATES - 10), LATE)
-    assert float(seen[9].pruned.state.threshold.reference) == pytest.approx(300.0)
-    assert seen[-1].widths() == [16, 12], "100 is less than what was seen before the schedule"
+    references = [float(s.pruned.state.threshold.reference) for s in seen]
+    assert references[9:13] == pytest.approx([300.0] * 4)
+    assert references[-1] == pytest.approx(100.0)
+    assert int(seen[-1].pruned.state.threshold.taken_back) == 0
+    assert seen[-1].widths() < [16, 12]
 
 
 def first_removal(seen: Sequence[Step]) -> int:
@@ -207,7 +217,8 @@ def test_the_critic_goes_by_the_schedule_whatever_the_return() -> None:
 
 def test_seeds_have_widths_of_their_own() -> None:
     """Under ``vmap`` each seed is what it is alone."""
-    returns = [[100.0] * UPDATES, [100.0] * 14 + [20.0] * (UPDATES - 14)]
+    falling = [100.0 - 30.0 * i for i in range(UPDATES - 10)]
+    returns = [[100.0] * UPDATES, [100.0] * 10 + falling]
     alone = [watch(performances)[-1] for performances in returns]
     step, params = make_step(RULES), make_params()
     start = init_pruning(ACTOR, RULES, params)
