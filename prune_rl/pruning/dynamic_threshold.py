@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from prune_rl.pruning.gate import NO_PERFORMANCE
 from prune_rl.pruning.mask_schedule import Share
 
-# Standard errors between the mean return of a trial and the reference that it may set.
+# Standard errors that noise explains: between the mean return of a trial and the reference that it sets, or misses.
 MARGIN = 2.0
 # Forgetting per unit of weight of the variance of returns.
 VARIANCE_DECAY = 0.99
@@ -28,7 +28,7 @@ class DynamicThreshold:
     """How the threshold moves.
 
     Attributes:
-        tolerance: δ ≥ 0: the return holds if it is at least reference − δ |reference|.
+        tolerance: δ ≥ 0: the return holds if it is at least reference − δ |reference|, as far as noise lets one see.
         start: the threshold before the first removal: what goes at once holds at most this share of its layer's
             score.
         growth: the threshold grows by this factor at the end of a trial in which the return held. Its logarithm halves
@@ -142,12 +142,12 @@ def observe(
 def verdict(rules: DynamicThreshold, state: ThresholdState) -> tuple[ThresholdState, Verdict]:
     """Whether the return holds, with the reference that this trial may have raised.
 
-    R ← max(R, x̄ − 2 s) with s = σ / √n.
+    R ← max(R, x̄ − 2 s) with s = σ / √n; it holds where x̄ + 2 s ≥ R − δ |R|.
     """
     enough = state.waited >= rules.trial
     reference = jnp.where(enough, jnp.maximum(state.reference, _lower_bound(state)), state.reference)
     best = jnp.where(jnp.isfinite(reference), reference, 0.0)
-    holds = enough & (state.mean >= best - rules.tolerance * jnp.abs(best))
+    holds = enough & (state.mean + _margin(state) >= best - rules.tolerance * jnp.abs(best))
     fails = ~holds & (state.waited >= rules.patience * rules.trial)
     before = jnp.where(jnp.isfinite(state.reference), state.reference, best)
     rises = holds & (best > before + rules.tolerance * jnp.abs(before))
@@ -195,4 +195,9 @@ def _num_episodes(state: ThresholdState) -> jax.Array:
 
 def _lower_bound(state: ThresholdState) -> jax.Array:
     """x̄ − 2 s: what the mean return of this trial is at least, as far as noise goes."""
-    return state.mean - MARGIN * jnp.sqrt(state.variance / jnp.maximum(_num_episodes(state), 1.0))
+    return state.mean - _margin(state)
+
+
+def _margin(state: ThresholdState) -> jax.Array:
+    """2 s, what noise explains of the mean return of this trial."""
+    return MARGIN * jnp.sqrt(state.variance / jnp.maximum(_num_episodes(state), 1.0))
