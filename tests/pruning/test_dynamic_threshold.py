@@ -115,6 +115,18 @@ def test_the_return_holds_within_the_tolerance_and_fails_when_patience_ends(
     assert ends(watch(with_reference(best), [(falls, 4.0)] * 3)) == (False, True)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_return_within_the_noise_of_the_trial_holds(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    returns: Returns = [(float(rng.normal(60, 20)), float(rng.integers(1, 4))) for _ in range(12)]
+    expected = oracle(returns, RULES)
+    margin = MARGIN * math.sqrt(expected["variance"] / expected["n"])
+    lowest = (expected["mean"] + margin) / (1 - RULES.tolerance)  # of the references that it would miss
+    assert margin > 1
+    assert ends(watch(with_reference(lowest - 0.1), returns)) == (True, False)
+    assert ends(watch(with_reference(lowest + 0.1), returns)) == (False, True)
+
+
 def test_it_waits_for_a_return_that_recovers() -> None:
     state = watch(with_reference(100.0), [(40.0, 4.0)])
     assert ends(state) == (False, False)
