@@ -121,7 +121,9 @@ def test_a_return_within_the_noise_of_the_trial_holds(seed: int) -> None:
     returns: Returns = [(float(rng.normal(60, 20)), float(rng.integers(1, 4))) for _ in range(12)]
     expected = oracle(returns, RULES)
     margin = MARGIN * math.sqrt(expected["variance"] / expected["n"])
-    lowest = (expected["mean"] + margin) / (1 - RULES.tolerance)  # of the references that it would miss
+    lowest = float(
+        (expected["mean"] + margin) / (1 - RULES.tolerance)
+    )  # of the references that it would miss
     assert margin > 1
     assert ends(watch(with_reference(lowest - 0.1), returns)) == (True, False)
     assert ends(watch(with_reference(lowest + 0.1), returns)) == (False, True)

@@ -140,8 +140,8 @@ def test_refuses_a_proximal_step_after_the_first_removal(begin: float) -> None:
 
 
 def test_rows_that_lack_a_name_count_as_zero() -> None:
-    with_it = {"return": np.float32([1.0, 2.0]), "distillation": np.float32([4.0, 8.0])}
-    without = {"return": np.float32([3.0, 4.0])}
+    with_it = {"return": np.array([1.0, 2.0], np.float32), "distillation": np.array([4.0, 8.0], np.float32)}
+    without = {"return": np.array([3.0, 4.0], np.float32)}
     assert with_equal_names([without, with_it])[0]["distillation"].tolist() == [0.0, 0.0]
     assert joined([without, with_it])["distillation"].tolist() == [2.0, 4.0]
     assert joined([without, without]).keys() == {"return"}
