@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -62,14 +62,29 @@ def leaves(tree: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): plain(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-ENGINES = [(device, PPO), (host, PPO), (device, SAC)]
+ENGINES = {"device": (device, PPO), "host": (host, PPO), "sac": (device, SAC)}
 
 
-@pytest.mark.parametrize(("make", "config"), ENGINES)
-def test_first_part_is_the_dense_run_to_the_bit(make: Callable[[Any], Any], config: Any) -> None:
-    pruned, dense = make(config), make(dataclasses.replace(config, prune=None))
-    started = leaves(pruned.tree)
-    rows, wanted = pruned.advance(NUM_DENSE), dense.advance(NUM_DENSE)
+@pytest.fixture(scope="module", params=ENGINES)
+def pruned(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """An engine of a pruned run, at its start: each compiles its two programs once for all tests."""
+    make, config = ENGINES[request.param]
+    engine = make(config)
+    engine.start = jax.tree.map(jnp.copy, engine.tree)
+    engine.dense = lambda: make(dataclasses.replace(config, prune=None))
+    yield engine
+    engine.close()
+
+
+def from_start(engine: Any) -> Any:
+    """As from a checkpoint before the first update, where environments are reset."""
+    engine.tree = jax.tree.map(jnp.copy, engine.start)
+    return engine
+
+
+def test_first_part_is_the_dense_run_to_the_bit(pruned: Any) -> None:
+    dense, started = pruned.dense(), leaves(pruned.start)
+    rows, wanted = from_start(pruned).advance(NUM_DENSE), dense.advance(NUM_DENSE)
     mine, control = leaves(pruned.tree), leaves(dense.tree)
     assert control.keys() < mine.keys()
     for path, leaf in control.items():
@@ -80,37 +95,42 @@ def test_first_part_is_the_dense_run_to_the_bit(make: Callable[[Any], Any], conf
         np.testing.assert_array_equal(rows[name], value, err_msg=name)
     assert all((report["width"] == 8).all() for report in rows["prune"].values())
 
-    # From here on importance is tracked, so the two take different steps.
+    # From here on importance is tracked, and the proximal step acts.
     after = pruned.advance(1)
     dense.advance(1)
     assert after.keys() >= rows.keys()
-    assert all(
-        (score > 0).any(-1).all() for score in jax.tree.map(np.asarray, pruned.state.importance).values()
-    )
-    path = (
-        ".state.params['actor']['head']['kernel']"
-        if config is PPO
-        else ".state.networks.params['actor']['head']['kernel']"
-    )
-    assert (leaves(pruned.tree)[path] != leaves(dense.tree)[path]).any()
-    for engine in (pruned, dense):
-        engine.close()
+    importance = jax.tree.map(np.asarray, pruned.state.importance)
+    assert all((score > 0).any(-1).all() for score in importance.values())
+    actors = (engine.state.params["actor"]["head"]["kernel"] for engine in (pruned, dense))
+    assert np.not_equal(*actors).any()
+    dense.close()
 
 
-@pytest.mark.parametrize(("make", "config"), ENGINES[:2])
-def test_goes_on_across_its_end_as_in_one_call(make: Callable[[Any], Any], config: Any) -> None:
-    together, apart = make(config), make(config)
-    rows = together.advance(UPDATES)
-    parts = [apart.advance(n) for n in (8, 8, 16)]
-    resumed = make(config)  # as from a checkpoint, where environments are reset
-    resumed.tree = apart.tree
-    parts.append(resumed.advance(16))
-    jax.tree.map(np.testing.assert_array_equal, leaves(together.tree), leaves(resumed.tree))
-    for name in ("return", "episodes", "entropy"):
+def test_goes_on_across_its_end_as_in_one_call(pruned: Any) -> None:
+    rows = from_start(pruned).advance(UPDATES)
+    together = leaves(pruned.tree)
+    from_start(pruned)
+    parts = [pruned.advance(n) for n in (8, 8, 16, 16)]
+    jax.tree.map(np.testing.assert_array_equal, together, leaves(pruned.tree))
+    for name in ("return", "episodes", "gradient_steps"):
         np.testing.assert_array_equal(rows[name], np.concatenate([part[name] for part in parts]))
-    assert (rows["distillation"][:NUM_DENSE] == 0).all()
-    for engine in (together, apart, resumed):
-        engine.close()
+    if "distillation" in rows:
+        assert (rows["distillation"][:NUM_DENSE] == 0).all()
+
+
+def test_goes_on_from_a_checkpoint_within_it(pruned: Any) -> None:
+    from_start(pruned).advance(8)
+    saved = jax.tree.map(jnp.copy, pruned.tree)
+    assert shapes(saved) == shapes(pruned.template(pruned.widths))
+    pruned.advance(24)
+    wanted = leaves(pruned.tree)
+    pruned.tree = saved
+    pruned.advance(24)
+    jax.tree.map(np.testing.assert_array_equal, wanted, leaves(pruned.tree))
+
+
+def shapes(tree: Any) -> list[Any]:
+    return [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]
 
 
 def test_its_length() -> None:
