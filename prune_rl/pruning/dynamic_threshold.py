@@ -65,6 +65,7 @@ class ThresholdState(NamedTuple):
         waited: float32[], Σ w of this trial, without forgetting.
         variance: float32[], σ², of a return of weight 1.
         reference: float32[], R, −inf before the first trial.
+        noise: float32[], σ_R², the variance when R was set.
         on_trial: bool[], whether neurons went when this trial began.
         taken_back: int32[], how often a removal was taken back.
         good_masks: {group name: bool[size]}, of the last good state.
@@ -79,6 +80,7 @@ class ThresholdState(NamedTuple):
     waited: jax.Array
     variance: jax.Array
     reference: jax.Array
+    noise: jax.Array
     on_trial: jax.Array
     taken_back: jax.Array
     good_masks: dict[str, jax.Array]
@@ -109,6 +111,7 @@ def init_threshold(rules: DynamicThreshold, masks: Mapping[str, jax.Array], para
         waited=zero(),
         variance=zero(),
         reference=jnp.full((), NO_PERFORMANCE, jnp.float32),
+        noise=zero(),
         on_trial=jnp.zeros((), bool),
         taken_back=jnp.zeros((), jnp.int32),
         good_masks=dict(masks),
@@ -142,16 +145,20 @@ def observe(
 def verdict(rules: DynamicThreshold, state: ThresholdState) -> tuple[ThresholdState, Verdict]:
     """Whether the return holds, with the reference that this trial may have raised.
 
-    R ← max(R, x̄ − 2 s) with s = σ / √n; it holds where x̄ + 2 s ≥ R − δ |R|.
+    R ← max(R, x̄ − 2 s) with s = σ / √n; it holds where x̄ + 2 s_R ≥ R − δ |R|, with s_R = min(σ, σ_R) / √n: a policy
+    that has become erratic is not excused by its own noise.
     """
     enough = state.waited >= rules.trial
-    reference = jnp.where(enough, jnp.maximum(state.reference, _lower_bound(state)), state.reference)
+    higher = enough & (_lower_bound(state) > state.reference)
+    reference = jnp.where(higher, _lower_bound(state), state.reference)
+    noise = jnp.where(higher, state.variance, state.noise)
     best = jnp.where(jnp.isfinite(reference), reference, 0.0)
-    holds = enough & (state.mean + _margin(state) >= best - rules.tolerance * jnp.abs(best))
+    margin = _margin(state, jnp.minimum(state.variance, noise))
+    holds = enough & (state.mean + margin >= best - rules.tolerance * jnp.abs(best))
     fails = ~holds & (state.waited >= rules.patience * rules.trial)
     before = jnp.where(jnp.isfinite(state.reference), state.reference, best)
     rises = holds & (best > before + rules.tolerance * jnp.abs(before))
-    return state._replace(reference=reference), Verdict(holds, fails, rises)
+    return state._replace(reference=reference, noise=noise), Verdict(holds, fails, rises)
 
 
 def new_trial(state: ThresholdState, on_trial: jax.Array | bool) -> ThresholdState:
@@ -175,16 +182,20 @@ def raised(
     )
 
 
-def taken_back(rules: DynamicThreshold, state: ThresholdState) -> ThresholdState:
+def taken_back(rules: DynamicThreshold, state: ThresholdState, untouched: jax.Array | bool) -> ThresholdState:
     """After a trial in which the return did not come back.
 
-    Where there is nothing to take back, the reference was luck, or training has got worse by itself: it becomes what
-    was measured.
+    Where there is nothing to take back, the reference may have been luck: it gives way by the tolerance, at most to
+    what was measured. If the network is ``untouched``, bool[], no neuron has gone so far, it becomes what was measured:
+    training got worse by itself.
     """
+    measured = _lower_bound(state)
+    lower = jnp.maximum(state.reference - rules.tolerance * jnp.abs(state.reference), measured)
+    lower = jnp.where(untouched, measured, lower)
     return state._replace(
         threshold=jnp.where(state.on_trial, state.threshold * rules.backoff, state.threshold),
         growth=jnp.where(state.on_trial, jnp.sqrt(state.growth), state.growth),
-        reference=jnp.where(state.on_trial, state.reference, _lower_bound(state)),
+        reference=jnp.where(state.on_trial, state.reference, lower),
         taken_back=state.taken_back + state.on_trial.astype(jnp.int32),
     )
 
@@ -195,9 +206,9 @@ def _num_episodes(state: ThresholdState) -> jax.Array:
 
 def _lower_bound(state: ThresholdState) -> jax.Array:
     """x̄ − 2 s: what the mean return of this trial is at least, as far as noise goes."""
-    return state.mean - _margin(state)
+    return state.mean - _margin(state, state.variance)
 
 
-def _margin(state: ThresholdState) -> jax.Array:
-    """2 s, what noise explains of the mean return of this trial."""
-    return MARGIN * jnp.sqrt(state.variance / jnp.maximum(_num_episodes(state), 1.0))
+def _margin(state: ThresholdState, variance: jax.Array) -> jax.Array:
+    """2 s, what noise of this variance explains of the mean return of this trial."""
+    return MARGIN * jnp.sqrt(variance / jnp.maximum(_num_episodes(state), 1.0))

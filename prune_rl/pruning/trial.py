@@ -51,7 +51,7 @@ def end_trial(removal: Removal, count: jax.Array) -> Pruned:
         masks = state.masks | {
             name: jnp.where(back, mask, state.masks[name]) for name, mask in threshold.good_masks.items()
         }
-        after = new_trial(taken_back(dynamic, threshold), False)
+        after = new_trial(taken_back(dynamic, threshold, state.updates == 0), False)
         pruned = removal.nothing()
         report = {
             name: {**values, "width": jnp.sum(masks[name]).astype(jnp.int32)}
