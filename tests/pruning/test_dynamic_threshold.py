@@ -116,17 +116,29 @@ def test_the_return_holds_within_the_tolerance_and_fails_when_patience_ends(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_return_within_the_noise_of_the_trial_holds(seed: int) -> None:
+@pytest.mark.parametrize("noise", [0.0, 10.0, 1e6])
+def test_a_return_within_the_noise_of_a_good_policy_holds(seed: int, noise: float) -> None:
     rng = np.random.default_rng(seed)
     returns: Returns = [(float(rng.normal(60, 20)), float(rng.integers(1, 4))) for _ in range(12)]
     expected = oracle(returns, RULES)
-    margin = MARGIN * math.sqrt(expected["variance"] / expected["n"])
+    margin = MARGIN * math.sqrt(min(expected["variance"], noise**2) / expected["n"])
     lowest = float(
         (expected["mean"] + margin) / (1 - RULES.tolerance)
     )  # of the references that it would miss
-    assert margin > 1
-    assert ends(watch(with_reference(lowest - 0.1), returns)) == (True, False)
-    assert ends(watch(with_reference(lowest + 0.1), returns)) == (False, True)
+
+    def after(reference: float) -> tuple[bool, bool]:
+        return ends(watch(with_reference(reference)._replace(noise=jnp.float32(noise**2)), returns))
+
+    assert after(lowest - 0.1) == (True, False)
+    assert after(lowest + 0.1) == (False, True)
+
+
+def test_the_noise_is_that_of_the_trial_which_set_the_reference() -> None:
+    first, _ = verdict(RULES, watch(start(), [(90.0, 1.0), (110.0, 1.0)] * 8))
+    assert float(first.noise) == pytest.approx(float(first.variance))
+    worse, _ = verdict(RULES, watch(new_trial(first, True), [(0.0, 1.0), (100.0, 1.0)] * 8))
+    assert float(worse.variance) > 2 * float(first.variance)
+    assert (float(worse.reference), float(worse.noise)) == (float(first.reference), float(first.noise))
 
 
 def test_it_waits_for_a_return_that_recovers() -> None:
@@ -170,20 +182,31 @@ def test_a_removal_taken_back_lowers_the_threshold_and_how_fast_it_rises() -> No
     state = start()._replace(
         threshold=jnp.float32(0.4), on_trial=jnp.ones((), bool), reference=jnp.float32(100.0)
     )
-    after = taken_back(RULES, state)
+    after = taken_back(RULES, state, False)
     assert float(after.threshold) == pytest.approx(0.1)
     assert float(after.growth) == pytest.approx(math.sqrt(2))
     assert (float(after.reference), int(after.taken_back)) == (100.0, 1)
 
 
-def test_where_nothing_was_removed_the_reference_becomes_what_was_measured() -> None:
+@pytest.mark.parametrize(("untouched", "measured", "lower"), [
+    (True, 50.0, 50.0), (True, 95.0, 95.0), (False, 50.0, 90.0), (False, 95.0, 95.0),
+])  # fmt: skip
+def test_where_nothing_was_removed_the_reference_gives_way(
+    untouched: bool, measured: float, lower: float
+) -> None:
+    state = watch(start()._replace(reference=jnp.float32(100.0)), [(measured, 4.0)] * 3)
+    after = taken_back(RULES, state, untouched)
+    assert float(after.reference) == pytest.approx(lower)
+    assert (float(after.threshold), float(after.growth)) == pytest.approx((0.001, 2.0))
+    assert int(after.taken_back) == 0
+
+
+def test_the_reference_gives_way_no_further_than_noise_explains() -> None:
     returns: Returns = [(40.0, 4.0), (60.0, 4.0)] * 3
-    after = taken_back(RULES, watch(start()._replace(reference=jnp.float32(100.0)), returns))
+    after = taken_back(RULES, watch(start()._replace(reference=jnp.float32(100.0)), returns), True)
     expected = oracle(returns, RULES)
     bound = expected["mean"] - MARGIN * math.sqrt(expected["variance"] / expected["n"])
     assert float(after.reference) == pytest.approx(bound, rel=1e-4)
-    assert (float(after.threshold), float(after.growth)) == pytest.approx((0.001, 2.0))
-    assert int(after.taken_back) == 0
 
 
 def test_a_new_trial_knows_nothing_of_the_one_before() -> None:
@@ -196,7 +219,7 @@ def test_a_new_trial_knows_nothing_of_the_one_before() -> None:
 def test_nothing_in_a_state_is_nan() -> None:
     states: list[Any] = [start(), watch(start(), [(math.nan, 1.0), (3.0, 0.0), (3.0, 2.0), (4.0, 1.0)])]
     for state in states:
-        for leaf in jax.tree.leaves((state, verdict(RULES, state), taken_back(RULES, state))):
+        for leaf in jax.tree.leaves((state, verdict(RULES, state), taken_back(RULES, state, False))):
             assert not np.isnan(np.asarray(leaf)).any()
 
 

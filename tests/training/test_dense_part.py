@@ -31,7 +31,7 @@ PPO = ppo.Config(
     learning_rate=3e-3,
     total_timesteps=UPDATES * 16,
     width_exponent=0.75,
-    prune=Pruning(strength=1.0),
+    prune=Pruning(begin=0.5, strength=1.0),
 )
 SAC = sac.Config(
     hidden=(8,),
@@ -41,7 +41,7 @@ SAC = sac.Config(
     batch_size=8,
     learning_starts=16,
     total_timesteps=UPDATES * 16,
-    prune=Pruning(critic=True, strength=1.0),
+    prune=Pruning(critic=True, begin=0.5, strength=1.0),
 )
 NUM_DENSE = 23  # half of 48 updates, less one
 
@@ -137,10 +137,10 @@ def test_its_length() -> None:
     # The first multiple of `every` from 0.5 · 48 on is 24; 1 % of 48 updates is rounded up.
     assert dense_updates(PPO) == NUM_DENSE
     assert dense_updates(dataclasses.replace(PPO, prune=Pruning(begin=0.0))) == 0
-    assert dense_updates(dataclasses.replace(PPO, prune=Pruning(proximal_begin=0.25))) == 12
+    assert dense_updates(dataclasses.replace(PPO, prune=Pruning(begin=0.5, proximal_begin=0.25))) == 12
     assert dense_updates(dataclasses.replace(PPO, prune=Pruning(proximal_begin=0.0))) == 0
     # The critic's window counts where the critic is pruned.
-    early = Pruning(critic=True, critic_begin=0.25)
+    early = Pruning(critic=True, begin=0.5, critic_begin=0.25)
     assert dense_updates(dataclasses.replace(PPO, prune=early)) == 11
     # SAC prunes nothing before it learns.
     late = dataclasses.replace(SAC, learning_starts=40 * 16, prune=Pruning(tolerance=None, begin=0.1))
@@ -153,7 +153,7 @@ def test_its_length() -> None:
     assert num_dense_updates(short, state) == 0, "not worth a compilation"
 
 
-@pytest.mark.parametrize("begin", [0.6, -0.1, float("nan")])
+@pytest.mark.parametrize("begin", [0.8, -0.1, float("nan")])
 def test_refuses_a_proximal_step_after_the_first_removal(begin: float) -> None:
     with pytest.raises(ValueError, match=r"prune\.proximal_begin"):
         Pruning(proximal_begin=begin).check((8,))
