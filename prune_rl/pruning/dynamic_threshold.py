@@ -19,6 +19,8 @@ from prune_rl.pruning.mask_schedule import Share
 
 # Standard errors that noise explains: between the mean return of a trial and the reference that it sets, or misses.
 MARGIN = 2.0
+# The share of a trial after which it can end, where noise is smaller than the tolerance.
+SHORTEST = 0.25
 # Forgetting per unit of weight of the variance of returns.
 VARIANCE_DECAY = 0.99
 
@@ -34,7 +36,8 @@ class DynamicThreshold:
         growth: the threshold grows by this factor at the end of a trial in which the return held. Its logarithm halves
             when a removal is taken back.
         backoff: the threshold shrinks by this factor when a removal is taken back.
-        trial: weight of the returns (episodes, or calls that came with a performance) of the shortest trial.
+        trial: weight of the returns (episodes, or calls that came with a performance) of a trial; a quarter of it is
+            enough where 2 s ≤ δ |x̄|.
         patience: trials of that length until a removal is taken back.
         at_once: at most this share of the neurons that are left in a layer goes at once (at least one may).
     """
@@ -148,7 +151,10 @@ def verdict(rules: DynamicThreshold, state: ThresholdState) -> tuple[ThresholdSt
     R ← max(R, x̄ − 2 s) with s = σ / √n; it holds where x̄ + 2 s_R ≥ R − δ |R|, with s_R = min(σ, σ_R) / √n: a policy
     that has become erratic is not excused by its own noise.
     """
-    enough = state.waited >= rules.trial
+    known = _margin(state, state.variance) <= rules.tolerance * jnp.abs(state.mean)
+    # The first trial finds out what noise there is.
+    quick = known & jnp.isfinite(state.reference) & (state.waited >= SHORTEST * rules.trial)
+    enough = quick | (state.waited >= rules.trial)
     higher = enough & (_lower_bound(state) > state.reference)
     reference = jnp.where(higher, _lower_bound(state), state.reference)
     noise = jnp.where(higher, state.variance, state.noise)

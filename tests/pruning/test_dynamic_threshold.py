@@ -101,9 +101,20 @@ def with_reference(value: float) -> ThresholdState:
 
 
 def test_a_trial_goes_on_until_enough_episodes_are_known() -> None:
-    assert ends(watch(with_reference(100.0), [(100.0, 3.0)])) == (False, False)
-    assert ends(watch(with_reference(100.0), [(100.0, 3.0), (100.0, 1.0)])) == (True, False)
+    noisy = with_reference(100.0)._replace(variance=jnp.float32(20.0**2), noise=jnp.float32(20.0**2))
+    assert ends(watch(noisy, [(100.0, 3.0)])) == (False, False)
+    assert ends(watch(noisy, [(100.0, 3.0), (100.0, 1.0)])) == (True, False)
     assert ends(watch(with_reference(100.0), [(math.nan, 50.0)])) == (False, False)
+
+
+@pytest.mark.parametrize(("deviation", "holds"), [(0.0, True), (4.9, True), (5.1, False)])
+def test_a_quarter_of_a_trial_is_enough_where_noise_is_below_the_tolerance(deviation: float, holds: bool) -> None:
+    # Of one episode: two standard errors are 10, a tenth of the return.
+    state = with_reference(100.0)._replace(variance=jnp.float32(deviation**2))
+    assert ends(watch(state, [(100.0, 0.9)])) == (False, False)
+    assert ends(watch(state, [(100.0, 1.0)])) == (holds, False)
+    first = start()._replace(variance=jnp.float32(deviation**2))
+    assert ends(watch(first, [(100.0, 3.9)])) == (False, False), "nobody knows the noise yet"
 
 
 @pytest.mark.parametrize(("best", "holds", "falls"), [(100.0, 91.0, 89.0), (-100.0, -109.0, -111.0)])
