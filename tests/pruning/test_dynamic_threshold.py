@@ -108,7 +108,9 @@ def test_a_trial_goes_on_until_enough_episodes_are_known() -> None:
 
 
 @pytest.mark.parametrize(("deviation", "holds"), [(0.0, True), (4.9, True), (5.1, False)])
-def test_a_quarter_of_a_trial_is_enough_where_noise_is_below_the_tolerance(deviation: float, holds: bool) -> None:
+def test_a_quarter_of_a_trial_is_enough_where_noise_is_below_the_tolerance(
+    deviation: float, holds: bool
+) -> None:
     # Of one episode: two standard errors are 10, a tenth of the return.
     state = with_reference(100.0)._replace(variance=jnp.float32(deviation**2))
     assert ends(watch(state, [(100.0, 0.9)])) == (False, False)
