@@ -137,6 +137,16 @@ class Engine(Generic[Compiled]):
         return metrics
 
     @property
+    def num_dense(self) -> int:
+        """Updates at the start in which this pruned run is its dense control; 0 in other runs."""
+        return self._num_dense
+
+    @property
+    def dense_tree(self) -> Any:
+        """The part of the tree that the dense control has, too; of a pruned run whose ``num_dense`` is not 0."""
+        return self._part.of(self.tree)
+
+    @property
     def _is_dense(self) -> bool:
         """Whether the next update of this pruned run is that of its dense control."""
         return int(self.state.step) < self._num_dense

@@ -26,6 +26,7 @@ from prune_rl.runs.evaluation_file import read_evaluation
 from prune_rl.runs.faults_file import read_faults
 from prune_rl.runs.frontier import FrontierFolder
 from prune_rl.training.config import Config
+from prune_rl.training.control_start import forget_dense_part, start_of_control
 from prune_rl.training.extension import extended_config, extension
 from prune_rl.training.faults import TrainingFailed
 from prune_rl.training.frontier import Wish, choose_policies, measure_frontier
@@ -54,14 +55,14 @@ def experiment(
     check_engine(config, task)
     prepare: Callable[[Path], None] | None = None
     prepare_control: Callable[[Path], None] | None = None
+
+    def say(sentence: str) -> None:
+        console.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True)
+
     if extend is not None:
         config = extended_config(config, extend)
         if not is_trained(extend, read_config(extend)):
             raise RunDirectoryError(f"{extend} is not finished: give the command that began it again first")
-
-        def say(sentence: str) -> None:
-            console.print(f"[yellow]note:[/] {escape(sentence)}", soft_wrap=True)
-
         prepare = extension(extend, config, task, make_engine, say)
     if task.note:
         console.print(f"{config.env} {task.note}")
@@ -69,9 +70,12 @@ def experiment(
         if note:
             console.print(f"[yellow]note:[/] {escape(note)}")
     path = run_dir or config.default_run_dir()
-    train(config, task, path, command, console, prepare=prepare)
     dense = control_of(config)
     dense_path = path.parent / dense.default_run_dir().name
+    shares = control and extend is None and config.method != "dense" and not is_trained(dense_path, dense)
+    train(config, task, path, command, console, prepare=prepare, keep_dense_part=shares)
+    if shares:
+        prepare_control = start_of_control(path, dense, task, make_engine, say)
     complete = not read_faults(path)
     if extend is not None and control and config.method != "dense":
         old_dense = control_of(read_config(extend))
@@ -85,6 +89,7 @@ def experiment(
             dense, task, dense_path, control_command(config, command), console, prepare_control
         )
         complete = complete and not read_faults(dense_path)
+        forget_dense_part(path)
     evaluate_timed(config, task, path, dense_path if control else None, console)
     summary = write_summary(path)
     console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)

@@ -31,6 +31,7 @@ from prune_rl.runs.progress import Progress
 from prune_rl.spaces import Spec
 from prune_rl.training.array_widths import check_every
 from prune_rl.training.config import NOT_PART_OF_THE_RESULT, Config
+from prune_rl.training.control_start import last_shared_checkpoint, save_dense_part
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
 from prune_rl.training.faults import Fault, Faults, TrainingFailed
 from prune_rl.training.frontier import FrontierKeeper
@@ -57,12 +58,13 @@ def train(
     *,
     wait: bool = False,
     prepare: Callable[[Path], None] | None = None,
+    keep_dense_part: bool = False,
 ) -> None:
     """Train in ``run_dir``, continuing from its newest checkpoint, until the compact policies are written.
 
     ``config`` must be resolved. Raises ``RunDirectoryError`` before any training if the folder belongs to another
     configuration or is in use; with ``wait`` it waits while another process uses it. ``prepare`` is called with the
-    locked folder before that.
+    locked folder before that. With ``keep_dense_part``, the dense control can go on from a checkpoint of this run.
     """
 
     def say_so(sentence: str) -> None:
@@ -88,7 +90,7 @@ def train(
             engine = make_engine(config, task)
             try:
                 with engine.timing.counting_programs():
-                    run_updates(engine, config, run.path, console)
+                    run_updates(engine, config, run.path, console, keep_dense_part=keep_dense_part)
                 console.print(engine.timing.compilation())
                 write_policies(engine.state, engine.faults, config, task.spec, run.path)
                 tell_faults(engine.faults, config, console)
@@ -138,7 +140,9 @@ def make_engine(config: Config, task: Task) -> Engine[Any]:
     )
 
 
-def run_updates(engine: Engine[Any], config: Config, path: Path, console: Console) -> None:
+def run_updates(
+    engine: Engine[Any], config: Config, path: Path, console: Console, *, keep_dense_part: bool = False
+) -> None:
     """Advance ``engine`` to the end of the run, from the newest checkpoint in ``path`` if there is one."""
     checkpoints = Checkpoints(path / "checkpoints")
     log, history = MetricsLog(path / "metrics.jsonl"), MaskHistory(path / "masks")
@@ -221,6 +225,8 @@ def run_updates(engine: Engine[Any], config: Config, path: Path, console: Consol
                     }
                     if engine.faults.frozen.any():
                         metadata["faults"] = engine.faults.to_json()
+                    if keep_dense_part and done == last_shared_checkpoint(engine.num_dense, every):
+                        save_dense_part(path, done, engine.dense_tree, metadata)
                     checkpoints.save(done, engine.tree, metadata)
         engine.timing.total = time.monotonic() - start
 
