@@ -79,7 +79,8 @@ def init_ensemble(key: jax.Array, size: int, sizes: Sequence[int], head_scale: f
 
 def is_ensemble(params: Params) -> bool:
     """Whether params are those of an ensemble rather than of one MLP."""
-    return params["head"]["bias"].ndim > 1
+    axes: int = params["head"]["bias"].ndim
+    return axes > 1
 
 
 def apply_ensemble(params: Params, x: jax.Array, activation: str) -> jax.Array:
