@@ -26,7 +26,7 @@ from prune_rl.export.policy import Policy, load_policy, save_policy
 from prune_rl.learners import ppo, sac
 from prune_rl.runs.directory import RunDirectory
 from prune_rl.training.config import Config
-from prune_rl.training.experiment import control_of
+from prune_rl.training.control import control_of
 from prune_rl.training.policy_export import policy_paths
 from tests.evaluation.clips import frames_of
 

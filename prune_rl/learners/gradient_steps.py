@@ -25,8 +25,11 @@ def many_gradient_steps(
     draw: Callable[[jax.Array], Drawn],
     key: jax.Array,
     count: int,
+    learning: jax.Array,
 ) -> tuple[Carry, dict[str, jax.Array]]:
-    """``count`` times ``carry, metrics = step(carry, draw(key_i))``; returns the carry and the mean metrics.
+    """``count`` times ``carry, metrics = step(carry, draw(key_i))``, or nothing where ``learning`` is False.
+
+    Returns the carry and the mean metrics, 0 where nothing was learned, with "gradient_steps", int32[].
 
     Args:
         step: one gradient step.
@@ -34,11 +37,20 @@ def many_gradient_steps(
         draw: what a step needs that is random, such as batch and noise, from a key; a pytree of arrays.
         key: split into one key per step.
         count: gradient steps, at least 1.
+        learning: bool[], False during warm-up.
     """
     ahead = next(size for size in range(min(count, DRAWN_AHEAD), 0, -1) if count % size == 0)
 
     def steps(carry: Carry, keys: jax.Array) -> tuple[Carry, Any]:
         return jax.lax.scan(step, carry, jax.vmap(draw)(keys), unroll=math.gcd(UNROLL, ahead))
 
-    carry, metrics = jax.lax.scan(steps, carry, jax.random.split(key, count).reshape(-1, ahead))
-    return carry, jax.tree.map(jnp.mean, metrics)
+    def learn(carry: Carry) -> tuple[Carry, dict[str, jax.Array]]:
+        carry, metrics = jax.lax.scan(steps, carry, jax.random.split(key, count).reshape(-1, ahead))
+        return carry, {**jax.tree.map(jnp.mean, metrics), "gradient_steps": jnp.int32(count)}
+
+    def rest(carry: Carry) -> tuple[Carry, dict[str, jax.Array]]:
+        shapes = jax.eval_shape(learn, carry)[1]
+        return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    result: tuple[Carry, dict[str, jax.Array]] = jax.lax.cond(learning, learn, rest, carry)
+    return result

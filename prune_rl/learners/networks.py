@@ -77,6 +77,12 @@ def init_ensemble(key: jax.Array, size: int, sizes: Sequence[int], head_scale: f
     return stacked
 
 
+def is_ensemble(params: Params) -> bool:
+    """Whether params are those of an ensemble rather than of one MLP."""
+    axes: int = params["head"]["bias"].ndim
+    return axes > 1
+
+
 def apply_ensemble(params: Params, x: jax.Array, activation: str) -> jax.Array:
     """Outputs of every member for the same ``x`` […, in]: float32[size, …, out]."""
     size = params["head"]["bias"].shape[0]
@@ -132,3 +138,28 @@ def init_actor_critic(
     if not isinstance(spec.action, Discrete):
         actor["log_std"] = jnp.zeros(spec.action.size, jnp.float32)
     return {"actor": actor, "critic": init_mlp(critic_key, [spec.observation_size, *critic_hidden, 1], 1.0)}
+
+
+def init_actor_q_critics(
+    keys: tuple[jax.Array, jax.Array],
+    spec: Spec,
+    hidden: Sequence[int],
+    critic_hidden: Sequence[int],
+    *,
+    num_critics: int = 2,
+    skip: bool = False,
+) -> Params:
+    """Params of an actor with a state-dependent spread, and of an ensemble of action-value critics; a key for each.
+
+    With a ``Box`` the actor puts out mean and log standard deviation of each component, and the critics read the action
+    beside the observation; with ``Discrete`` actions both put out a number per action. The actor's head starts near 0.
+    """
+    outputs, inputs = spec.action.num_outputs, spec.observation_size
+    actor_outputs, critic_inputs, critic_outputs = outputs, inputs, outputs
+    if not isinstance(spec.action, Discrete):
+        actor_outputs, critic_inputs, critic_outputs = 2 * outputs, inputs + outputs, 1
+    critic_sizes = [critic_inputs, *critic_hidden, critic_outputs]
+    return {
+        "actor": init_mlp(keys[0], [inputs, *hidden, actor_outputs], 0.01, skip=skip),
+        "critic": init_ensemble(keys[1], num_critics, critic_sizes, 1.0),
+    }

@@ -217,12 +217,18 @@ def init_seeds(init: Callable[[jax.Array], Any], keys: jax.Array, axes: Any) -> 
     compiled = jax.jit(init)
     trees: list[Any] = [cast(Any, jax.block_until_ready)(compiled(key)) for key in keys]
     each = jax.tree.broadcast(axes, trees[0], is_leaf=lambda axis: axis is None)
-    return jax.tree.map(
-        lambda axis, *leaves: leaves[0] if axis is None else jnp.stack(leaves),
-        each,
-        *trees,
-        is_leaf=lambda axis: axis is None,
-    )
+
+    # One program, not one for every shape of a leaf.
+    @jax.jit
+    def stacked(*trees: Any) -> Any:
+        return jax.tree.map(
+            lambda axis, *leaves: leaves[0] if axis is None else jnp.stack(leaves),
+            each,
+            *trees,
+            is_leaf=lambda axis: axis is None,
+        )
+
+    return stacked(*trees)
 
 
 def over_seeds(

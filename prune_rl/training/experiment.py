@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from prune_rl.evaluation.evaluate import EVALUATION_ENVS, evaluate_policy
 from prune_rl.evaluation.video import check_video, video_paths, write_video
 from prune_rl.export.latency import measure_latency
 from prune_rl.export.policy import Policy, load_policy
-from prune_rl.methods.registry import METHODS
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.directory import RunDirectoryError
 from prune_rl.runs.evaluation_file import read_evaluation
 from prune_rl.runs.faults_file import read_faults
 from prune_rl.runs.frontier import FrontierFolder
 from prune_rl.training.config import Config
+from prune_rl.training.control import control_command, control_of
 from prune_rl.training.control_start import forget_dense_part, start_of_control
 from prune_rl.training.extension import extended_config, extension
 from prune_rl.training.faults import TrainingFailed
@@ -34,6 +33,7 @@ from prune_rl.training.loop import TIMING, check_engine, is_trained, make_engine
 from prune_rl.training.policy_export import policy_paths, seeds_with_policy
 from prune_rl.training.run_config import read_config
 from prune_rl.training.timing import Timing
+from prune_rl.training.trust import Trust as Trust
 
 
 def experiment(
@@ -127,29 +127,6 @@ def train_control(
         )
         return False
     return True
-
-
-def control_of(config: Config) -> Config:
-    """The dense run that a run is compared with: the same but for the method. ``config`` must be resolved."""
-    return dataclasses.replace(config, method="dense", learner=METHODS[config.method].control(config.learner))
-
-
-def control_command(config: Config, command: str) -> str:
-    """The command that trains the dense control of the run that ``command`` trains, in a folder of its own."""
-    control, words, kept = control_of(config), shlex.split(command), list[str]()
-    widths = [] if control.learner.hidden == config.learner.hidden else list(control.learner.hidden)
-    while words:
-        word = words.pop(0)
-        name, _, value = word.partition("=")
-        if name in ("--run-dir", "--method", "--like", "--extend"):
-            if not value:
-                words.pop(0)
-        elif widths and name in ("--hidden", "--critic-hidden"):
-            while words and (words[0].isdecimal() or words[0] == "None"):
-                words.pop(0)
-        elif name not in ("--control", "--no-control"):
-            kept.append(word)
-    return shlex.join([*kept, *(["--hidden", *map(str, widths)] if widths else []), "--method", "dense"])
 
 
 def evaluate_timed(config: Config, task: Task, path: Path, control: Path | None, console: Console) -> None:
@@ -292,30 +269,6 @@ def choose_run(run: Path, wish: Wish, console: Console, trust: Trust) -> None:
     trust.check(run, config.env)
     choose_policies(config, run, wish, console)
     evaluate_run(run, None, None, True, None, console, trust)
-
-
-@dataclasses.dataclass(frozen=True)
-class Trust:
-    """Whether the module that a run's environment comes from may be imported.
-
-    Attributes:
-        given: whatever module it is.
-        env: the environment that is expected, which may be imported if the run names the same.
-    """
-
-    given: bool = False
-    env: str | None = None
-
-    def check(self, run: Path, env: str) -> None:
-        """Raise ``RunDirectoryError`` if the run names another environment than expected, or a module without trust."""
-        if self.env is not None and self.env != env:
-            raise RunDirectoryError(f"{run} was trained in {env!r}, not in {self.env!r}")
-        module = env.rpartition(":")[0]
-        if module and not self.given and self.env is None:
-            raise RunDirectoryError(
-                f"{run} names the environment {env!r}, for which the Python module {module!r} would be imported and "
-                f"run: give --trust if you trust the run, or --env {env} if you know the environment"
-            )
 
 
 def film(config: Config, task: Task, run: Path, video: Path, console: Console) -> None:

@@ -72,9 +72,11 @@ def compact_policy(
 
 
 def compact_params(state: State | Trained, config: Config) -> dict[str, Any]:
-    """The params without the slices of masked neurons."""
+    """The params without the slices of masked neurons, in NumPy."""
     groups = learner_of(config.learner).prunable_groups(state.params, config.learner)
-    small: dict[str, Any] = compact(groups, state.params, state.masks)
+    # In NumPy: JAX would compile a gather for every new width.
+    params, masks = jax.device_get((state.params, state.masks))
+    small: dict[str, Any] = compact(groups, params, masks)
     return small
 
 

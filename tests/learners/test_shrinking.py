@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -66,8 +67,11 @@ def compacted(run: Run, state: Any) -> Any:
     """What is left of everything that pruning touches, in arrays of just that size, and the masks of all neurons."""
     groups = run.module.prunable_groups(state.params, run.config)
     target = {"critic": state.networks.target_critic} if run.module is prune_rl.sac else None
-    trees = (state.opt_state, target, state.importance)
-    _, params, others, _ = prune_rl.shrink(groups, state.params, trees, state.masks)
+    # In NumPy, which compiles nothing.
+    params, trees, masks = jax.device_get(
+        (state.params, (state.opt_state, target, state.importance), state.masks)
+    )
+    _, params, others, _ = prune_rl.shrink(groups, params, trees, masks)
     return {"params": params, "others": others, "masks": full_masks(state.pruning), "returns": state.returns}
 
 
@@ -98,7 +102,8 @@ def side_by_side(run: Run, updates: int, tolerance: float, start: Any) -> int:
         arrays = {name: len(mask) for name, mask in small.masks.items()}
         widths = {name: -(-width // 4) * 4 for name, width in kept_widths(small).items()}
         if shrinkings < 2 and sum(widths.values()) <= 0.7 * sum(arrays.values()):
-            small, shrinkings = run.module.shrink(small, widths, run.config), shrinkings + 1
+            shrink = quick_jit(functools.partial(run.module.shrink, widths=widths, config=run.config))
+            small, shrinkings = shrink(small), shrinkings + 1
             assert {name: len(mask) for name, mask in small.masks.items()} == widths
     assert any(len(mask) > mask.sum() for mask in small.masks.values()), "some arrays hold masked neurons"
     assert_alike(compacted(run, masked), compacted(run, small), tolerance)
@@ -109,7 +114,9 @@ def side_by_side(run: Run, updates: int, tolerance: float, start: Any) -> int:
 def test_masked_and_shrinking_runs_agree_in_float64(run: Run) -> None:
     """To 1e-9 in every param, moment, score and metric, over 55 updates across two shrinkings or more."""
     with jax.enable_x64(True):
-        start = doubled_state(run.module.init(jax.random.key(0), run.config, run.spec))
+        start = quick_jit(lambda key: doubled_state(run.module.init(key, run.config, run.spec)))(
+            jax.random.key(0)
+        )
         assert side_by_side(run, UPDATES, 1e-9, start) == 2
 
 
@@ -123,5 +130,5 @@ def test_masked_and_shrinking_runs_agree_in_float32_over_a_short_horizon(name: s
     run = RUNS[name]
     prune = dataclasses.replace(run.config.prune, refit=False)
     run = run._replace(config=dataclasses.replace(run.config, prune=prune))
-    start = run.module.init(jax.random.key(0), run.config, run.spec)
+    start = quick_jit(lambda key: run.module.init(key, run.config, run.spec))(jax.random.key(0))
     assert side_by_side(run, 15, 1e-3, start) >= 1

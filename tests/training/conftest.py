@@ -57,24 +57,20 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.
 
     Further keywords are variables of its environment.
 
-    Programs are compiled with little optimisation, which halves the time, and once for each `cache`.
+    Programs are compiled once per session; with a name as `cache`, once for each name.
     """
     caches = tmp_path_factory.mktemp("compiled")
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(prune_rl.__file__).parents[1]),
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_backend_optimization_level=0",
-        "JAX_ENABLE_COMPILATION_CACHE": "true",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
-    }
+    environment = os.environ | {"PYTHONPATH": str(Path(prune_rl.__file__).parents[1])}
 
     def process(
-        arguments: list[str], folder: Path, cache: str = "first", **more: str
+        arguments: list[str], folder: Path, cache: str | None = None, **more: str
     ) -> subprocess.Popen[bytes]:
+        own = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": str(caches / cache)}
         with (folder / "output").open("ab") as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "prune_rl.cli", *arguments],
                 cwd=folder,
-                env=environment | {"JAX_COMPILATION_CACHE_DIR": str(caches / cache)} | more,
+                env=environment | own | more,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )

@@ -25,7 +25,7 @@ from prune_rl.export.policy import load_policy
 from prune_rl.runs.logging import read_metrics
 from prune_rl.runs.mask_history import MaskHistory
 from prune_rl.runs.versions import PACKAGES
-from prune_rl.training.experiment import control_of
+from prune_rl.training.control import control_of
 from prune_rl.training.run_config import read_config
 
 SEEDS = (0, 1, 2)

@@ -131,11 +131,11 @@ def kill_when(process: Any, ready: Any, delay: Any) -> Any:
     ("reference", "cache", "first_checkpoints"),
     # The first shares the compiled program with its reference; the second compiles again, as a user's would, and is
     # killed before its first checkpoint, too.
-    [("jax_run", "first", 2), ("host_run", "second", 0), ("sac_run", "first", 2)],
+    [("jax_run", None, 2), ("host_run", "second", 0), ("sac_run", None, 2)],
 )
 def test_a_killed_run_ends_bit_identical(
     reference: str,
-    cache: str,
+    cache: str | None,
     first_checkpoints: int,
     start: Any,
     tmp_path: Path,
@@ -143,7 +143,7 @@ def test_a_killed_run_ends_bit_identical(
 ) -> None:
     whole: Any = request.getfixturevalue(reference)
     run = tmp_path / "runs" / whole.path.name
-    rng = random.Random(cache)
+    rng = random.Random(cache or "first")
     for checkpoints in (first_checkpoints, rng.randint(2, 5)):
         process, begun = start(whole.arguments, tmp_path, cache), newest(run)
 

@@ -15,7 +15,7 @@ import gymnasium
 import pytest
 
 from prune_rl.cli import main, parse_train
-from prune_rl.training.experiment import control_of
+from prune_rl.training.control import control_of
 
 NUM_ENVS, SEEDS, EPISODES, SELECTION = 2, 2, 3, 2
 # 16 updates of 2 · 16 steps.

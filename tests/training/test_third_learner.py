@@ -15,7 +15,7 @@ import prune_rl
 from prune_rl.cli import main, parse_train
 from prune_rl.learners.registry import LEARNERS, learner_of
 from prune_rl.training.config import Config
-from prune_rl.training.experiment import control_of
+from prune_rl.training.control import control_of
 from prune_rl.training.policy_export import policy_paths
 from prune_rl.training.run_config import read_config
 from tests.learners.schedules import by_schedule

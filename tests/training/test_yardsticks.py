@@ -18,7 +18,7 @@ from prune_rl.learners import sac
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
 from prune_rl.training.config import Config
-from prune_rl.training.experiment import control_command, control_of
+from prune_rl.training.control import control_command, control_of
 from prune_rl.training.run_config import read_config
 from prune_rl.training.small_network import as_wide_as
 

@@ -13,7 +13,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import chex
@@ -21,19 +21,18 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.actions import action_bounds, gaussian_range, is_discrete
+from prune_rl.learners.actor_critic import prunable_groups, pruning_rules
 from prune_rl.learners.advantages import generalized_advantages
-from prune_rl.learners.mask_rules import mask_rules, prunable, prune, since_change
-from prune_rl.learners.network_groups import network_groups
-from prune_rl.learners.networks import apply_mlp, init_actor_critic, input_size
+from prune_rl.learners.mask_rules import prune, since_change
+from prune_rl.learners.networks import init_actor_critic
 from prune_rl.learners.ppo.config import Config
 from prune_rl.learners.ppo.distillation import distill_coef, good_policy
 from prune_rl.learners.ppo.surrogate import Batch, actor_distribution, minibatch_epochs, optimizer, values
 from prune_rl.learners.rollout import EpisodeReturns, Metrics, Rollout, track_returns
 from prune_rl.learners.running_statistics import RunningStatistics, normalize, update_statistics
-from prune_rl.pruning.rules import PruningRules, PruningState, init_pruning
+from prune_rl.pruning.rules import PruningState, init_pruning
 from prune_rl.pruning.shrinking import gather
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState
 from prune_rl.spaces import Spec
@@ -82,7 +81,7 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
     return State(
         params=params,
         opt_state=optimizer(groups, config).init(params),
-        pruning=init_pruning(groups, _rules(groups, config), params),
+        pruning=init_pruning(groups, pruning_rules(params, config), params),
         obs_stats=RunningStatistics.create((spec.observation_size,)),
         return_stats=RunningStatistics.create(()),
         returns=EpisodeReturns.create(config.num_envs),
@@ -130,20 +129,6 @@ def squashes(spec: Spec) -> bool:
     return False
 
 
-def all_groups(params: Params, config: Config) -> NeuronGroups:
-    """The neuron groups of actor and critic."""
-    return network_groups(_outputs, params, config, (input_size(params["actor"]),))
-
-
-def _outputs(config: Config) -> Callable[[Params, jax.Array], tuple[jax.Array, jax.Array]]:
-    return lambda p, x: (apply_mlp(p["actor"], x, config.activation), values(p, x, config))
-
-
-def prunable_groups(params: Params, config: Config) -> NeuronGroups:
-    """The groups that may lose neurons: the actor's, and the critic's when asked; none in a dense run."""
-    return prunable(all_groups(params, config), config.prune)
-
-
 def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batch, Metrics]:
     """Statistics, normalised rewards, advantages and old log-probabilities: the batch [T·N, …] to learn from."""
     chex.assert_shape(rollout.reward, (config.num_steps, config.num_envs))
@@ -179,15 +164,6 @@ def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batc
     return state, batch, metrics
 
 
-def _rules(groups: NeuronGroups, config: Config) -> PruningRules | None:
-    """What bounds the removal of neurons; None in a dense run."""
-    networks = {
-        "actor": lambda p, x: apply_mlp(p["actor"], x, config.activation),
-        "critic": lambda p, x: values(p, x, config),
-    }
-    return None if config.prune is None else mask_rules(config, groups, networks)
-
-
 def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metrics]:
     """One iteration of PPO on one rollout: minibatch epochs with the proximal step, then the mask update. Pure.
 
@@ -214,7 +190,7 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     metrics["gradient_steps"] = jnp.int32(config.update_epochs * config.num_minibatches)
     state = dataclasses.replace(state, params=params, opt_state=opt_state, key=key, step=state.step + 1)
     if config.prune is not None:
-        rules = _rules(groups, config)
+        rules = pruning_rules(params, config)
         assert rules is not None
         inputs = {"actor": (batch.obs,), "critic": (batch.obs,)}
         pruned, report = prune(state, rules, lambda: inputs, prune_key)

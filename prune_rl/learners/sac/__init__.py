@@ -1,16 +1,16 @@
 """Soft actor-critic: `init`, `act` and `update` over a `State`, with hyperparameters in `Config`."""
 
 from prune_rl.learners.actions import action_noise as action_noise
+from prune_rl.learners.actor_critic import all_groups as all_groups
+from prune_rl.learners.actor_critic import prunable_groups as prunable_groups
 from prune_rl.learners.optimizer import learning_rate as learning_rate
 from prune_rl.learners.rollout import Rollout as Rollout
 from prune_rl.learners.sac.config import Config as Config
 from prune_rl.learners.sac.learner import gradient_noise as gradient_noise
 from prune_rl.learners.sac.learner import gradient_step as gradient_step
 from prune_rl.learners.sac.learner import update as update
-from prune_rl.learners.sac.networks import Networks as Networks
-from prune_rl.learners.sac.networks import all_groups as all_groups
-from prune_rl.learners.sac.networks import prunable_groups as prunable_groups
 from prune_rl.learners.sac.state import VMAP_AXES as VMAP_AXES
+from prune_rl.learners.sac.state import Networks as Networks
 from prune_rl.learners.sac.state import State as State
 from prune_rl.learners.sac.state import act as act
 from prune_rl.learners.sac.state import acting as acting

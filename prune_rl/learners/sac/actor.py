@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners.sac.config import Config
-from prune_rl.learners.sac.networks import Networks, apply_gradient
+from prune_rl.learners.sac.state import Networks, apply_gradient
 from prune_rl.learners.sac.values import Architecture, soft_value
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState
 

@@ -21,6 +21,7 @@ import optax
 from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners import replay_buffer
 from prune_rl.learners.actions import to_unit
+from prune_rl.learners.actor_critic import pruning_rules
 from prune_rl.learners.gradient_steps import many_gradient_steps
 from prune_rl.learners.mask_rules import prune, since_change
 from prune_rl.learners.replay_buffer import Transitions
@@ -29,12 +30,7 @@ from prune_rl.learners.running_statistics import update_statistics
 from prune_rl.learners.sac.actor import update_actor
 from prune_rl.learners.sac.config import Config
 from prune_rl.learners.sac.critic import update_critic
-from prune_rl.learners.sac.networks import (
-    Networks,
-    OptState,
-    pruning_rules,
-)
-from prune_rl.learners.sac.state import State, architecture
+from prune_rl.learners.sac.state import Networks, OptState, State, architecture
 from prune_rl.learners.sac.temperature import update_temperature
 from prune_rl.learners.sac.values import Architecture, critic_input
 
@@ -89,16 +85,10 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     def step(networks: Networks, drawn: tuple[Transitions, jax.Array]) -> tuple[Networks, Metrics]:
         return gradient_step(networks, *drawn, state.masks, config, arch)
 
-    def learn(networks: Networks) -> tuple[Networks, Metrics]:
-        networks, losses = many_gradient_steps(step, networks, draw, learn_key, config.gradient_steps)
-        return networks, {**losses, "gradient_steps": jnp.int32(config.gradient_steps)}
-
-    def rest(networks: Networks) -> tuple[Networks, Metrics]:
-        shapes = jax.eval_shape(learn, networks)[1]
-        return networks, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
     learning = state.step >= config.warmup_updates
-    networks, losses = jax.lax.cond(learning, learn, rest, state.networks)
+    networks, losses = many_gradient_steps(
+        step, state.networks, draw, learn_key, config.gradient_steps, learning
+    )
     state = dataclasses.replace(state, networks=networks, key=key, step=state.step + 1)
     if config.prune is not None:
         state, report = _prune(state, batch_key, prune_key, config)
@@ -119,11 +109,7 @@ def _prune(state: State, batch_key: jax.Array, key: jax.Array, config: Config) -
     assert rules is not None
     copies = {"critic": state.params | {"critic": networks.target_critic}}
     pruned, report = prune(state, rules, draw_inputs, key, copies)
-    networks = dataclasses.replace(
-        networks,
-        params=pruned.params,
-        target_critic=pruned.copies["critic"]["critic"],
-        opt_state=pruned.opt_state,
-    )
+    target = pruned.copies["critic"]["critic"]
+    networks = Networks(pruned.params, target, networks.log_alpha, pruned.opt_state)
     returns = since_change(state.returns, state.pruning, pruned.state)
     return dataclasses.replace(state, networks=networks, returns=returns, pruning=pruned.state), report

@@ -1,4 +1,4 @@
-"""The train state of SAC: what is in it, how it starts, how it acts."""
+"""The train state of SAC: networks and optimisers, how they start, how they act, and one optimiser step."""
 
 from __future__ import annotations
 
@@ -9,21 +9,45 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
-from prune_rl.dependency.tree_paths import Params
+from prune_rl.dependency.groups import NeuronGroups
+from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners import replay_buffer
 from prune_rl.learners.actions import action_bounds, from_unit, is_discrete
+from prune_rl.learners.actor_critic import prunable_groups, pruning_rules
 from prune_rl.learners.distributions import Categorical, SquashedGaussian
+from prune_rl.learners.networks import init_actor_q_critics
+from prune_rl.learners.optimizer import learning_rate, pruned_adam
 from prune_rl.learners.replay_buffer import Replay
 from prune_rl.learners.rollout import EpisodeReturns
 from prune_rl.learners.running_statistics import RunningStatistics, normalize
 from prune_rl.learners.sac.config import Config
-from prune_rl.learners.sac.networks import Networks, OptState, init_networks, prunable_groups, pruning_rules
 from prune_rl.learners.sac.values import Architecture, policy
 from prune_rl.pruning.rules import PruningState, init_pruning
 from prune_rl.pruning.shrinking import gather
+from prune_rl.pruning.transforms.group_sparse import GroupSparseState
 from prune_rl.spaces import Discrete, Spec
+
+
+@struct.dataclass
+class OptState:
+    """One optimiser per loss."""
+
+    actor: GroupSparseState
+    critic: GroupSparseState
+    alpha: Any
+
+
+@struct.dataclass
+class Networks:
+    """``params`` = {"actor", "critic"}; the critics' leaves have a leading axis [2, …]; ``log_alpha`` float32[]."""
+
+    params: Params
+    target_critic: Params
+    log_alpha: jax.Array
+    opt_state: OptState
 
 
 @struct.dataclass
@@ -77,7 +101,7 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
             "bound the environment's actions"
         )
     actor_key, critic_key, key = jax.random.split(key, 3)
-    networks = init_networks(actor_key, critic_key, config, spec)
+    networks = init_networks((actor_key, critic_key), config, spec)
     groups, rules = prunable_groups(networks.params, config), pruning_rules(networks.params, config)
     return State(
         networks=networks,
@@ -89,6 +113,36 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
         key=key,
         step=jnp.zeros((), jnp.int32),
     )
+
+
+def init_networks(keys: tuple[jax.Array, jax.Array], config: Config, spec: Spec) -> Networks:
+    """Orthogonal actor and critics, target critics equal to the critics, and fresh optimisers."""
+    params = init_actor_q_critics(keys, spec, config.hidden, config.critic_widths, skip=config.skip)
+    groups = prunable_groups(params, config)
+    log_alpha = jnp.log(jnp.float32(config.init_alpha if config.alpha is None else config.alpha))
+    opt_state = OptState(
+        actor=optimizer("actor", groups, config).init({"actor": params["actor"]}),
+        critic=optimizer("critic", groups, config).init({"critic": params["critic"]}),
+        alpha=optax.adam(learning_rate(config)).init(log_alpha),
+    )
+    # A copy: a state whose leaves share memory cannot be donated.
+    return Networks(params, jax.tree.map(jnp.copy, params["critic"]), log_alpha, opt_state)
+
+
+def optimizer(network: str, groups: NeuronGroups, config: Config) -> optax.GradientTransformationExtraArgs:
+    """Adam with pruning for {network: params}; the proximal step acts on the actor only."""
+    return pruned_adam(config, groups.within(network), proximal=network == "actor")
+
+
+def apply_gradient(
+    network: str, networks: Networks, gradient: Params, masks: Masks, config: Config
+) -> tuple[Params, GroupSparseState]:
+    """One optimiser step of one network; masked slices stay 0."""
+    tx = optimizer(network, prunable_groups(networks.params, config), config)
+    old, opt_state = {network: networks.params[network]}, getattr(networks.opt_state, network)
+    changes, opt_state = tx.update({network: gradient}, opt_state, old, masks=masks)
+    new: Any = optax.apply_updates(old, changes)
+    return new[network], opt_state
 
 
 def architecture(state: State, config: Config) -> Architecture:

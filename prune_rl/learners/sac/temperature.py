@@ -12,7 +12,7 @@ import optax
 from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.optimizer import learning_rate
 from prune_rl.learners.sac.config import Config
-from prune_rl.learners.sac.networks import Networks
+from prune_rl.learners.sac.state import Networks
 
 
 def target_entropy(params: Params, discrete: bool, config: Config) -> optax.Schedule:
