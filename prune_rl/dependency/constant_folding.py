@@ -180,7 +180,8 @@ class ConstantFolding(Analysis):
 
     def __init__(self, positions: Positions, candidates: Indices) -> None:
         self.positions = positions
-        self.candidates = candidates
+        self.is_candidate = np.zeros(positions.size, bool)  # by position, of the roots
+        self.is_candidate[candidates] = True
         self.scalars = ScalarTable()
         self.everywhere: dict[int, int] = {}
         self.along: dict[int, dict[int, Ids]] = {}
@@ -202,7 +203,7 @@ class ConstantFolding(Analysis):
 
     def removable(self, value: int, axis: int) -> Flags:
         """Which positions along an axis are candidates for removal."""
-        return np.isin(self.positions.of(value, axis), self.candidates)
+        return self.is_candidate[self.positions.of(value, axis)]
 
     def at(self, value: int, axis: int) -> Ids | int:
         """The scalars along an axis; a single id where all are the same."""
@@ -257,7 +258,7 @@ class ConstantFolding(Analysis):
                     self._set(value, axis, self._along(equation, links, k, axis))
         if equation.name in ("reduce_sum", "psum"):
             over = [self.positions.of(ins[k], i) for k, i in links.summed]
-            self._mark_sum(equation.outs[0], [roots[np.isin(roots, self.candidates)] for roots in over])
+            self._mark_sum(equation.outs[0], [roots[self.is_candidate[roots]] for roots in over])
         elif equation.name in MOVES | LINEAR:
             for value in equation.outs:
                 self._mark_sum(value, [self.sums[v] for v in ins if v in self.sums])
