@@ -1,15 +1,15 @@
 """PPO in the manner of purejaxrl on Gymnax' CartPole-v1, three seeds under ``jax.vmap``, whose actor is pruned.
 
-    .venv/bin/python -m pip install --no-deps --target .venv-gymnax gymnax==1.0.1 six
-    PYTHONPATH=.venv-gymnax .venv/bin/python -m experiments.gymnax_ppo
+    python3 -m venv .venv-gymnax
+    .venv-gymnax/bin/python -m pip install -e . gymnax==1.0.1 six jax==0.10.2 flax==0.12.8
+    .venv-gymnax/bin/python -m experiments.gymnax_ppo
 
 Network, hyperparameters and loss are those of purejaxrl's ``ppo.py`` (Lu et al. 2022, Discovered policy optimisation,
 NeurIPS; https://github.com/luchris429/purejaxrl): a Flax module for actor and critic, a train state, and one jitted
 function from the random key to the trained parameters. The lines marked "prune" are those that pruning adds. Groups are
 those of the actor alone, since a critic that is pruned as hard as the actor costs return.
 
-Gymnax asks for an older Gymnasium than this project, of which the environment uses nothing: it is installed beside it,
-without its dependencies.
+Gymnax asks for an older Gymnasium than the lock file has, so it gets an environment of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 import tyro
 from flax.linen.initializers import orthogonal
-from flax.training.train_state import TrainState
+from flax.training import train_state
 
 import prune_rl  # prune
 
@@ -91,7 +91,8 @@ class Transition(NamedTuple):
     done: jax.Array
 
 
-network = ActorCritic()
+network: Any = ActorCritic()
+TrainState: Any = train_state.TrainState
 
 
 def optimiser(config: Config, params: Any) -> tuple[optax.GradientTransformation, prune_rl.NeuronGroups]:
@@ -112,7 +113,7 @@ def optimiser(config: Config, params: Any) -> tuple[optax.GradientTransformation
     return tx, groups
 
 
-def rollout(config: Config, state: TrainState, envs: Any, key: jax.Array) -> tuple[Any, Transition]:
+def rollout(config: Config, state: Any, envs: Any, key: jax.Array) -> tuple[Any, Transition]:
     """``num_steps`` of every environment: [num_steps, num_envs, …]."""
 
     def step(envs: Any, key: jax.Array) -> tuple[Any, Transition]:
@@ -161,14 +162,14 @@ def loss(config: Config, params: Any, batch: Transition, advantage: jax.Array) -
     return config.vf_coef * value_loss - surrogate - config.ent_coef * entropy
 
 
-def train(config: Config, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def train(config: Config, tx: optax.GradientTransformation, key: jax.Array) -> Any:
     """The whole training of one seed."""
     init_key, reset_key, key = jax.random.split(key, 3)
     state = TrainState.create(apply_fn=network.apply, params=network.init(init_key, jnp.zeros((1, 4))), tx=tx)
     reset_keys = jax.random.split(reset_key, config.num_envs)
     obs, env_state = jax.vmap(ENV.reset, (0, None))(reset_keys, ENV_PARAMS)
 
-    def gradient_step(state: TrainState, minibatch: Any) -> tuple[TrainState, None]:
+    def gradient_step(state: Any, minibatch: Any) -> tuple[Any, None]:
         grads = jax.grad(lambda params: loss(config, params, *minibatch))(state.params)
         return state.apply_gradients(grads=grads), None
 
@@ -217,7 +218,8 @@ def main(config: Config) -> dict[str, Any]:
     tx, groups = optimiser(config, shapes)
     keys = jnp.stack([jax.random.key(config.seed + i) for i in range(config.seeds)])
     start = time.perf_counter()
-    states = jax.block_until_ready(jax.jit(jax.vmap(lambda key: train(config, tx, key)))(keys))
+    states = jax.jit(jax.vmap(lambda key: train(config, tx, key)))(keys)
+    states.step.block_until_ready()
     seconds = time.perf_counter() - start
     widths, returns = [], []
     for i in range(config.seeds):

@@ -49,6 +49,7 @@ def find_groups(
     *inputs: Any,
     keep_counts: bool = False,
     whole_heads: bool = False,
+    equal_channels: bool = False,
     carry: bool = False,
 ) -> NeuronGroups:
     """Find the hidden neurons of fn(params, *inputs) from its jaxpr.
@@ -74,6 +75,8 @@ def find_groups(
       whole_heads: where a reshape splits an axis in several, or merges several, and more than one of them could be that
         of the neurons, take the first: the heads of an attention whose projections are split by reshapes. By default
         it is the last: the features that every head has. Where heads have an axis of the kernels, both are found.
+      equal_channels: of a grouped convolution, take equally many channels of every group: those at one place in each
+        are one neuron. By default whole groups are one, and equal channels where whole groups cannot go.
       carry: fn is a step fn(params, carry, *inputs) -> (carry, outputs), like the body of `jax.lax.scan`: neurons may
         lie in the carry, a tree of arrays that starts with zeros for neurons that are removed.
 
@@ -87,7 +90,7 @@ def find_groups(
     traced = trace(fn, params, *inputs, carry=carry)
     choices: Choices = {}
     while True:
-        positions, roles, candidates, removal = _candidates(traced, choices, whole_heads)
+        positions, roles, candidates, removal = _candidates(traced, choices, whole_heads, equal_channels)
         refused = candidates[positions.is_blocked(candidates)]
         # An ambiguous reshape has several readings, and the neurons may be removable in another one.
         following = next_choices(positions, choices, refused)
@@ -109,11 +112,11 @@ def find_groups(
 
 
 def _candidates(
-    traced: Traced, choices: Choices, first_axes: bool
+    traced: Traced, choices: Choices, first_axes: bool, equal_channels: bool
 ) -> tuple[Positions, list[tuple[AxisOf, Role]], Indices, Removal]:
     """The linked program, the roles of leaf axes, the sets that a kernel produces, and how they are removed."""
     program, parameters = traced.program, len(traced.paths)
-    positions = Positions(program, parameters, choices, first_axes)
+    positions = Positions(program, parameters, choices, first_axes, equal_channels)
     states, results = {before for before, _ in traced.carried}, program.outputs[len(traced.carried) :]
     for value in program.inputs[parameters:]:
         if value in states:
@@ -150,7 +153,7 @@ def _roles(positions: Positions) -> list[tuple[AxisOf, Role]]:
             continue
         for k, kernel in enumerate(sources):
             contracted = {i for pair in links.contracted for j, i in pair if j == k}
-            made = {m.axis for maps in links.outs[0] if len(maps) == 1 for m in maps if m.operand == k}
+            made = {maps[0].axis for maps in links.outs[0] if {m.operand for m in maps} == {k}}
             for i, leaf_axes in enumerate(kernel or ()):
                 if i in contracted | made:
                     role: Role = "out" if i in contracted else "in"
@@ -315,17 +318,16 @@ def _check_contraction(folding: ConstantFolding, equation: Equation, a: int, b: 
     left, right = equation.ins[:2]
     if not folding.removable(left, a).any():
         return
-    parameters = [s is not None and any(s) for s in map(folding.positions.sources.__getitem__, (left, right))]
-    if all(parameters):
-        _block(folding, left, a, True, "is contracted between two parameters")
-    else:
-        reasons = [""]
+    reasons = [""]
 
-        def reason_of(ids: tuple[int, ...]) -> int:
-            reasons.append(folding.scalars.contraction_obstacle(ids))
-            return len(reasons) - 1
+    def reason_of(ids: tuple[int, ...]) -> int:
+        reasons.append(folding.scalars.contraction_obstacle(ids))
+        return len(reasons) - 1
 
-        which = map_ids([folding.at(left, a), folding.at(right, b)], reason_of)
-        for k, reason in enumerate(reasons):
-            if reason:
-                _block(folding, left, a, np.equal(which, k), reason)
+    mine, theirs = folding.at(left, a), folding.at(right, b)
+    if isinstance(theirs, np.ndarray):  # a grouped convolution reads its kernel once per group
+        theirs = np.resize(theirs, folding.positions.program.shape(left)[a])
+    which = map_ids([mine, theirs], reason_of)
+    for k, reason in enumerate(reasons):
+        if reason:
+            _block(folding, left, a, np.equal(which, k), reason)

@@ -443,7 +443,7 @@ def test_periodic_removals_are_bounded_by_the_energy() -> None:
     )
     _, (masks, _, _) = run(tx, 6)
     scores = magnitude_importance(GROUPS, make_params())
-    expected, bounds = [], {"a": np.asarray(scores["second"])}
+    expected, bounds = [], {"a": scores["second"]}
     mask = {"a": jnp.ones(10, bool)}
     for _ in range(3):
         mask = update_masks(mask, bounds, 0.9, energy=0.05)
