@@ -131,7 +131,7 @@ def _conv(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Lin
 
     # Whole groups: the channels of a group go together, with the output channels that they make.
     pairs = [(c, f[:1]) for c, f in zip(channels, features, strict=True)]
-    pairs += [(c[:1], f[1:]) for c, f in zip(channels, features, strict=True)]
+    pairs += [(c[:1], f[1:]) for c, f in zip(channels, features, strict=True) if len(f) > 1]
     ends = [np.concatenate([np.broadcast_to(p[k], max(map(len, p))) for p in pairs]) for k in (0, 1)]
     whole = (tied(AxisMap(0, lhs[1], *ends)),)
     # Equally many channels of every group: those at one place in each group go together.

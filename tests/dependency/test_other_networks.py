@@ -279,7 +279,9 @@ def grouped(x: jax.Array, kernel: jax.Array, count: int = 1) -> jax.Array:
     )
 
 
-@pytest.mark.parametrize(("channels", "features", "groups"), [(6, 6, 3), (6, 9, 3), (4, 8, 2), (3, 6, 3)])
+@pytest.mark.parametrize(
+    ("channels", "features", "groups"), [(6, 6, 3), (6, 9, 3), (4, 8, 2), (3, 6, 3), (3, 3, 3), (6, 3, 3)]
+)
 def test_whole_groups_of_a_convolution_go_or_equally_many_channels_of_each(
     channels: int, features: int, groups: int
 ) -> None:
