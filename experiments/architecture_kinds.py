@@ -39,14 +39,15 @@ class Net:
         finally:
             self.params = kept
 
-    def get(self, name: str, *shape: int, positive: bool = False) -> Any:
+    def get(self, name: str, *shape: int, positive: bool = False) -> jax.Array:
         if self.params is None:
             rng = np.random.default_rng(len(self.made))
             scale = 1 / max(1, int(np.prod(shape[:-1]))) ** 0.5 if len(shape) > 1 else 0.5
             array = rng.normal(size=shape, scale=scale).astype(np.float32)
             self.made[name] = np.abs(array) + 0.5 if positive else array
             return jnp.asarray(self.made[name])
-        return self.params[name]
+        leaf: jax.Array = self.params[name]
+        return leaf
 
     def dense(self, name: str, x: jax.Array, width: int, bias: bool = True) -> jax.Array:
         y: jax.Array = x @ self.get(f"{name}/w", x.shape[-1], width)
@@ -81,7 +82,8 @@ class Net:
     def squeeze(self, name: str, x: jax.Array) -> jax.Array:
         """Squeeze and excitation."""
         pooled = jax.nn.relu(self.dense(f"{name}/down", x.mean((1, 2)), 3))
-        return x * jax.nn.sigmoid(self.dense(f"{name}/up", pooled, x.shape[-1]))[:, None, None]
+        gate: jax.Array = jax.nn.sigmoid(self.dense(f"{name}/up", pooled, x.shape[-1]))
+        return x * gate[:, None, None]
 
     def layer_norm(self, name: str, x: jax.Array) -> jax.Array:
         """As PyTorch, Equinox and Haiku compute it, in two passes."""
@@ -114,11 +116,11 @@ class Net:
         )
 
 
-def pool(x: jax.Array) -> jax.Array:
+def pool(x: jax.Array) -> Any:
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
 
 
-def bigger(x: jax.Array) -> jax.Array:
+def bigger(x: jax.Array) -> Any:
     """Bilinear interpolation to twice the size."""
     return jax.image.resize(x, (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]), "bilinear")
 

@@ -49,10 +49,10 @@ def act(params: Any, h: jax.Array, obs: jax.Array) -> tuple[jax.Array, jax.Array
     return h, h @ params["out"]
 
 
-def play(step: Any, params: Any, h: jax.Array, key: jax.Array, steps: int) -> tuple[jax.Array, ...]:
+def play(step: Any, params: Any, h: jax.Array, key: jax.Array, steps: int) -> Any:
     """Logits, the teacher's actions, and "not over yet", at each step of ``len(h)`` episodes."""
 
-    def one(carry: Any, _: None) -> Any:
+    def one(carry: Any, _: Any) -> Any:
         env_state, obs, h, alive = carry
         h, logits = step(params, h, obs[:, SEEN])
         env_state, new_obs, _, terminated, _ = jax.vmap(ENV.step)(env_state, jnp.argmax(logits, axis=-1))
