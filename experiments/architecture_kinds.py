@@ -29,13 +29,15 @@ class Net:
         self.forward, self.x, self.options = forward, x, options
         self.made: Params = {}
         self.params: Params | None = None
-        jax.eval_shape(lambda x: forward(self, x), x)
+        with jax.numpy_rank_promotion("allow"):
+            jax.eval_shape(lambda x: forward(self, x), x)
         self.params = self.made
 
     def __call__(self, params: Params, x: Any) -> Any:
         kept, self.params = self.params, params
         try:
-            return self.forward(self, x)
+            with jax.numpy_rank_promotion("allow"):
+                return self.forward(self, x)
         finally:
             self.params = kept
 

@@ -69,7 +69,7 @@ def loss(params: Any, h: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.sum(errors * alive) / jnp.sum(alive)
 
 
-def main(sparsity: float = 0.8, steps: int = 300, seed: int = 0, hidden: int = 32) -> dict[str, Any]:
+def main(sparsity: float = 0.8, steps: int = 600, seed: int = 0, hidden: int = 32) -> dict[str, Any]:
     init_key, train_key, test_key = jax.random.split(jax.random.key(seed), 3)
     params, start, obs = init(init_key, hidden), jnp.zeros((ENVS, hidden)), jnp.zeros((ENVS, 2))
     tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.linear_schedule(1e-2, 0.0, steps)))

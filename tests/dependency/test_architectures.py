@@ -15,6 +15,7 @@ import pytest
 from prune_rl.dependency.activations import activations
 from prune_rl.dependency.compaction import compact, compact_function
 from prune_rl.dependency.find_groups import find_groups
+from prune_rl.dependency.groups import NeuronGroup, NeuronGroups
 from prune_rl.dependency.summary import explain
 from prune_rl.pruning.importance import magnitude_importance, taylor_importance
 from prune_rl.pruning.layer_norm import layer_norm
@@ -383,6 +384,25 @@ def test_explain_names_groups_leaves_axes_and_reasons() -> None:
         "head/kernel axis 0",
     ):
         assert part in text.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("names", "cautioned"),
+    [
+        (("actor/0", "critic/0"), ["critic/0"]),
+        (("policy", "value_head", "vf/1", "QNetwork_0"), ["value_head", "vf/1", "QNetwork_0"]),
+        (("critic/0", "critic/1"), []),  # of a critic alone there is no actor to prune instead
+        (("attention/value", "attention/query", "values"), []),
+    ],
+)
+def test_explain_cautions_where_a_critic_is_among_the_groups(
+    names: tuple[str, ...], cautioned: list[str]
+) -> None:
+    text = io.StringIO()
+    explain(NeuronGroups(NeuronGroup(name, 1, ()) for name in names), text)
+    printed = " ".join(text.getvalue().split())
+    assert (f"{', '.join(cautioned)} look like groups of a critic." in printed) == bool(cautioned)
+    assert ("costs return" in printed) == bool(cautioned)
 
 
 # --- random architectures ---
