@@ -239,7 +239,7 @@ def swin(net: Net, x: jax.Array) -> jax.Array:
     return classified(net, net.dense("merge", net.layer_norm("n", merged), 12, bias=False))
 
 
-def segmentation(net: Net, x: jax.Array) -> jax.Array:
+def segmentation(net: Net, x: jax.Array) -> Any:
     x = net.block("stem", x, WIDTH, stride=2)
     pooled = net.block("pooled", x.mean((1, 2), keepdims=True), 4, 1)
     branches = [
@@ -272,7 +272,7 @@ def yolo(net: Net, x: jax.Array) -> jax.Array:
     return net.conv("head", jax.nn.silu(net.conv("e", jnp.concatenate(windows, -1), 6, 1)), 5, 1)
 
 
-def unet(net: Net, x: jax.Array) -> jax.Array:
+def unet(net: Net, x: jax.Array) -> Any:
     top = net.block("a", x, 6)
     low = net.block("b", pool(top), WIDTH)
     up = jax.lax.conv_transpose(low, net.get("up/w", 2, 2, WIDTH, 6), (2, 2), "SAME")

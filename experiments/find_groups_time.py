@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import prune_rl
 
 WIDTH, HEADS, TOKENS, WORDS = 384, 6, 32, 65
+Shape: Any = jax.ShapeDtypeStruct
 
 
 def shapes(layers: int) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def shapes(layers: int) -> dict[str, Any]:
     }
     sizes = {f"layer_{i}/{name}": shape for i in range(layers) for name, shape in of_layer.items()}
     sizes |= {"words": (WORDS, WIDTH), "places": (TOKENS, WIDTH), "head": (WIDTH, WORDS)}
-    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in sizes.items()}
+    return {name: Shape(shape, jnp.float32) for name, shape in sizes.items()}
 
 
 def layer_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
@@ -38,7 +39,7 @@ def layer_norm(x: jax.Array, scale: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-5) * scale
 
 
-def gpt(params: dict[str, Any], tokens: jax.Array, layers: int) -> jax.Array:
+def gpt(params: dict[str, Any], tokens: jax.Array, layers: int) -> Any:
     batch = tokens.shape[0]
     x = params["words"][tokens] + params["places"]
     for i in range(layers):
@@ -56,7 +57,7 @@ def gpt(params: dict[str, Any], tokens: jax.Array, layers: int) -> jax.Array:
 
 
 def seconds(layers: int) -> float:
-    params, tokens = shapes(layers), jax.ShapeDtypeStruct((2, TOKENS), jnp.int32)
+    params, tokens = shapes(layers), Shape((2, TOKENS), jnp.int32)
     times = []
     for _ in range(3):
         start = time.process_time()
