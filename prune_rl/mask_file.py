@@ -54,7 +54,7 @@ def load_masks(path: str | os.PathLike[str], params: Params) -> tuple[NeuronGrou
     """The groups and masks of a file, for a model whose params have the same leaves.
 
     `compact(groups, params, masks)` of fresh params then has the shapes of the pruned model, for trained ones to be
-    loaded into; `apply_masks`, `shrink` and `dynamic_pruning` take them, too.
+    loaded into; `apply_masks` and `shrink` take both, too.
 
     Args:
       path: of a file that `save_masks` has written.
