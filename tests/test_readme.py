@@ -235,7 +235,10 @@ def test_the_changed_lines_of_an_existing_training_prune_it() -> None:
 
 
 @pytest.mark.usefixtures("quick_compilation")
-def test_the_code_of_the_library_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_code_of_the_library_page_runs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)  # it saves a file
     blocks = code_blocks(ROOT / "docs" / "library.md", "python")
     scope: dict[str, Any] = {}
     with jax.numpy_rank_promotion("allow"):  # which the tests forbid, and a reader's program does not
@@ -243,6 +246,8 @@ def test_the_code_of_the_library_page_runs(capsys: pytest.CaptureFixture[str]) -
     printed = capsys.readouterr().out
     assert "widths={'hidden': 7}" in printed
     assert "{'hidden': 32}" in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["masks.safetensors"]
+    assert scope["small_again"]["hidden"]["w"].shape == (4, 7)
     assert "{'actor/layer_0': 64, 'actor/layer_1': 64}" in printed
     # Masked slices stay exactly 0 in the proximal step of the last but one block.
     assert not scope["pruned"]["hidden"]["w"][:, ~np.asarray(scope["masks"]["hidden"])].any()

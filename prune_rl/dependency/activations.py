@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_rl.dependency.evaluation import evaluate
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.jaxpr import Equation, Traced, trace
-from prune_rl.dependency.resizing import KeptPositions, evaluate, resize
+from prune_rl.dependency.resizing import KeptPositions, resize
 from prune_rl.dependency.slices import axis_slices, checked_slices, kept_positions
 from prune_rl.dependency.tree_paths import Indices, Params
 

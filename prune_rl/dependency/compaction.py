@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from prune_rl.dependency.evaluation import evaluate
 from prune_rl.dependency.groups import NeuronGroups, path_string
 from prune_rl.dependency.jaxpr import trace
-from prune_rl.dependency.resizing import KeptPositions, evaluate, resize
+from prune_rl.dependency.resizing import KeptPositions, resize
 from prune_rl.dependency.slices import AxisSlices, axis_slices, checked_slices, concrete_masks, kept_positions
 from prune_rl.dependency.tree_paths import (
     Flags,

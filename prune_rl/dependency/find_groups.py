@@ -3,41 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from prune_rl.dependency.constant_folding import ConstantFolding, map_ids
 from prune_rl.dependency.counts import counts_anew
+from prune_rl.dependency.exactness import Removal, check_removable
 from prune_rl.dependency.groups import ROLES, NeuronGroup, NeuronGroups, Role, Slice
-from prune_rl.dependency.jaxpr import Equation, Traced, primitives, trace
+from prune_rl.dependency.jaxpr import Traced, trace
 from prune_rl.dependency.propagation import Choices, Positions, Sources, next_choices
 from prune_rl.dependency.structural_rules import AxisOf
 from prune_rl.dependency.summary import described, group_names
 from prune_rl.dependency.tree_paths import Indices, KeyPath, Params
 
-# The neutral element of each reduction: a removed neuron that holds it makes no difference.
-NEUTRAL = {
-    "reduce_sum": 0.0,
-    "reduce_prod": 1.0,
-    "reduce_max": -np.inf,
-    "reduce_min": np.inf,
-    "reduce_and": True,
-    "reduce_or": False,
-    "reduce_xor": 0,
-    "psum": 0.0,
-    "psum_invariant": 0.0,
-    "pmax": -np.inf,
-    "pmin": np.inf,
-}
 COUNTED = (
     "goes through a constant that counts neurons, as the 1/N of a mean does, which fn counts anew for smaller arrays: "
     "with find_groups(..., keep_counts=True) and compact_function it stays that of the full size, and "
     "prune_rl.layer_norm counts those that are left"
-)
-VARIANCE = (
-    " (as in a variance in two passes, of which the differences from the mean are summed: normalise with "
-    "prune_rl.layer_norm, or take the mean of the squares minus the square of the mean)"
 )
 # By leaf axis: the positions of each neuron along it, int64[neurons, positions per neuron].
 Members = dict[AxisOf, Indices]
@@ -49,6 +31,7 @@ def find_groups(
     *inputs: Any,
     keep_counts: bool = False,
     whole_heads: bool = False,
+    equal_channels: bool = False,
     carry: bool = False,
 ) -> NeuronGroups:
     """Find the hidden neurons of fn(params, *inputs) from its jaxpr.
@@ -74,6 +57,8 @@ def find_groups(
       whole_heads: where a reshape splits an axis in several, or merges several, and more than one of them could be that
         of the neurons, take the first: the heads of an attention whose projections are split by reshapes. By default
         it is the last: the features that every head has. Where heads have an axis of the kernels, both are found.
+      equal_channels: of a grouped convolution, take equally many channels of every group: those at one place in each
+        are one neuron. By default whole groups are one, and equal channels where whole groups cannot go.
       carry: fn is a step fn(params, carry, *inputs) -> (carry, outputs), like the body of `jax.lax.scan`: neurons may
         lie in the carry, a tree of arrays that starts with zeros for neurons that are removed.
 
@@ -87,7 +72,7 @@ def find_groups(
     traced = trace(fn, params, *inputs, carry=carry)
     choices: Choices = {}
     while True:
-        positions, roles, candidates, removal = _candidates(traced, choices, whole_heads)
+        positions, roles, candidates, removal = _candidates(traced, choices, whole_heads, equal_channels)
         refused = candidates[positions.is_blocked(candidates)]
         # An ambiguous reshape has several readings, and the neurons may be removable in another one.
         following = next_choices(positions, choices, refused)
@@ -109,11 +94,11 @@ def find_groups(
 
 
 def _candidates(
-    traced: Traced, choices: Choices, first_axes: bool
+    traced: Traced, choices: Choices, first_axes: bool, equal_channels: bool
 ) -> tuple[Positions, list[tuple[AxisOf, Role]], Indices, Removal]:
     """The linked program, the roles of leaf axes, the sets that a kernel produces, and how they are removed."""
     program, parameters = traced.program, len(traced.paths)
-    positions = Positions(program, parameters, choices, first_axes)
+    positions = Positions(program, parameters, choices, first_axes, equal_channels)
     states, results = {before for before, _ in traced.carried}, program.outputs[len(traced.carried) :]
     for value in program.inputs[parameters:]:
         if value in states:
@@ -150,7 +135,7 @@ def _roles(positions: Positions) -> list[tuple[AxisOf, Role]]:
             continue
         for k, kernel in enumerate(sources):
             contracted = {i for pair in links.contracted for j, i in pair if j == k}
-            made = {m.axis for maps in links.outs[0] if len(maps) == 1 for m in maps if m.operand == k}
+            made = {maps[0].axis for maps in links.outs[0] if {m.operand for m in maps} == {k}}
             for i, leaf_axes in enumerate(kernel or ()):
                 if i in contracted | made:
                     role: Role = "out" if i in contracted else "in"
@@ -252,80 +237,3 @@ def _slices(
         else:
             slices.append(Slice(paths[k], i, role, tuple(map(tuple, where.tolist())), length))
     return tuple(slices)
-
-
-# --- exactness ---
-
-
-class Removal(NamedTuple):
-    """How neurons are removed that can be.
-
-    Attributes:
-      counted: those whose number a constant of the program may stand for: sums over them are multiplied or divided by
-        a constant, or are products of two activations, which are scaled by the root of it.
-      products: those that two activations are contracted over, so that no kernel need read them.
-    """
-
-    counted: Indices
-    products: Indices
-
-
-def check_removable(positions: Positions, candidates: Indices) -> Removal:
-    """Block every candidate set of positions whose removal would not be exact, with the reason.
-
-    By constant folding at removed neurons. A contraction over the neurons is exact when the product at a removed neuron
-    is 0; a reduction is when it holds the neutral element there.
-    """
-    folding = ConstantFolding(positions, candidates)
-    folding.run()
-    counted, products = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for equation in primitives(positions.program.equations):
-        links, ins = positions.links[id(equation)], equation.ins
-        for (_, a), (_, b) in links.contracted:
-            _check_contraction(folding, equation, a, b)
-            if all(positions.sources[v] is None for v in ins[:2]):
-                products.append(positions.of(ins[0], a))
-        for k, axis in links.summed:
-            changes = _differ(folding, ins[k], axis, NEUTRAL[equation.name])
-            neutral = f"goes through {equation.name!r}, where a removed neuron would not be {NEUTRAL[equation.name]}"
-            advice = VARIANCE if equation.name == "reduce_sum" else ""
-            _block(folding, ins[k], axis, changes, neutral + advice)
-        if equation.name in ("mul", "div") and any(v in folding.everywhere for v in ins):
-            for value in ins:
-                if value in folding.sums:
-                    counted.append(folding.sums[value])
-    return Removal(np.concatenate([*counted, *products]), np.concatenate(products))
-
-
-def _differ(folding: ConstantFolding, value: int, axis: int, neutral: Any) -> Any:
-    """Which positions along an axis may not hold the neutral element; a single flag where all are the same."""
-    return np.logical_not(
-        map_ids([folding.at(value, axis)], lambda ids: folding.scalars.equals(ids[0], neutral))
-    )
-
-
-def _block(folding: ConstantFolding, value: int, axis: int, where: Any, reason: str) -> None:
-    """Block the candidates among the positions `where` along an axis."""
-    mine = folding.removable(value, axis) & where
-    if mine.any():
-        folding.positions.block(folding.positions.labels[value][axis][mine], reason)
-
-
-def _check_contraction(folding: ConstantFolding, equation: Equation, a: int, b: int) -> None:
-    left, right = equation.ins[:2]
-    if not folding.removable(left, a).any():
-        return
-    parameters = [s is not None and any(s) for s in map(folding.positions.sources.__getitem__, (left, right))]
-    if all(parameters):
-        _block(folding, left, a, True, "is contracted between two parameters")
-    else:
-        reasons = [""]
-
-        def reason_of(ids: tuple[int, ...]) -> int:
-            reasons.append(folding.scalars.contraction_obstacle(ids))
-            return len(reasons) - 1
-
-        which = map_ids([folding.at(left, a), folding.at(right, b)], reason_of)
-        for k, reason in enumerate(reasons):
-            if reason:
-                _block(folding, left, a, np.equal(which, k), reason)

@@ -1,4 +1,4 @@
-"""Which positions along the axes of a program's values are the same neuron, as disjoint sets (union-find)."""
+"""Which positions along the axes of a program's values are the same neuron, as disjoint sets."""
 
 from __future__ import annotations
 
@@ -23,100 +23,21 @@ from prune_rl.dependency.rules import (
     links_of,
 )
 from prune_rl.dependency.structural_rules import AxisMap, AxisOf, Links, ReshapeOptions
-from prune_rl.dependency.tree_paths import Flags, Indices
+from prune_rl.dependency.tree_paths import Indices
+from prune_rl.dependency.union_find import DisjointSets
 
 Sources = tuple[frozenset[AxisOf], ...]  # by axis of a value: the input axes that it comes from
 Choices = Mapping[
     int, int
-]  # by number of a reshape in the order of evaluation: which of its readings is taken
+]  # by number of an ambiguous primitive in the order of evaluation: which of its readings is taken
 
 # Larger arrays that the program makes of constants are not evaluated, unless they are given as they are.
 LARGEST_MADE = 1 << 20
 
 
-class DisjointSets:
-    """A union-find on arrays of numbered positions. A set may be blocked, for reasons, and may hold parameters."""
-
-    def __init__(self) -> None:
-        self._parent = np.arange(1024)
-        self._blocked = np.zeros(1024, bool)
-        self._marked = np.zeros(1024, bool)
-        self._size = 0
-        self._reasons: list[tuple[Indices, str]] = []
-
-    @property
-    def size(self) -> int:
-        """How many positions there are."""
-        return self._size
-
-    def find(self, labels: Indices) -> Indices:
-        """The root of each position's set."""
-        roots = self._parent[labels]
-        while True:
-            above = self._parent[roots]
-            if np.array_equal(above, roots):
-                break
-            roots = above
-        self._parent[labels] = roots
-        return roots
-
-    def union(self, a: Indices, b: Indices) -> None:
-        """Unite the sets of a[n] and b[n], for every n."""
-        if a is b:
-            return
-        a, b = self.find(a), self.find(b)
-        different = a != b
-        parent = self._parent
-        for x, y in zip(a[different].tolist(), b[different].tolist(), strict=True):
-            while parent[x] != x:
-                x = int(parent[x])
-            while parent[y] != y:
-                y = int(parent[y])
-            if x != y:
-                parent[y] = x
-                self._blocked[x] |= self._blocked[y]
-                self._marked[x] |= self._marked[y]
-
-    def block(self, labels: Indices, reason: str) -> None:
-        """Mark the sets of these positions as not removable."""
-        self._reasons.append((labels, reason))
-        self._blocked[self.find(labels)] = True
-
-    def mark(self, labels: Indices) -> None:
-        """Mark the sets of these positions as holding a parameter's."""
-        self._marked[self.find(labels)] = True
-
-    def is_marked(self, labels: Indices) -> Flags:
-        """Which positions are in a set with one of a parameter."""
-        return self._marked[self.find(labels)]
-
-    def is_blocked(self, labels: Indices) -> Flags:
-        """Which positions are not removable."""
-        return self._blocked[self.find(labels)]
-
-    def reasons(self) -> dict[int, tuple[str, ...]]:
-        """The reasons of every blocked set, by root, in the order in which they were found."""
-        found: dict[int, dict[str, None]] = {}
-        for labels, reason in self._reasons:
-            for root in np.unique(self.find(labels)).tolist():
-                found.setdefault(root, {})[reason] = None
-        return {root: tuple(reasons) for root, reasons in found.items()}
-
-    def new(self, count: int) -> Indices:
-        """So many new positions, each in a set of its own."""
-        while self._size + count > len(self._parent):
-            n = len(self._parent)
-            self._parent = np.concatenate([self._parent, np.arange(n, 2 * n)])
-            self._blocked, self._marked = (
-                np.concatenate([flags, np.zeros(n, bool)]) for flags in (self._blocked, self._marked)
-            )
-        self._size += count
-        return np.arange(self._size - count, self._size)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
-class AmbiguousReshape:
-    """A reshape with several readings: its number, how many readings, and the positions of the one taken."""
+class Ambiguity:
+    """A primitive with several readings: its number, how many readings, and the positions of the one taken."""
 
     number: int
     options: int
@@ -135,7 +56,12 @@ class Positions(DisjointSets, Analysis):
     """
 
     def __init__(
-        self, program: Program, parameters: int = 0, choices: Choices | None = None, first_axes: bool = False
+        self,
+        program: Program,
+        parameters: int = 0,
+        choices: Choices | None = None,
+        first_axes: bool = False,
+        equal_channels: bool = False,
     ) -> None:
         super().__init__()
         self.program = program
@@ -150,10 +76,11 @@ class Positions(DisjointSets, Analysis):
         ] = {}  # values that are made of constants alone, and not evaluated yet
         self.uniform: dict[int, Any] = {}
         self.carried: tuple[tuple[int, int], ...] = ()
-        self.reshapes: list[AmbiguousReshape] = []
+        self.ambiguities: list[Ambiguity] = []
         self._choices = choices or {}
         self._first_axes = first_axes
-        self._reshape_count = 0
+        self._equal_channels = equal_channels
+        self._ambiguous = 0
         for k, value in enumerate(program.inputs):
             self._define(value)
             if k < parameters:
@@ -249,7 +176,8 @@ class Positions(DisjointSets, Analysis):
         ):
             self.mixed.update(dict.fromkeys(equation.outs))
         for (j, a), (k, b) in links.contracted:
-            self.union(self.labels[ins[j]][a], self.labels[ins[k]][b])
+            left, right = self.labels[ins[j]][a], self.labels[ins[k]][b]
+            self.union(left, right if len(left) == len(right) else np.resize(right, len(left)))
         reason = f"goes through {equation.name!r}" + (", which has no rule" if links.opaque else "")
         for k, i in links.blocked:
             self.block(self.labels[ins[k]][i], reason)
@@ -257,7 +185,9 @@ class Positions(DisjointSets, Analysis):
             self.block(self.labels[equation.outs[k]][i], reason)
 
     def _resolved(self, equation: Equation, links: Links) -> Links:
-        """`links` with one reading of every ambiguous reshape."""
+        """`links` with one reading of what is ambiguous."""
+        if links.readings:
+            links = self._taken(equation, links.readings)
         outs, blocked, fixed = [list(axes) for axes in links.outs], [*links.blocked], [*links.fixed]
         for reshape in links.reshapes:
             taken = self._reading(equation, reshape)
@@ -271,7 +201,7 @@ class Positions(DisjointSets, Analysis):
 
     def _reading(self, equation: Equation, reshape: ReshapeOptions) -> tuple[int, int] | None:
         """The (input axis, output axis) that are taken to be the neurons'; None if no axis can be."""
-        number, self._reshape_count = self._reshape_count, self._reshape_count + 1
+        number, self._ambiguous = self._ambiguous, self._ambiguous + 1
         labels = self.labels[equation.ins[0]]
         ordered = reversed(reshape.options) if self._first_axes else reshape.options
         options = [o for o in ordered if not self.is_blocked(labels[o[0]]).all()]
@@ -280,8 +210,22 @@ class Positions(DisjointSets, Analysis):
         if not options:
             return None
         taken = options[min(self._choices.get(number, 0), len(options) - 1)]
-        self.reshapes.append(AmbiguousReshape(number, len(options), labels[taken[0]]))
+        self.ambiguities.append(Ambiguity(number, len(options), labels[taken[0]]))
         return taken
+
+    def _taken(self, equation: Equation, readings: Sequence[Links]) -> Links:
+        """One of the readings of a primitive, such as those of a grouped convolution."""
+        number, self._ambiguous = self._ambiguous, self._ambiguous + 1
+        ordered = list(reversed(readings)) if self._equal_channels else list(readings)
+        ordered = [links for links in ordered if not self._ties_blocked(equation, links)] or ordered
+        every = np.concatenate([axis for value in equation.ins for axis in self.labels[value]])
+        self.ambiguities.append(Ambiguity(number, len(ordered), every))
+        return ordered[min(self._choices.get(number, 0), len(ordered) - 1)]
+
+    def _ties_blocked(self, equation: Equation, links: Links) -> bool:
+        """Whether an axis that is blocked would be tied to another one."""
+        tied = [m for axes in links.outs for maps in axes if len(maps) > 1 for m in maps]
+        return any(self.is_blocked(self.labels[equation.ins[m.operand]][m.axis]).all() for m in tied)
 
     def _follow_constants(self, equation: Equation) -> None:
         """Remember arrays that are made of constants alone; they are evaluated where they are needed."""
@@ -354,10 +298,10 @@ def link(
 
 
 def next_choices(positions: Positions, choices: Choices, refused: np.ndarray[Any, Any]) -> Choices | None:
-    """The next readings of the reshapes that took part in the `refused` sets; None if there are none left."""
+    """The next readings of what took part in the `refused` sets; None if there are none left."""
     changed = dict(choices)
-    for reshape in positions.reshapes:
-        current = changed.get(reshape.number, 0)
-        if current + 1 < reshape.options and np.isin(positions.find(reshape.taken), refused).any():
-            changed[reshape.number] = current + 1
+    for ambiguity in positions.ambiguities:
+        current = changed.get(ambiguity.number, 0)
+        if current + 1 < ambiguity.options and np.isin(positions.find(ambiguity.taken), refused).any():
+            changed[ambiguity.number] = current + 1
     return changed if changed != dict(choices) else None

@@ -111,13 +111,15 @@ def _resized_window(equation: Equation, arguments: list[Any], kept: Kept) -> lis
 
 def _resized_conv(equation: Equation, arguments: list[Any], kept: Kept) -> list[Any]:
     params = dict(equation.params)
-    if params["feature_group_count"] > 1:  # whole groups have gone
-        channels = params["dimension_numbers"].lhs_spec[1]
-        each = equation.source.invars[0].aval.shape[channels] // params["feature_group_count"]
-        if not kept.shape(equation.ins[0])[channels]:
-            aval = equation.source.outvars[0].aval
-            return [jnp.zeros(kept.shape(equation.outs[0]), aval.dtype)]
-        params["feature_group_count"] = kept.shape(equation.ins[0])[channels] // each
+    if params["feature_group_count"] > 1:
+        numbers, aval = params["dimension_numbers"], equation.source.outvars[0].aval
+        channels, shape = kept.shape(equation.ins[0])[numbers.lhs_spec[1]], kept.shape(equation.outs[0])
+        if not channels or not shape[numbers.out_spec[1]]:
+            return [jnp.zeros(shape, aval.dtype)]
+        # Either whole groups have gone, or equally many channels of each.
+        if kept.along(equation.ins[1], numbers.rhs_spec[1]).all():
+            each = equation.source.invars[1].aval.shape[numbers.rhs_spec[1]]
+            params["feature_group_count"] = channels // each
     return equation.bind(arguments, params)
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from prune_rl.dependency.indexing_rules import dynamic_slice, dynamic_update_slice, gather, scatter
 from prune_rl.dependency.structural_rules import (
     AxisMap,
-    AxisOf,
     Links,
     Shape,
     broadcast_in_dim,
@@ -121,18 +120,30 @@ def _conv(ins: list[Shape], outs: list[Shape], params: Mapping[str, Any]) -> Lin
     axes: list[tuple[AxisMap, ...]] = [() for _ in outs[0]]
     axes[out[0]], axes[out[1]] = (AxisMap(0, lhs[0]),), (AxisMap(1, rhs[0]),)
     blocked = [*((0, i) for i in lhs[2:]), *((1, i) for i in rhs[2:])]
-    fixed = [(0, i) for i in out[2:]]
-    contracted: tuple[tuple[AxisOf, AxisOf], ...] = ()
+    fixed = tuple((0, i) for i in out[2:])
+    contracted = (((0, lhs[1]), (1, rhs[1])),)
     if groups == 1:
-        contracted = (((0, lhs[1]), (1, rhs[1])),)
-    else:  # the channels of a group go together, with the output channels that they make
-        channels, features = (np.arange(n).reshape(groups, -1) for n in (ins[0][lhs[1]], outs[0][out[1]]))
-        pairs = [(c, f[:1]) for c, f in zip(channels, features, strict=True)]
-        pairs += [(c[:1], f[1:]) for c, f in zip(channels, features, strict=True)]
-        ends = [np.concatenate([np.broadcast_to(p[k], max(map(len, p))) for p in pairs]) for k in (0, 1)]
-        axes[out[1]] += (AxisMap(0, lhs[1], *ends),)
-        blocked.append((1, rhs[1]))
-    return Links((tuple(axes),), contracted, blocked=tuple(blocked), fixed=tuple(fixed))
+        return Links((tuple(axes),), contracted, blocked=tuple(blocked), fixed=fixed)
+    channels, features = (np.arange(n).reshape(groups, -1) for n in (ins[0][lhs[1]], outs[0][out[1]]))
+
+    def tied(extra: AxisMap) -> tuple[tuple[AxisMap, ...], ...]:
+        return tuple((*maps, extra) if i == out[1] else maps for i, maps in enumerate(axes))
+
+    # Whole groups: the channels of a group go together, with the output channels that they make.
+    pairs = [(c, f[:1]) for c, f in zip(channels, features, strict=True)]
+    pairs += [(c[:1], f[1:]) for c, f in zip(channels, features, strict=True) if len(f) > 1]
+    ends = [np.concatenate([np.broadcast_to(p[k], max(map(len, p))) for p in pairs]) for k in (0, 1)]
+    whole = (tied(AxisMap(0, lhs[1], *ends)),)
+    # Equally many channels of every group: those at one place in each group go together.
+    place = features.reshape(-1) % features.shape[1]
+    equal = (tied(AxisMap(1, rhs[0], features.reshape(-1), place)),)
+    return Links(
+        whole,
+        readings=(
+            Links(whole, blocked=(*blocked, (1, rhs[1])), fixed=fixed),
+            Links(equal, contracted, blocked=tuple(blocked), fixed=fixed),
+        ),
+    )
 
 
 # fmt: off

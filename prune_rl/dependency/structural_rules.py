@@ -60,9 +60,11 @@ class Links:
     """What a primitive does to the axes of its operands.
 
     outs[k][i]: maps to axis i of output k (none: new positions). contracted: pairs of operand axes summed
-    against each other. summed: operand axes that are reduced. batch: operand axes that index independent
-    products. blocked: operand axes used in a way that fixes their length. fixed: output axes (output, axis) of a
-    fixed length. reshapes: ambiguous ones, see `ReshapeOptions`. opaque: the primitive has no rule.
+    against each other; a shorter second one is read once for each part of the first. summed: operand axes that are
+    reduced. batch: operand axes that index independent products. blocked: operand axes used in a way that fixes their
+    length. fixed: output axes (output, axis) of a fixed length. reshapes: ambiguous ones, see `ReshapeOptions`.
+    readings: where the primitive can be seen in several ways, each; the one that is taken replaces these links.
+    opaque: the primitive has no rule.
     """
 
     outs: tuple[tuple[tuple[AxisMap, ...], ...], ...]
@@ -72,6 +74,7 @@ class Links:
     blocked: tuple[AxisOf, ...] = ()
     fixed: tuple[AxisOf, ...] = ()
     reshapes: tuple[ReshapeOptions, ...] = ()
+    readings: tuple[Links, ...] = ()
     opaque: bool = False
 
 

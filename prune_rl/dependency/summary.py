@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from typing import IO
 
 from prune_rl.dependency.groups import ROLES, NeuronGroups, Slice, path_string
 from prune_rl.dependency.tree_paths import KeyPath
+
+# Names that layers of a value function usually have; "value" alone is one of the projections of attention.
+CRITIC = re.compile(
+    r"critic|(^|[/_])(vf|qf\d?|q_?net\w*|value_?(head|net\w*|function))($|[/_\d])", re.IGNORECASE
+)
+CAUTION = (
+    "{names} look like groups of a critic. Pruning a critic as hard as the actor costs return, and only the actor is "
+    "needed to act. Leave the critic out (find_groups of the actor's output alone, or groups.select), or give it a "
+    "smaller share (prune_rl.shares)."
+)
 
 
 def explain(groups: NeuronGroups, file: IO[str] | None = None) -> None:
@@ -15,7 +26,8 @@ def explain(groups: NeuronGroups, file: IO[str] | None = None) -> None:
 
     One row per group: its name, its neurons, and the leaves and axes that lose their positions when a neuron goes,
     by role: "in" makes the neuron, "bias" is joined to it, "out" reads it. Below, axes that look like neurons but
-    cannot be removed exactly, with the reason and the primitive of JAX responsible.
+    cannot be removed exactly, with the reason and the primitive of JAX responsible. Where some of the groups have the
+    name of a critic, a caution follows.
 
     Args:
       groups: from `find_groups`.
@@ -43,6 +55,9 @@ def explain(groups: NeuronGroups, file: IO[str] | None = None) -> None:
             refused.add_row(what, reason)
             refused.add_section()
         console.print(refused)
+    critics = [name for name in groups if CRITIC.search(name)]
+    if 0 < len(critics) < len(groups):
+        console.print(CAUTION.format(names=", ".join(critics)))
 
 
 def described(piece: Slice) -> str:

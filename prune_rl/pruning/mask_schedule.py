@@ -20,8 +20,15 @@ def cubic_sparsity(progress: jax.Array | float, final: Share) -> jax.Array:
         Zhu and Gupta, `To prune, or not to prune <https://arxiv.org/abs/1710.01878>`_, 2017, section 3, with an initial
         sparsity of 0.
     """
+    return polynomial_sparsity(progress, final, 3.0)
+
+
+def polynomial_sparsity(progress: jax.Array | float, final: Share, power: float) -> jax.Array:
+    """``s(p) = s_F (1 − (1 − p)^power)`` with p clipped to [0, 1], float32[]; ``s_F`` for p > 0 if it is infinite."""
     remaining = 1.0 - jnp.clip(jnp.asarray(progress, jnp.float32), 0.0, 1.0)
-    return jnp.asarray(final, jnp.float32) * (1.0 - remaining**3)
+    # A product, where it can be: rounded alike with and without jit.
+    exponent = int(power) if math.isfinite(power) and power == int(power) else power
+    return jnp.asarray(final, jnp.float32) * (1.0 - remaining**exponent)
 
 
 def num_removable(share: Share, size: int | jax.Array) -> jax.Array:
@@ -58,21 +65,28 @@ class MaskSchedule:
         first: the training update, counted from 1, at which the first mask update is due.
         every: training updates between two mask updates.
         number: mask updates in the whole schedule; after these it is complete.
+        power: of the polynomial that the sparsity follows, see ``polynomial_sparsity``.
     """
 
     first: int
     every: int
     number: int
+    power: float = 3.0
 
     @classmethod
-    def create(cls, total_updates: int, begin: float, end: float, every: int) -> MaskSchedule:
+    def create(
+        cls, total_updates: int, begin: float, end: float, every: int, power: float = 3.0
+    ) -> MaskSchedule:
         """Mask updates at the multiples of ``every`` in [``begin`` T, ``end`` T] with T = ``total_updates``.
 
         If there is no multiple of ``every`` in this window, one mask update is due at its end.
 
         Raises:
-            ValueError: ``total_updates`` or ``every`` is below 1, or not 0 ≤ ``begin`` ≤ ``end`` ≤ 1.
+            ValueError: ``total_updates`` or ``every`` is below 1, not 0 ≤ ``begin`` ≤ ``end`` ≤ 1, or ``power`` is not
+                above 0.
         """
+        if not power > 0.0:
+            raise ValueError(f"power must be > 0, got {power}")
         if total_updates < 1 or every < 1:
             raise ValueError(f"total_updates and every must be >= 1, got {total_updates} and {every}")
         if not 0.0 <= begin <= end <= 1.0:
@@ -81,8 +95,8 @@ class MaskSchedule:
         first = max(math.ceil(round(begin * total_updates / every, 6)), 1)
         last = math.floor(round(end * total_updates / every, 6))
         if last < first:
-            return cls(max(math.ceil(round(end * total_updates, 6)), 1), every, 1)
-        return cls(first * every, every, last - first + 1)
+            return cls(max(math.ceil(round(end * total_updates, 6)), 1), every, 1, power)
+        return cls(first * every, every, last - first + 1, power)
 
     @property
     def last(self) -> int:
@@ -126,3 +140,55 @@ class MaskSchedule:
     def progress(self, made: jax.Array) -> jax.Array:
         """Share of the schedule that is done after ``made`` (int32[]) mask updates: float32[] in [0, 1]."""
         return jnp.minimum(made.astype(jnp.float32) / self.number, 1.0)
+
+    def sparsity(self, progress: jax.Array | float, final: Share) -> jax.Array:
+        """The share of a layer that may be gone at this progress, float32[]."""
+        return polynomial_sparsity(progress, final, self.power)
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """When neurons go, as shares of training, and along which curve. Its constructors name the usual cases.
+
+    Attributes:
+        begin: share of training after which mask updates are due.
+        end: share of training after which none is due any more.
+        every: training updates between two mask updates.
+        power: of the curve ``s(p) = s_F (1 − (1 − p)^power)``, p being the share of the mask updates that were made: 1
+            removes the same number at each, 3 is the cubic schedule, infinity allows all at the first.
+
+    Examples:
+        >>> Schedule.polynomial(power=1).over(1000)
+        MaskSchedule(first=100, every=100, number=6, power=1)
+        >>> Schedule.one_shot(0.25).over(1000)
+        MaskSchedule(first=250, every=1, number=1, power=3.0)
+    """
+
+    begin: float = 0.1
+    end: float = 0.6
+    every: int = 100
+    power: float = 3.0
+
+    @classmethod
+    def one_shot(cls, at: float = 0.5) -> Schedule:
+        """All at one mask update, after the share ``at`` of training."""
+        return cls(at, at, 1)
+
+    @classmethod
+    def polynomial(
+        cls, power: float = 3.0, *, begin: float = 0.1, end: float = 0.6, every: int = 100
+    ) -> Schedule:
+        """Along a polynomial of any power > 0 (Zhu and Gupta 2017: 3)."""
+        return cls(begin, end, every, power)
+
+    @classmethod
+    def periodic(cls, every: int = 100, *, begin: float = 0.1, end: float = 0.6) -> Schedule:
+        """The whole share may be gone from the first mask update on; what bounds each one is ``energy`` or the gate.
+
+        Without such a bound, all go at the first one.
+        """
+        return cls(begin, end, every, math.inf)
+
+    def over(self, total_updates: int) -> MaskSchedule:
+        """The mask updates of a training of so many updates. Raises ``ValueError`` as ``MaskSchedule.create``."""
+        return MaskSchedule.create(total_updates, self.begin, self.end, self.every, self.power)

@@ -17,7 +17,6 @@ from prune_rl.dependency.tree_paths import KeyPath, Params
 from prune_rl.pruning.dynamic_threshold import ThresholdState, observe
 from prune_rl.pruning.gate import NO_PERFORMANCE, gate_is_open, raise_reference
 from prune_rl.pruning.importance import Scores
-from prune_rl.pruning.mask_schedule import cubic_sparsity
 from prune_rl.pruning.removal import Bounds, Pruned, Removal
 from prune_rl.pruning.rules import PruningRules, PruningState
 from prune_rl.pruning.targets import Target
@@ -124,15 +123,16 @@ def _scheduled(removal: Removal, made: jax.Array, unbatched: jax.Array) -> Prune
     rules = removal.rules
     bounds, when = {}, {}
     for target in rules.scheduled:
-        bounds[target.name] = Bounds(_sparsity(target, rules.progress(target, made + 1)), rules.energy)
+        bounds[target.name] = Bounds(_sparsity(rules, target, made + 1), rules.energy)
         if target.schedule is not None:
             after, before = (target.schedule.made_within(rules.schedule, unbatched + i) for i in (1, 0))
             when[target.name] = after > before
     return removal(bounds, when)
 
 
-def _sparsity(target: Target, progress: jax.Array) -> Any:
-    """The share of a layer that may be gone at this progress, a scalar or one per group name."""
+def _sparsity(rules: PruningRules, target: Target, made: jax.Array) -> Any:
+    """The share of a layer that may be gone after so many mask updates, a scalar or one per group name."""
+    schedule, progress = target.schedule or rules.schedule, rules.progress(target, made)
     if isinstance(target.sparsity, Mapping):
-        return {name: cubic_sparsity(progress, share) for name, share in target.sparsity.items()}
-    return cubic_sparsity(progress, target.sparsity)
+        return {name: schedule.sparsity(progress, share) for name, share in target.sparsity.items()}
+    return schedule.sparsity(progress, target.sparsity)

@@ -140,6 +140,7 @@ class Removal:
             min_width=self.rules.min_width,
             scope=self.rules.scope,
             sizes=self.state.sizes,
+            multiple_of=target.multiple_of,
         )
         if target.refit:
             assert hidden is not None

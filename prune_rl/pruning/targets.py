@@ -42,7 +42,8 @@ class Target:
         score: a name in ``SCORES``, computed when it is needed; None: the tracked importance.
         refit: move what removed neurons contributed to the outgoing weights of the others, by least squares.
         network: the function ``(params, *inputs)`` whose neurons these are; only scores from activations, and the
-            refit, need it. Of an ensemble: that of one member.
+            refit, need it. Of an ensemble: that of one member. None: the inputs are the activations themselves, as a
+            tuple of one mapping.
         schedule: when these neurons go, within that of the rules; None: like it.
         follows: whether these neurons follow the dynamic threshold of the rules, if there is one; else they go by the
             schedule.
@@ -59,6 +60,7 @@ class Target:
     schedule: MaskSchedule | None = None
     follows: bool = True
     ensemble: Ensemble | None = None
+    multiple_of: int | Mapping[str, int] = 1
 
     @property
     def scores_activations(self) -> bool:
@@ -73,7 +75,9 @@ class Target:
     def activations(self, params: Params, inputs: tuple[Any, ...]) -> dict[str, jax.Array]:
         """{group name: float[…, size]}; of an ensemble with a leading axis for the members."""
         network = self.network
-        assert network is not None
+        if network is None:
+            (handed,) = inputs
+            return dict(handed)
         if self.ensemble is None:
             return activations(network, self.groups, params, *inputs)
         groups, in_axes = self.ensemble

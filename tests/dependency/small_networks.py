@@ -68,6 +68,7 @@ class Case(NamedTuple):
     gradients: bool = True
     keep_counts: bool = False
     whole_heads: bool = False
+    equal_channels: bool = False
 
 
 def assert_removable(
@@ -80,7 +81,14 @@ def assert_removable(
 def assert_each_removable(cases: Sequence[Case]) -> list[NeuronGroups]:
     """`assert_removable` of several functions, compiled as one program, which takes less time."""
     found = [
-        find_groups(c.fn, c.params, *c.inputs, keep_counts=c.keep_counts, whole_heads=c.whole_heads)
+        find_groups(
+            c.fn,
+            c.params,
+            *c.inputs,
+            keep_counts=c.keep_counts,
+            whole_heads=c.whole_heads,
+            equal_channels=c.equal_channels,
+        )
         for c in cases
     ]
     masks = [random_masks(groups, case.seed) for groups, case in zip(found, cases, strict=True)]

@@ -27,7 +27,9 @@ from tests.dependency.small_networks import (
 )
 
 P: Params = {"a": normal(4, 16), "c": normal(16, 2), "d": normal(4, 16, seed=1), "e": normal(16, 1)}
+P |= {"u": normal(4), "v": normal(16)}  # singular vectors, as a state that is not trained
 X = jnp.asarray(normal(8, 4))
+LEFT = normal(4)
 KEY = jax.random.key(0)
 n = jnp.tanh
 
@@ -75,6 +77,18 @@ def dropout(p: Params, x: jax.Array, key: jax.Array = KEY) -> jax.Array:
 
 def noisy(p: Params, x: jax.Array, key: jax.Array = KEY) -> jax.Array:
     return n(x @ (p["a"] + p["d"] * jax.random.normal(key, (4, 16)))) @ p["c"]
+
+
+def spectral(p: Params, x: jax.Array) -> jax.Array:
+    """Miyato et al. 2018: a kernel over its largest singular value, uᵀ W v."""
+    return n(x @ (p["a"] / (p["u"] @ p["a"] @ p["v"]))) @ p["c"]
+
+
+def power_iteration(p: Params, x: jax.Array) -> jax.Array:
+    v = p["a"].T @ p["u"]
+    v = v / jnp.sqrt((v * v).sum() + 1e-12)
+    u = p["a"] @ v
+    return spectral({**p, **lax.stop_gradient({"u": u / jnp.sqrt((u * u).sum() + 1e-12), "v": v})}, x)
 
 
 MESH = jax.make_mesh((2,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
@@ -145,6 +159,11 @@ KINDS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], dict[str, set[str]]]
     "unstack": (
         lambda p, x: sum(jnp.unstack(n(x @ p["a"]).reshape(2, 4, 16))) @ p["c"], (X,), {"a": {"a", "c"}}
     ),
+    "spectral norm, vectors closed over": (
+        lambda p, x: n(x @ (p["a"] / (LEFT @ p["a"] @ STATISTICS))) @ p["c"], (X,), {"a": {"a", "c"}}
+    ),
+    "spectral norm, vectors in the state": (spectral, (X,), {"a": {"a", "c", "v"}}),
+    "spectral norm with a step of the power iteration": (power_iteration, (X,), {"a": {"a", "c"}}),
     "two towers": (
         lambda p, x: jnp.einsum("bi,bi->b", x @ p["a"], n(x @ p["d"])), (X,), {"a": {"a", "d"}}
     ),
@@ -253,26 +272,47 @@ def test_outputs_are_whatever_pytree_they_are() -> None:
 # --- grouped convolutions ---
 
 
-@pytest.mark.parametrize(("channels", "features", "groups"), [(6, 6, 3), (6, 9, 3), (4, 8, 2), (3, 6, 3)])
-def test_whole_groups_of_a_convolution_go(channels: int, features: int, groups: int) -> None:
+def grouped(x: jax.Array, kernel: jax.Array, count: int = 1) -> jax.Array:
+    dims = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=dims, feature_group_count=count
+    )
+
+
+@pytest.mark.parametrize(
+    ("channels", "features", "groups"), [(6, 6, 3), (6, 9, 3), (4, 8, 2), (3, 6, 3), (3, 3, 3), (6, 3, 3)]
+)
+def test_whole_groups_of_a_convolution_go_or_equally_many_channels_of_each(
+    channels: int, features: int, groups: int
+) -> None:
     params = {
         "a": normal(1, 1, 2, channels),
         "g": normal(3, 3, channels // groups, features),
         "c": normal(features, 2),
     }
-    image = normal(2, 4, 4, 2)
 
     def fn(p: Params, x: jax.Array) -> jax.Array:
-        def conv(x: jax.Array, kernel: jax.Array, count: int) -> jax.Array:
-            dims = ("NHWC", "HWIO", "NHWC")
-            return lax.conv_general_dilated(
-                x, kernel, (1, 1), "SAME", dimension_numbers=dims, feature_group_count=count
-            )
+        return n(grouped(n(grouped(x, p["a"])), p["g"], groups)).sum((1, 2)) @ p["c"]
 
-        return n(conv(n(conv(x, p["a"], 1)), p["g"], groups)).sum((1, 2)) @ p["c"]
+    case = Case(fn, params, (normal(2, 4, 4, 2),), 1)
+    whole, equal = assert_each_removable([case, case._replace(equal_channels=True)])
+    assert [group.size for group in whole.values()] == [groups]
+    assert {name: group.size for name, group in equal.items()} == {
+        "a": channels // groups,
+        "g": features // groups,
+    }
+    # The channels at one place in each group.
+    into, _ = equal["a"].slices
+    assert into.indices(channels // groups).T.tolist() == np.arange(channels).reshape(groups, -1).tolist()
 
-    found = assert_removable(fn, params, image, seed=1)
-    assert [group.size for group in found.values()] == [groups]
+
+def test_what_whole_groups_cannot_do_equal_channels_can() -> None:
+    """The groups of a convolution of the input have to stay."""
+    params = {"g": normal(3, 3, 1, 6), "c": normal(6, 2)}
+    groups = assert_removable(
+        lambda p, x: n(grouped(x, p["g"], 2)).sum((1, 2)) @ p["c"], params, normal(2, 4, 4, 2)
+    )
+    assert groups["g"].slices[0].indices(3).tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 # --- attention ---

@@ -21,7 +21,7 @@ EXAMPLES = Path(__file__).parents[2] / "experiments" / "examples"
 MARK = "# prune"
 # They train long enough for slow programs to cost more than compilation: they run as a user runs them, in a process of
 # their own.
-TRAIN_LONG = ("convnet", "single_file_ppo")
+TRAIN_LONG = ("convnet", "recurrent_policy", "single_file_ppo")
 
 
 class Expected(NamedTuple):
@@ -80,7 +80,7 @@ def source(name: str) -> str:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*EXPECTED, "shrinking"}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == {*EXPECTED, "shrinking", "recurrent_policy"}
 
 
 def test_a_plain_training_step_goes_on_in_smaller_arrays() -> None:
@@ -95,6 +95,17 @@ def test_a_plain_training_step_goes_on_in_smaller_arrays() -> None:
     assert widths == sorted(widths, reverse=True)
     assert list(masked["ms per step, by width of the arrays"]) == [48]
     np.testing.assert_allclose(masked["logits"], shrinking["logits"], rtol=1e-3, atol=1e-3)
+
+
+def test_a_recurrent_policy_acts_on_a_small_state() -> None:
+    """It balances as well as the masked one, for whole episodes, and nothing of it has the width of before."""
+    result = result_of("recurrent_policy")
+    assert result["widths"] == {"x": 7}  # 32 less 80 %
+    assert result["state"] == 7
+    assert result["weights"] == 2 * 21 + 7 * 14 + 7 * 7 + 7 * 2 + 21
+    assert result["difference"] < 1e-4  # over 50 steps that feed on each other
+    assert result["compact"] >= 400
+    assert result["compact"] == pytest.approx(result["masked"], rel=0.05)
 
 
 def test_the_compact_network_is_small_is_the_masked_function_and_does_its_task(name: str) -> None:

@@ -14,22 +14,23 @@ from prune_rl.dependency.tree_paths import KeyPath, Params
 from prune_rl.pruning.dynamic_threshold import DynamicThreshold, ThresholdState
 from prune_rl.pruning.gate import NO_PERFORMANCE
 from prune_rl.pruning.importance import Importance
-from prune_rl.pruning.mask_schedule import MaskSchedule, Share
+from prune_rl.pruning.mask_schedule import Schedule, Share
 from prune_rl.pruning.mask_update import mask_update
-from prune_rl.pruning.masks import mask_updates
-from prune_rl.pruning.ranking import Scope
+from prune_rl.pruning.masks import init_masks, mask_updates
+from prune_rl.pruning.ranking import Scope, check_options
 from prune_rl.pruning.rules import PruningRules, PruningState, init_pruning
 from prune_rl.pruning.scores import score_named
 from prune_rl.pruning.targets import Target
 from prune_rl.pruning.transforms.group_sparse import GroupSparseState, group_sparse
+from prune_rl.pruning.transforms.handed_activations import check_activations, handed_in
 from prune_rl.pruning.transforms.handed_masks import hand_masks
 from prune_rl.pruning.transforms.proximal_step import Metric, Scalar
 from prune_rl.pruning.transforms.trained_params import fit_groups, trained_part
 
 # For optax.inject_hyperparams(dynamic_pruning, static_args=STATIC_ARGS): what has to be a Python value.
 STATIC_ARGS = (
-    "total_updates", "begin", "end", "every", "min_width", "decay", "importance", "fn", "refit", "bias_of", "seed",
-    "trial",
+    "total_updates", "begin", "end", "every", "schedule", "min_width", "multiple_of", "scope", "decay", "importance",
+    "fn", "activations", "refit", "bias_of", "seed", "trial",
 )  # fmt: skip
 
 
@@ -54,8 +55,10 @@ def dynamic_pruning(
     begin: float = 0.1,
     end: float = 0.6,
     every: int = 100,
+    schedule: Schedule | None = None,
     energy: Share | None = None,
     min_width: int = 1,
+    multiple_of: int | Mapping[str, int] = 1,
     scope: Scope = "layer",
     gate: Share | None = None,
     tolerance: Share | None = None,
@@ -68,6 +71,7 @@ def dynamic_pruning(
     b2: float | None = None,
     eps: float | None = None,
     fn: Callable[..., Any] | None = None,
+    activations: bool = False,
     refit: bool = False,
     bias_of: Callable[[KeyPath], KeyPath | None] | None = None,
     seed: int = 0,
@@ -77,12 +81,14 @@ def dynamic_pruning(
     A composition of ``group_sparse`` and ``mask_update``. Mask updates are due at the multiples of ``every`` between
     the shares ``begin`` and ``end`` of ``total_updates`` (if there is none, once at ``end``). They raise the sparsity
     of each layer along the cubic schedule to ``sparsity``; then the schedule is complete and the masks stay as they
-    are. The updates take masked slices to exactly 0 and keep them, and the params-shaped moments of ``inner``, there.
-    Read the masks with ``masks_of(opt_state)``.
+    are. ``schedule`` states other mask updates and curves, in place of these three: one-shot, a polynomial of any
+    power, periodic (see ``prune_rl.Schedule``). The updates take masked slices to exactly 0 and keep them, and the
+    params-shaped moments of ``inner``, there. Read the masks with ``masks_of(opt_state)``.
 
     With ``gate``, a mask update is made only while ``performance``, an extra argument of ``update`` (a scalar, higher
     is better), is at least its highest value so far minus ``gate`` times the magnitude of that; one that is held back
-    is made up for later, also after ``end``. ``energy``, ``min_width`` and ``scope`` are those of ``update_masks``;
+    is made up for later, also after ``end``. ``energy``, ``min_width``, ``multiple_of`` and ``scope`` are those of
+    ``update_masks``, where ``scope`` is "layer", "global", "lamp" or the classes of ``isomorphic_classes``;
     ``strength``, ``learning_rate``, ``metric``, ``importance``, ``decay``, ``b2`` and ``eps`` those of
     ``group_sparse``.
 
@@ -97,7 +103,10 @@ def dynamic_pruning(
     computed when neurons go; the penalty is weighted by "taylor" with them. "output", "surgeon", "elimination" and
     ``refit`` (kept neurons take over by least squares what removed ones contributed) look at activations: give ``fn``,
     the function ``fn(params, *inputs)`` of the trained params, and ``update`` a batch of its inputs, ``inputs=(x,)``.
-    ``bias_of`` is that of ``prune_rl.refit``; "random" draws from ``seed``. ``sparsity`` may be {group name: share}.
+    Where the training step has the activations already, say ``activations=True`` instead of ``fn`` and give ``update``
+    these: ``activations={group name: float[…, size]}``, as ``prune_rl.activations`` returns them. ``bias_of`` is that
+    of ``prune_rl.refit``; "random" draws from ``seed``. ``sparsity`` may be {group name: share}, see
+    ``prune_rl.shares``.
 
     The params may be any pytree that optax trains, its leaves any float arrays: raw ones, those of Flax linen and
     Haiku, the states of Flax NNX (through ``nnx.Optimizer`` or without), Equinox modules. ``init`` takes the trained
@@ -123,8 +132,9 @@ def dynamic_pruning(
     * Moments that are not params-shaped (rows and columns of ``optax.adafactor``) are left as they are.
 
     Raises:
-        ValueError: for options out of range or traced where they may not be, and from ``update`` without ``params``
-            or with params that the groups do not fit.
+        ValueError: for options out of range or traced where they may not be, for scores or a refit that could not be
+            computed; from ``update`` without ``params``, with params that the groups do not fit, or without the inputs
+            or activations that were announced.
 
     References:
         Su et al., `Compressing Deep Reinforcement Learning Networks with a Dynamic Structured Pruning Method for
@@ -153,6 +163,13 @@ def dynamic_pruning(
         >>> state, x = tx.init(params), jnp.ones((1, 2))
         >>> grads = jax.grad(lambda p: jnp.mean(fn(p, x) ** 2))(params)
         >>> updates, state = tx.update(grads, state, params, inputs=(x,))
+
+        Where the step has the activations already, it hands them in:
+
+        >>> tx = prune_rl.dynamic_pruning(
+        ...     optax.adam(1e-2), groups, total_updates=20, every=2, importance="surgeon", refit=True, activations=True)
+        >>> hidden = {"a": jnp.tanh(x @ params["a"])}
+        >>> updates, state = tx.update(grads, tx.init(params), params, activations=hidden)
     """
     fixed: dict[str, Any] = {"total_updates": total_updates, "begin": begin, "end": end, "every": every}
     for name, value in {
@@ -171,13 +188,16 @@ def dynamic_pruning(
             )
     late = importance if isinstance(importance, str) and score_named(importance).needs - {"grads"} else None
     looks = refit or (late is not None and "activations" in score_named(late).needs)
-    if looks and fn is None:
-        what = "refit" if refit else f"importance {late!r}"
+    check_activations(looks, "refit" if refit else f"importance {late!r}", fn, activations)
+    if schedule is not None and (begin, end, every) != (0.1, 0.6, 100):
         raise ValueError(
-            f"{what} needs the activations of the network: give fn, the function fn(params, *inputs), and inputs=(...) "
-            "to every update"
+            f"schedule {schedule} has a begin, an end and an every of its own: give one or the other"
         )
-    schedule = MaskSchedule.create(total_updates, begin, end, every)
+    if tolerance is not None and scope != "layer":
+        raise ValueError(
+            f"with a tolerance neurons are ranked within each layer: choose scope 'layer', got {scope!r}"
+        )
+    timetable = (Schedule(begin, end, every) if schedule is None else schedule).over(total_updates)
     sparse = group_sparse(
         hand_masks(inner, given=False),
         groups,
@@ -193,10 +213,13 @@ def dynamic_pruning(
     dynamic = None if tolerance is None else DynamicThreshold(tolerance, trial=trial)
 
     def rules(here: NeuronGroups) -> PruningRules:
-        target = Target("all", here, sparsity, late, refit, fn)
-        return PruningRules(schedule, (target,), gate, energy, min_width, scope, dynamic)
+        target = Target("all", here, sparsity, late, refit, fn, multiple_of=multiple_of)
+        return PruningRules(timetable, (target,), gate, energy, min_width, scope, dynamic)
 
     rules(groups).check()
+    # What rules do not know of: that the multiples, too, are numbers that can be.
+    every_mask = init_masks(groups)
+    check_options(every_mask, every_mask, sparsity, energy, min_width, scope, multiple_of)
 
     def init_fn(params: Params) -> DynamicPruningState:
         return DynamicPruningState(sparse.init(params), init_pruning(groups, rules(groups), params))
@@ -208,9 +231,12 @@ def dynamic_pruning(
         *,
         performance: jax.Array | float = NO_PERFORMANCE,
         inputs: tuple[Any, ...] | None = None,
+        activations: Mapping[str, jax.Array] | None = None,
         **extra: Any,
     ) -> tuple[Params, DynamicPruningState]:
-        if looks and not isinstance(inputs, tuple):
+        if looks and fn is None:
+            inputs = (handed_in(groups, activations),)
+        elif looks and not isinstance(inputs, tuple):
             raise ValueError(
                 "update needs inputs=(x, ...), the arguments of fn after the params as a tuple, got "
                 f"{type(inputs).__name__}"

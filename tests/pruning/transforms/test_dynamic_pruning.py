@@ -11,8 +11,13 @@ import numpy as np
 import optax
 import pytest
 
+from prune_rl.dependency.activations import activations
 from prune_rl.dependency.compaction import compact
 from prune_rl.dependency.find_groups import find_groups
+from prune_rl.pruning.importance import magnitude_importance
+from prune_rl.pruning.mask_schedule import Schedule
+from prune_rl.pruning.masks import apply_masks
+from prune_rl.pruning.ranking import update_masks
 from prune_rl.pruning.scores import SCORES
 from prune_rl.pruning.transforms.dynamic_pruning import dynamic_pruning, masks_of
 from tests.compilation import optimized_jit
@@ -338,6 +343,15 @@ def test_what_cannot_work_is_refused_at_construction() -> None:
         ({"importance": "best"}, "unknown importance 'best'"),
         ({"sparsity": {"first": 0.5}}, "sparsity lacks groups"),
         ({"sparsity": {"first": 0.5, "second": 0.5}, "scope": "global"}, "one sparsity for all layers"),
+        ({"scope": {"first": "hidden"}}, "scope lacks groups"),
+        ({"scope": "lamp", "tolerance": 0.1}, "ranked within each layer"),
+        ({"multiple_of": 0}, "multiple_of must be an integer >= 1, got 0"),
+        ({"multiple_of": {"first": 8}}, "multiple_of lacks groups"),
+        ({"schedule": Schedule.one_shot(), "every": 5}, "give one or the other"),
+        ({"schedule": Schedule.polynomial(0.0)}, "power must be > 0, got 0"),
+        ({"schedule": Schedule.one_shot(1.5)}, "0 <= begin <= end <= 1"),
+        ({"activations": True}, "nothing looks at them"),
+        ({"activations": True, "importance": "output", "fn": forward}, "give one of the two"),
     ):
         with pytest.raises(ValueError, match=message):
             dynamic_pruning(optax.sgd(0.1), GROUPS, total_updates=10, **cast(Any, options))
@@ -345,3 +359,97 @@ def test_what_cannot_work_is_refused_at_construction() -> None:
     params = make_params()
     with pytest.raises(ValueError, match=r"update needs inputs=\(x, ...\)"):
         tx.update(params, tx.init(params), params)
+    tx = dynamic_pruning(optax.sgd(0.1), GROUPS, total_updates=10, importance="output", activations=True)
+    hidden = activations(forward, GROUPS, params, X)
+    for given, message in (
+        (None, r"update needs activations=\{group name"),
+        ({"first": hidden["first"]}, r"for the groups \['first', 'second'\], got \['first'\]"),
+        ({**hidden, "second": X}, r"activations of 'second' must be \[…, 10\], got shape \(64, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tx.update(params, tx.init(params), params, activations=given)
+
+
+def test_activations_that_are_handed_in_do_what_a_batch_of_inputs_does() -> None:
+    def trained(handed_in: bool) -> Any:
+        options: dict[str, Any] = {"activations": True} if handed_in else {"fn": forward}
+        tx = dynamic_pruning(
+            optax.sgd(1e-2),
+            GROUPS,
+            total_updates=4,
+            begin=0.0,
+            end=1.0,
+            every=2,
+            sparsity=0.6,
+            importance="elimination",
+            refit=True,
+            **options,
+        )
+
+        def step(carry: Any, _: None) -> Any:
+            params, state = carry
+            grads = jax.grad(loss)(params)
+            # As a training step has them from its forward pass, at the params that the removal is made in.
+            proposed = optax.apply_updates(params, jax.tree.map(lambda g: -1e-2 * g, grads))
+            proposed = apply_masks(GROUPS, proposed, masks_of(state))
+            first = jax.nn.sigmoid(dense(proposed["first"], X))
+            second = jax.nn.sigmoid(dense(proposed["second"], first))
+            more = {"activations": {"first": first, "second": second}} if handed_in else {"inputs": (X,)}
+            updates, state = tx.update(grads, state, params, **more)
+            return (optax.apply_updates(params, updates), state), None
+
+        params = make_params()
+        return jax.lax.scan(step, (params, tx.init(params)), None, length=4)[0]
+
+    ours, theirs = jax.jit(
+        lambda: (trained(True), trained(False)), compiler_options={"xla_backend_optimization_level": 0}
+    )()
+    assert {name: int(gone) for name, gone in gone_share(masks_of(ours[1])).items()} == {
+        "first": 12,
+        "second": 6,
+    }
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours[0], theirs[0])
+    jax.tree.map(np.testing.assert_array_equal, masks_of(ours[1]), masks_of(theirs[1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "widths"),
+    [
+        # 6 mask updates; what the powers 1 and 2 let go of 20 and 10 neurons, and all at once.
+        ({"schedule": Schedule.polynomial(1.0, begin=0.0, end=1.0, every=2)}, [(17, 9), (14, 7), (11, 6)]),
+        ({"schedule": Schedule.polynomial(2.0, begin=0.0, end=1.0, every=2)}, [(15, 8), (10, 5), (7, 4)]),
+        ({"schedule": Schedule.periodic(2, begin=0.0, end=1.0)}, [(2, 1)] * 3),
+        ({"schedule": Schedule.one_shot(0.25)}, [(20, 10), (2, 1), (2, 1)]),
+        ({"begin": 0.0, "end": 1.0, "every": 2, "multiple_of": 8, "min_width": 3}, [(16, 8), (8, 8), (8, 8)]),
+    ],
+)
+def test_schedules_and_multiples(options: dict[str, Any], widths: list[tuple[int, int]]) -> None:
+    tx = dynamic_pruning(optax.sgd(1e-2), GROUPS, total_updates=12, sparsity=0.9, **options)
+    _, (masks, _, _) = run(tx, 6)
+    kept = {name: np.sum(mask, axis=-1)[1::2].tolist() for name, mask in masks.items()}
+    assert list(zip(kept["first"], kept["second"], strict=True)) == widths
+
+
+def test_periodic_removals_are_bounded_by_the_energy() -> None:
+    """At every second update the neurons that hold a twentieth of their layer's score may go, from the first on."""
+    tx = dynamic_pruning(
+        optax.sgd(0.0),
+        GROUPS,
+        total_updates=12,
+        sparsity=0.9,
+        energy=0.05,
+        importance="magnitude",
+        schedule=Schedule.periodic(2, begin=0.0, end=1.0),
+    )
+    _, (masks, _, _) = run(tx, 6)
+    scores = magnitude_importance(GROUPS, make_params())
+    expected, bounds = [], {"a": scores["second"]}
+    mask = {"a": jnp.ones(10, bool)}
+    for _ in range(3):
+        mask = update_masks(mask, bounds, 0.9, energy=0.05)
+        expected.append(int(mask["a"].sum()))
+        kept = np.sum(masks["second"], axis=-1)[1::2].tolist()[: len(expected)]
+        # Masking the first layer changes the scores of the second: as many go, or one more.
+        assert np.all(np.abs(np.subtract(kept, expected)) <= 1)
+    assert expected[0] < 10
+    assert kept[0] > kept[-1] > 1
