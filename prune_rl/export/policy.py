@@ -153,8 +153,7 @@ class Policy:
         Raises:
             ValueError: for Box actions, if there is no `spread`; as `__call__`; a bad temperature.
         """
-        x = np.asarray(obs, np.float32)
-        return sample(self, x if x.shape == self._obs_shape else self._reshaped(x), rng, temperature)
+        return sample(self, self.flat(obs), rng, temperature)
 
     def as_jax(self) -> Callable[[jax.Array], jax.Array]:
         """The same policy as a pure function of JAX, for `jax.jit`, `jax.vmap` and `jax.grad`; needs JAX.
@@ -277,6 +276,11 @@ class Policy:
         if self.spread is not None:
             named |= self.spread.tensors()
         return named
+
+    def flat(self, obs: ArrayLike) -> Array:
+        """Observations as `__call__` takes them, as float32[D] or float32[..., D]; raises ``ValueError`` as it does."""
+        x = np.asarray(obs, np.float32)
+        return x if x.shape == self._obs_shape else self._reshaped(x)
 
     def _reshaped(self, x: Array) -> Array:
         size, shape = self._obs_shape[0], self.observation_shape
