@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from prune_rl.export.activations import Array
@@ -33,10 +36,10 @@ def _is_clear(policy: Policy, x: Array) -> Array:
     return outputs[:, -1] - outputs[:, -2] > 1e-4 * (1.0 + np.abs(outputs).max(-1))
 
 
-def self_test(policy: Policy, kind: str, size: int) -> str:
-    """The C text, under a macro; `@` is the prefix of names."""
+def self_test(policy: Policy, kind: str, size: int, act: Callable[[Array], Any] | None = None) -> str:
+    """The C text, under a macro; `@` is the prefix of names. ``act``: what is expected instead of ``policy``."""
     obs = vectors(policy)
-    actions = np.asarray(policy(obs)).reshape(len(obs), size)
+    actions = np.asarray((act or policy)(obs)).reshape(len(obs), size)
     if kind in ("float", "double"):
         values = actions.astype(np.float64)
         expected = array("double", "@test_action", values, map(double_literal, values.ravel()))
