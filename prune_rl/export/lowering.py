@@ -89,10 +89,16 @@ def lower(policy: Policy) -> Lowered:
         exponent = _exponent(float(largest.max(initial=0.0)))
         scale = np.float32(2.0**-exponent)
         lowered.append(
-            Affine(kernel * scale, bias * scale, skip * scale if last and skip is not None else None, exponent)
+            Affine(
+                kernel * scale, bias * scale, skip * scale if last and skip is not None else None, exponent
+            )
         )
         # No activation is larger in magnitude than its input by more than 1.
-        bound = 1.0 if policy.activation in _BOUNDED_ACTIVATIONS else min(float(largest.max(initial=0.0)) + 1.0, LIMIT)
+        bound = (
+            1.0
+            if policy.activation in _BOUNDED_ACTIVATIONS
+            else min(float(largest.max(initial=0.0)) + 1.0, LIMIT)
+        )
     low, high = _bounds(policy.action)
     return Lowered(
         observation_size=policy.observation_size,

@@ -211,7 +211,9 @@ def _exact_floats(graph: Graph, x: str, action: Box) -> str:
     if largest < LIMIT:
         x = graph.clip(x, "finite_action", -largest, largest)
     low, high = (np.nan_to_num(bound) for bound in exact_bounds(action))
-    if dtype == np.float16:  # runtimes lack its comparisons: rounded, bounded in float32, and exact when cast again
+    if (
+        dtype == np.float16
+    ):  # runtimes lack its comparisons: rounded, bounded in float32, and exact when cast again
         x = graph.cast(graph.cast(x, dtype), np.float32)
         return graph.cast(graph.clip(x, "exact", low, high), dtype)
     return graph.clip(graph.cast(x, dtype), "exact", low, high, dtype)
@@ -231,7 +233,9 @@ def _model(graph: Graph, actions: str, policy: Lowered, metadata: Mapping[str, s
         list(graph.constants.values()),
     )
     opset = onnx.helper.make_opsetid("", OPSET)
-    model = onnx.helper.make_model(made, opset_imports=[opset], ir_version=IR_VERSION, producer_name="prune_rl")
+    model = onnx.helper.make_model(
+        made, opset_imports=[opset], ir_version=IR_VERSION, producer_name="prune_rl"
+    )
     onnx.helper.set_model_props(model, dict(metadata or {}))
     onnx.checker.check_model(model, full_check=True)
     return model

@@ -135,7 +135,9 @@ class QuantizedPolicy:
         if self.skip:
             q = np.concatenate([q, inputs], -1)
         sums = _sums(q, self.head.kernel, self.head.bias)
-        outputs: Array = np.clip(sums.astype(np.float32) * self.head.scale, np.float32(-LIMIT), np.float32(LIMIT))
+        outputs: Array = np.clip(
+            sums.astype(np.float32) * self.head.scale, np.float32(-LIMIT), np.float32(LIMIT)
+        )
         return outputs
 
     def _activated(self, sums: NDArray[np.int32], layer: HiddenLayer) -> NDArray[np.int32]:
@@ -192,7 +194,9 @@ def quantize(policy: Policy, calibration: ArrayLike) -> QuantizedPolicy:
     for kernel, bias in layers[:-1]:
         z = x @ kernel.astype(np.float64) + bias
         x = np.asarray(ACTIVATIONS[policy.activation](z.astype(np.float32)), np.float64)
-        hidden.append(_hidden(kernel * step[:, None], bias, policy.activation, np.abs(z).max(), np.abs(x).max(0)))
+        hidden.append(
+            _hidden(kernel * step[:, None], bias, policy.activation, np.abs(z).max(), np.abs(x).max(0))
+        )
         step = hidden[-1].step
     kernel, bias = layers[-1][0] * step[:, None], layers[-1][1]
     if skip is not None:
@@ -230,7 +234,9 @@ def _hidden(
     least = np.maximum(np.abs(kernel).max(0, initial=0.0) / LARGEST, np.abs(bias) / _LARGEST_BIAS) / unit
     shift = min(_LARGEST_SHIFT, math.floor(math.log2(_LARGEST_MULTIPLIER / max(float(least.max()), 1e-30))))
     if shift < 1:
-        raise ValueError("the weights of a hidden layer are too large for 8 bits: a single step saturates a neuron")
+        raise ValueError(
+            "the weights of a hidden layer are too large for 8 bits: a single step saturates a neuron"
+        )
     multiplier = np.clip(np.ceil(least * 2.0**shift), 1, _LARGEST_MULTIPLIER)
     scale = multiplier * unit / 2.0**shift
     rounded, rounded_bias = _rounded(kernel, bias, scale)

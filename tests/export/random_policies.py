@@ -18,7 +18,18 @@ COUNT = int(os.environ.get("PRUNE_RL_RANDOM_POLICIES", "24"))
 OBSERVATIONS = 1000
 TOLERANCE = 1e-6  # of the width of the bounds
 
-WIDTHS: list[tuple[int, ...]] = [(17, 17), (7, 7), (), (1,), (5, 0), (1, 1, 1), (16,), (3, 33), (0,), (64, 64)]
+WIDTHS: list[tuple[int, ...]] = [
+    (17, 17),
+    (7, 7),
+    (),
+    (1,),
+    (5, 0),
+    (1, 1, 1),
+    (16,),
+    (3, 33),
+    (0,),
+    (64, 64),
+]
 ACTIONS: list[tuple[Discrete | Box, bool]] = [
     (Box((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0), (3,)), False),
     (Discrete(4), False),
@@ -121,5 +132,7 @@ def _magnitude(policy: Policy, obs: Array) -> Array:
         x = np.minimum((x + np.abs(mean)) / std, clip)
     largest = x.max(-1, keepdims=True)
     for kernel, bias in policy.layers:
-        largest = largest * max(1.0, float(np.abs(kernel).sum(0).max(initial=0.0))) + np.abs(bias).max(initial=0.0)
+        largest = largest * max(1.0, float(np.abs(kernel).sum(0).max(initial=0.0))) + np.abs(bias).max(
+            initial=0.0
+        )
     return largest

@@ -84,7 +84,9 @@ def action_code(policy: Lowered) -> ActionCode:
             functions = ""
             lines.append("double exact = (double)y;")
         elif small:
-            lines.append(f"float exact = @round({'@clamp(y, -65504.0f, 65504.0f)' if dtype.kind == 'f' else 'y'});")
+            lines.append(
+                f"float exact = @round({'@clamp(y, -65504.0f, 65504.0f)' if dtype.kind == 'f' else 'y'});"
+            )
         else:
             lines.append("double exact = @round((double)y);")
         least, most = (operand(f"exact_{n}", v, ctype, literal) for n, v in (("low", lower), ("high", upper)))

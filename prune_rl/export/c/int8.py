@@ -70,12 +70,19 @@ static int8_t @quantise(float x)
 """
 
 
-def c_int8_source(quantized: QuantizedPolicy, name: str = "policy", metadata: Mapping[str, str] | None = None) -> CSource:
+def c_int8_source(
+    quantized: QuantizedPolicy, name: str = "policy", metadata: Mapping[str, str] | None = None
+) -> CSource:
     """As `prune_rl.export.c.source.c_source`, in 8-bit integers; the test vectors are the quantised policy's actions."""
     check_name(name)
     lowered = lower(quantized.policy)
     action = action_code(lowered)
-    parts = [_constants(quantized), action.constants, _functions(quantized, action), _act(quantized, lowered, action)]
+    parts = [
+        _constants(quantized),
+        action.constants,
+        _functions(quantized, action),
+        _act(quantized, lowered, action),
+    ]
     test = self_test(quantized.policy, action.kind, action.size, quantized)
     return assemble(quantized.policy, name, metadata, action, parts, test)
 
@@ -123,7 +130,9 @@ def _act(quantized: QuantizedPolicy, policy: Lowered, action: ActionCode) -> str
     widths = [len(layer.bias) for layer in quantized.hidden]
     inputs = quantized.head.kernel.shape[0]
     longest = max(inputs, *widths) if widths else inputs
-    difference = "observation[i] - @mean[i]" if quantized.policy.normalisation is not None else "observation[i]"
+    difference = (
+        "observation[i] - @mean[i]" if quantized.policy.normalisation is not None else "observation[i]"
+    )
     table = _kind(quantized) == "table"
     # The sums are taken out of a buffer before what they make is written into it, so one of each kind is enough.
     declarations = [f"int8_t x[{size}]", f"int32_t sums[{max(outputs, *widths) if widths else outputs}]"]
@@ -137,8 +146,12 @@ def _act(quantized: QuantizedPolicy, policy: Lowered, action: ActionCode) -> str
         calls.append(f"@activate(sums, @multiplier_{index}, {shift}U,{extra} q, {width}U);")
         source, count = "q", width
     if quantized.skip and widths:
-        calls.append(f"for (uint32_t i = 0U; i < {size}U; i++) {{\n            q[{count}U + i] = x[i];\n        }}")
-    calls.append(f"@affine(@kernel_{len(widths)}, @bias_{len(widths)}, {source}, {inputs}U, sums, {outputs}U);")
+        calls.append(
+            f"for (uint32_t i = 0U; i < {size}U; i++) {{\n            q[{count}U + i] = x[i];\n        }}"
+        )
+    calls.append(
+        f"@affine(@kernel_{len(widths)}, @bias_{len(widths)}, {source}, {inputs}U, sums, {outputs}U);"
+    )
     calls.append(
         f"for (uint32_t i = 0U; i < {outputs}U; i++) {{\n            outputs[i] = (float)sums[i] * @scale[i];\n        }}"
     )

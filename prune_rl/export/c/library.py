@@ -89,7 +89,9 @@ class CPolicy:
         observation, action = rows.ctypes.data, actions.ctypes.data
         for index in range(len(rows)):
             if self._act(observation + index * from_row, action + index * to_row):
-                raise ValueError(f"a component of observation {index} is NaN, on which this policy cannot act")
+                raise ValueError(
+                    f"a component of observation {index} is NaN, on which this policy cannot act"
+                )
         if isinstance(self.action, Discrete):
             counted: NDArray[np.int64] = actions[:, 0].astype(np.int64).reshape(x.shape[:-1])
             return counted[()]
