@@ -1,4 +1,4 @@
-"""The command `prune-rl`: train, evaluate, choose, report; one module each."""
+"""The command `prune-rl`: train, evaluate, choose, report, export; one module each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from prune_rl.envs.errors import EnvironmentCrashed
 from prune_rl.interrupts import Terminated, signals_as_interrupts
 from prune_rl.plain_text import let_output_fall_back
 
+COMMAND_NAMES = ("train", "evaluate", "choose", "report", "export")
 COMMANDS = """commands:
   train ENV       train, prune, compact and evaluate; given again, it continues an interrupted run
   evaluate RUN    measure the policies of a run again
   choose RUN      take another of the policies that a run kept while it narrowed
   report RUN...   one table over several runs
+  export RUN      the compact policies as ONNX, C, StableHLO, or a folder for the Hugging Face hub
 
 Each command explains its options: prune-rl train --help"""
 
@@ -37,12 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False)
     parser = argparse.ArgumentParser(
         prog="prune-rl",
-        usage="prune-rl [-h] {train,evaluate,choose,report} ...",
+        usage="prune-rl [-h] {train,evaluate,choose,report,export} ...",
         description="Train reinforcement-learning policies that shrink while they learn.",
         epilog=COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("COMMAND", choices=("train", "evaluate", "choose", "report"), help=argparse.SUPPRESS)
+    parser.add_argument("COMMAND", choices=COMMAND_NAMES, help=argparse.SUPPRESS)
     try:
         # Each command imports what it needs; before signals become exceptions, which could be lost in an import.
         command = importlib.import_module(f"prune_rl.cli.{parser.parse_args(arguments[:1]).COMMAND}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -27,6 +27,9 @@ class Evaluate:
     """Also film the first episode of each compact policy: RUN/video.mp4, or RUN/video/seed_K.mp4 for several seeds."""
     video_path: Path | None = None
     """Film into this file instead, .mp4 or .gif (FILE/seed_K.gif without FILE's suffix, for several seeds)."""
+    as_: Annotated[tuple[Literal["onnx", "c", "int8"], ...], arg(name="as")] = ()
+    """Instead, play the compact policies as ONNX Runtime, C, or C in 8-bit integers compute them, on the episodes of
+    the run's evaluation, and write what they return beside the others. C is compiled with the system's cc."""
     trust: bool = False
     """Import the Python module of an environment module:Name-v0 that the run names."""
     env: str | None = None
@@ -38,6 +41,15 @@ def run(arguments: list[str], console: Console) -> int:
     options = tyro.cli(Evaluate, prog="prune-rl evaluate", args=arguments)
     from prune_rl.training.experiment import Trust, evaluate_run
 
+    if options.as_:
+        from prune_rl.training.artefact_evaluation import evaluate_artefacts
+
+        if (options.episodes, options.seed) != (None, None):
+            raise ValueError(
+                "--as plays the episodes of the run's evaluation: leave out --episodes and --seed"
+            )
+        evaluate_artefacts(options.run, options.as_, console, Trust(options.trust, options.env))
+        return 0
     video = options.video_path or (options.run / "video.mp4" if options.video else None)
     trust = Trust(options.trust, options.env)
     evaluate_run(options.run, options.episodes, options.seed, options.write, video, console, trust)

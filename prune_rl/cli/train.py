@@ -21,6 +21,7 @@ from prune_rl.cli.flags import with_types
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
 from prune_rl.training.config import Config
+from prune_rl.training.export_run import ExportRequest, To, export_run
 from prune_rl.training.presets import find_preset, load_preset
 
 
@@ -45,6 +46,8 @@ class Train(Config):
     extend: Path | None = None
     """A finished run with the same options but fewer --steps, or another evaluation: training goes on from its end, in
     a folder of its own."""
+    export: tuple[To, ...] = ()
+    """Also write the compact policies for other runtimes into RUN/export, as prune-rl export does."""
     preset: Path | None = None
     """TOML file with defaults, instead of the one in experiments/presets."""
 
@@ -55,6 +58,9 @@ def run(arguments: list[str], console: Console) -> int:
     from prune_rl.training.faults import TrainingFailed
 
     config, options = parse_train(arguments)
+    request = ExportRequest(options.export, trusted=True)
+    if options.export:
+        request.check()
     note = compilation_cache.enable()
     if note:
         console.print(f"[yellow]note:[/] {escape(note)}")
@@ -64,6 +70,9 @@ def run(arguments: list[str], console: Console) -> int:
     except TrainingFailed as error:
         print_error(error)
         return SEED_WITHOUT_POLICY
+    if options.export:
+        path = options.run_dir or config.resolved().default_run_dir()
+        export_run(path, request, lambda text: console.print(escape(text), soft_wrap=True))
     return 0 if complete else SEED_WITHOUT_POLICY
 
 

@@ -74,7 +74,9 @@ def export_policy(
     if int8 and format == "stablehlo":
         raise ValueError("int8 is for the formats onnx and c; stablehlo is written in float32 only")
     if int8 and calibration is None:
-        raise ValueError("int8 needs calibration=…, observations of a few episodes that ranges are taken from")
+        raise ValueError(
+            "int8 needs calibration=…, observations of a few episodes that ranges are taken from"
+        )
     loaded = policy if isinstance(policy, Policy) else load_policy(policy)
     target = Path(path)
     if target.suffix in FORMATS[format]:
@@ -102,7 +104,11 @@ def rendered(policy: Policy, format: str, options: ExportOptions) -> dict[str, b
         from prune_rl.export.c.int8 import c_int8_source
         from prune_rl.export.c.source import c_source
 
-        code = c_source(policy, name, metadata) if quantized is None else c_int8_source(quantized, name, metadata)
+        code = (
+            c_source(policy, name, metadata)
+            if quantized is None
+            else c_int8_source(quantized, name, metadata)
+        )
         return {f"{name}.h": code.header.encode(), f"{name}.c": code.source.encode()}
     from prune_rl.export.stablehlo import stablehlo
 

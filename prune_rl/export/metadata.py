@@ -12,7 +12,13 @@ from prune_rl.export.policy import Policy
 from prune_rl.spaces import Discrete
 
 # Of the metadata that training puts into a policy file.
-_OF_TRAINING = {"env": "environment", "algo": "algorithm", "method": "method", "seed": "seed", "steps": "training_steps"}
+_OF_TRAINING = {
+    "env": "environment",
+    "algo": "algorithm",
+    "method": "method",
+    "seed": "seed",
+    "steps": "training_steps",
+}
 
 
 def metadata_of(policy: Policy, extra: Mapping[str, Any] | None = None) -> dict[str, str]:

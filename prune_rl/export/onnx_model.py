@@ -19,7 +19,7 @@ OPSET = 17
 IR_VERSION = 8  # what came with opset 17, so that older runtimes read the file
 
 
-class MissingOnnx(ImportError):
+class MissingOnnx(ImportError, ValueError):
     """The package onnx is not installed; the message says how to get it."""
 
 

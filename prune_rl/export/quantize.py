@@ -33,10 +33,11 @@ from numpy.typing import ArrayLike, NDArray
 from prune_rl.export import tanh
 from prune_rl.export.actions import post_processing
 from prune_rl.export.activations import ACTIVATIONS, Array
+from prune_rl.export.artefact import Artefact
 from prune_rl.export.empty_layers import fold_empty_layers
 from prune_rl.export.lowering import LIMIT
 from prune_rl.export.policy import Policy
-from prune_rl.spaces import Box, Discrete
+from prune_rl.spaces import Box
 
 LARGEST = 127
 TANH_FRACTION = 8  # bits of z behind the point
@@ -72,7 +73,7 @@ class Head:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QuantizedPolicy:
+class QuantizedPolicy(Artefact):
     """Called like the `Policy` that it was made of; `quantize` makes it.
 
     Attributes:
@@ -90,16 +91,6 @@ class QuantizedPolicy:
     hidden: tuple[HiddenLayer, ...]
     head: Head
     skip: bool
-
-    @property
-    def action(self) -> Discrete | Box:
-        """The action space."""
-        return self.policy.action
-
-    @property
-    def observation_shape(self) -> tuple[int, ...] | None:
-        """As that of the policy."""
-        return self.policy.observation_shape
 
     @property
     def nbytes(self) -> int:

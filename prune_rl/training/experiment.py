@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -26,6 +26,7 @@ from prune_rl.runs.evaluation_file import read_evaluation
 from prune_rl.runs.faults_file import read_faults
 from prune_rl.runs.frontier import FrontierFolder
 from prune_rl.training.config import Config
+from prune_rl.training.export_run import To
 from prune_rl.training.extension import extended_config, extension
 from prune_rl.training.faults import TrainingFailed
 from prune_rl.training.frontier import Wish, choose_policies, measure_frontier
@@ -138,6 +139,9 @@ def control_command(config: Config, command: str) -> str:
         name, _, value = word.partition("=")
         if name in ("--run-dir", "--method", "--like", "--extend"):
             if not value:
+                words.pop(0)
+        elif name == "--export":
+            while words and words[0] in get_args(To):
                 words.pop(0)
         elif widths and name in ("--hidden", "--critic-hidden"):
             while words and (words[0].isdecimal() or words[0] == "None"):

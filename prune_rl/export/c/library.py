@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from prune_rl.export.artefact import Artefact
+from prune_rl.export.c.actions import action_type
 from prune_rl.export.c.source import CSource
 from prune_rl.export.policy import Policy
 from prune_rl.spaces import Discrete
@@ -65,23 +67,25 @@ def compile_library(sources: Sequence[CSource], folder: Path, flags: Sequence[st
     return ctypes.CDLL(str(library))
 
 
-class CPolicy:
-    """The actions of a policy, computed by its C code: called like a `Policy`, with the same results up to rounding.
+class CPolicy(Artefact):
+    """The actions of a policy, computed by its C code in a library that `compile_library` made."""
 
-    Attributes:
-        action, observation_shape: as those of the policy.
-    """
-
-    def __init__(self, policy: Policy, name: str, kind: str, library: ctypes.CDLL) -> None:
-        self.action, self.observation_shape = policy.action, policy.observation_shape
-        self._policy, self._size = policy, policy.observation_size
+    def __init__(self, policy: Policy, name: str, library: ctypes.CDLL, nbytes: int | None = None) -> None:
+        self.policy, self._size = policy, policy.observation_size
+        self._nbytes = policy.nbytes if nbytes is None else nbytes
+        kind = action_type(policy.action)
         self._act = getattr(library, f"{name}_act")
         self._act.argtypes, self._act.restype = [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int32
         self._dtype = np.dtype(_CTYPES.get(kind, kind.removesuffix("_t")))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all constants."""
+        return self._nbytes
+
     def __call__(self, obs: ArrayLike) -> Any:
         """See `Policy.__call__`."""
-        x = self._policy.flat(obs)
+        x = self.policy.flat(obs)
         rows = np.ascontiguousarray(x.reshape(-1, self._size))
         count = 1 if isinstance(self.action, Discrete) else self.action.size
         actions = np.empty((len(rows), count), self._dtype)
@@ -98,8 +102,8 @@ class CPolicy:
         return actions.astype(self.action.dtype).reshape(*x.shape[:-1], *self.action.shape)
 
 
-def compiled(policy: Policy, source: CSource, kind: str) -> CPolicy:
-    """``source``, the C code of ``policy`` with actions of the C type ``kind``, compiled and ready to act."""
+def compiled(policy: Policy, source: CSource, nbytes: int | None = None) -> CPolicy:
+    """``source``, the C code of ``policy``, compiled and ready to act; ``nbytes``: of its constants, if not float."""
     with tempfile.TemporaryDirectory(prefix="prune_rl-c-") as folder:
         # A loaded library needs its file no longer.
-        return CPolicy(policy, source.name, kind, compile_library([source], Path(folder)))
+        return CPolicy(policy, source.name, compile_library([source], Path(folder)), nbytes)
