@@ -37,4 +37,5 @@ class OnnxPolicy(Artefact):
         if np.isnan(x).any():
             raise ValueError("a component of the observation is NaN, on which this policy cannot act")
         (actions,) = self.session.run(["actions"], {"obs": x.reshape(-1, x.shape[-1])})
-        return actions.reshape(*x.shape[:-1], *actions.shape[1:])[()]
+        shape = (*x.shape[:-1], *actions.shape[1:])
+        return actions.reshape(shape)[()]

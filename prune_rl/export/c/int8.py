@@ -8,24 +8,47 @@ import numpy as np
 
 from prune_rl.export.c.actions import ActionCode, action_code
 from prune_rl.export.c.functions import CLAMP, TANH
-from prune_rl.export.c.literals import array
+from prune_rl.export.c.literals import array, blocked
 from prune_rl.export.c.self_test import self_test
 from prune_rl.export.c.source import CSource, assemble, check_name
 from prune_rl.export.lowering import Lowered, lower
 from prune_rl.export.quantize import LARGEST, HiddenLayer, QuantizedPolicy
 
+# Four sums at a time, so that an input is loaded once for four products.
 _AFFINE = """
+/* sums = x kernel + bias; the kernel in blocks of four outputs, [outputs / 4][inputs][4], then the others' rows. */
 static void @affine(const int8_t *kernel, const int16_t *bias, const int8_t *x, uint32_t inputs, int32_t *sums,
                     uint32_t outputs)
 {
+    uint32_t j = 0U;
     uint32_t k = 0U;
-    for (uint32_t j = 0U; j < outputs; j++) {
+    while ((j + 4U) <= outputs) {
+        int32_t sum_0 = bias[j];
+        int32_t sum_1 = bias[j + 1U];
+        int32_t sum_2 = bias[j + 2U];
+        int32_t sum_3 = bias[j + 3U];
+        for (uint32_t i = 0U; i < inputs; i++) {
+            const int32_t value = x[i];
+            sum_0 += (int32_t)kernel[k] * value;
+            sum_1 += (int32_t)kernel[k + 1U] * value;
+            sum_2 += (int32_t)kernel[k + 2U] * value;
+            sum_3 += (int32_t)kernel[k + 3U] * value;
+            k += 4U;
+        }
+        sums[j] = sum_0;
+        sums[j + 1U] = sum_1;
+        sums[j + 2U] = sum_2;
+        sums[j + 3U] = sum_3;
+        j += 4U;
+    }
+    while (j < outputs) {
         int32_t sum = bias[j];
         for (uint32_t i = 0U; i < inputs; i++) {
             sum += (int32_t)kernel[k] * (int32_t)x[i];
             k++;
         }
         sums[j] = sum;
+        j++;
     }
 }
 """
@@ -98,7 +121,7 @@ def _constants(quantized: QuantizedPolicy) -> str:
     text.append(array("float", "@factor", quantized.factor))
     for index, layer in enumerate((*quantized.hidden, quantized.head)):
         text += [
-            array("int8_t", f"@kernel_{index}", layer.kernel.T.ravel()),
+            array("int8_t", f"@kernel_{index}", blocked(layer.kernel)),
             array("int16_t", f"@bias_{index}", layer.bias),
         ]
         if isinstance(layer, HiddenLayer):
