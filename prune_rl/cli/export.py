@@ -25,8 +25,8 @@ class Export:
     run: Annotated[Positional[Path], arg(metavar="RUN")]
     """The run directory, or the folder of a policy."""
     to: tuple[To, ...] = ("onnx", "c")
-    """Formats: onnx (policy.onnx), c (policy.h and policy.c, C99), stablehlo (policy.stablehlo), and hub-folder (hub/: a
-    model card with everything that the Hugging Face hub reads; nothing is uploaded)."""
+    """Formats: onnx (policy.onnx), c (policy.h and policy.c, C99), stablehlo (policy.stablehlo), and hub-folder (hub/:
+    a model card with all that the Hugging Face hub reads; nothing is uploaded)."""
     int8: bool = False
     """Write ONNX and C in 8-bit integers, too (policy_int8.onnx, policy_int8.h, policy_int8.c). The policy plays a few
     episodes to see how large activations are."""

@@ -17,7 +17,7 @@ from prune_rl.export.quantize import quantize
 
 Kind = Literal["onnx", "c", "int8"]
 CALIBRATION_EPISODES = 10
-# No evaluation of a run has this seed by itself, so that ranges are not taken from the episodes that they are judged on.
+# No run evaluates with this seed by itself: ranges do not come from the episodes that they are judged on.
 CALIBRATION_SEED = 2**31 - 1
 
 
@@ -37,7 +37,7 @@ class _Recorder(Artefact):
 def calibration(
     policy: Policy, task: Task, episodes: int = CALIBRATION_EPISODES, seed: int = CALIBRATION_SEED
 ) -> npt.NDArray[np.float32]:
-    """Observations float32[N, D] of a few episodes that ``policy`` plays; deterministic. Raises as `evaluate_policy`."""
+    """Observations float32[N, D] of a few episodes that ``policy`` plays; raises as `evaluate_policy`."""
     recorder = _Recorder(policy)
     # One environment at a time, since one whose episode has ended repeats its last observation.
     evaluate_policy(recorder, task, episodes=episodes, seed=seed, num_envs=1)

@@ -147,9 +147,10 @@ def native_actions(
 ) -> npt.NDArray[Any]:
     """A policy's actions for observations [N, D], as the environment takes them.
 
-    A `prune_rl.export.Policy` (or its exported code) that knows the environment's spaces gets observations of the environment's own shape, and
-    what it returns is played as it is: an action that the space does not contain is an error. Actions of any other
-    function are those of a learner, which the adapter clips, rounds and counts from the space's start.
+    A `prune_rl.export.Policy` that knows the environment's spaces, and its exported code, get observations of the
+    environment's own shape, and what they return is played as it is: an action that the space does not contain is an
+    error. Actions of any other function are those of a learner, which the adapter clips, rounds and counts from the
+    space's start.
 
     Raises:
         ValueError: actions of a wrong shape or type, out of range, or NaN.

@@ -84,7 +84,7 @@ def _action(outputs: jax.Array, policy: Lowered) -> jax.Array:
     dtype = jax.dtypes.canonicalize_dtype(kind)
     if kind.kind in "iub":
         bounded = jnp.rint(bounded)
-        if jax.config.jax_enable_x64:
+        if jax.dtypes.canonicalize_dtype(np.float64) == np.float64:  # the 64-bit mode is on
             least, most = (jnp.broadcast_to(x, outputs.shape) for x in exact_bounds(action))
             bounded = jnp.clip(bounded.astype(jnp.float64), least, most)
     return bounded.astype(dtype).reshape(*outputs.shape[:-1], *action.shape)

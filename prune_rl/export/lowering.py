@@ -46,7 +46,7 @@ class Lowered:
         activation: after every layer but the head.
         action: the action space.
         squash: whether outputs are squashed with tanh.
-        low, high: float32[size], bounds of Box actions in float32, infinite ones replaced by ±LIMIT; empty for Discrete.
+        low, high: float32[size], bounds of Box actions, ±LIMIT instead of infinite ones; empty for Discrete.
     """
 
     observation_size: int

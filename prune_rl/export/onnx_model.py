@@ -65,11 +65,11 @@ class Graph:
 
     def clip(self, value: str, name: str, low: ArrayLike, high: ArrayLike, dtype: Any = np.float32) -> str:
         """Clipped componentwise; scalars by one node."""
-        low, high = np.array(low, dtype), np.array(high, dtype)
-        if low.ndim and (low == low[0]).all() and (high == high[0]).all():
-            low, high = low[0], high[0]
-        bounds = self.constant(f"{name}_low", low, dtype), self.constant(f"{name}_high", high, dtype)
-        if low.ndim == 0:
+        least, most = np.array(low, dtype), np.array(high, dtype)
+        if least.ndim and (least == least[0]).all() and (most == most[0]).all():
+            least, most = least[0], most[0]
+        bounds = self.constant(f"{name}_low", least, dtype), self.constant(f"{name}_high", most, dtype)
+        if least.ndim == 0:
             return self.add("Clip", value, *bounds)
         return self.add("Min", self.add("Max", value, bounds[0]), bounds[1])
 

@@ -1,4 +1,4 @@
-"""A policy in 8-bit integers. `QuantizedPolicy` defines what it computes, to the bit; the exported C code does the same.
+"""A policy in 8-bit integers. What it computes is defined here to the bit; the exported C code does the same.
 
 Weights are int8 with one scale per output, activations int8 without zero point, sums int32. With D observations:
 
@@ -37,7 +37,6 @@ from prune_rl.export.artefact import Artefact
 from prune_rl.export.empty_layers import fold_empty_layers
 from prune_rl.export.lowering import LIMIT
 from prune_rl.export.policy import Policy
-from prune_rl.spaces import Box
 
 LARGEST = 127
 TANH_FRACTION = 8  # bits of z behind the point
@@ -95,7 +94,7 @@ class QuantizedPolicy(Artefact):
     @property
     def nbytes(self) -> int:
         """Bytes of all constants."""
-        arrays = [self.factor, self.head.kernel, self.head.bias, self.head.scale]
+        arrays: list[NDArray[Any]] = [self.factor, self.head.kernel, self.head.bias, self.head.scale]
         arrays += [self.mean] if self.policy.normalisation is not None else []
         for layer in self.hidden:
             arrays += [layer.kernel, layer.bias, layer.multiplier]
@@ -137,8 +136,10 @@ class QuantizedPolicy(Artefact):
         if layer.table is not None:
             return layer.table[np.minimum(a, LARGEST) * sign + LARGEST].astype(np.int32)
         if self.policy.activation == "relu":
-            return np.where(p > 0, np.minimum(a, LARGEST), 0).astype(np.int32)
-        return (sign * integer_tanh(a)).astype(np.int32)
+            rectified: NDArray[np.int32] = np.where(p > 0, np.minimum(a, LARGEST), 0).astype(np.int32)
+            return rectified
+        squashed: NDArray[np.int32] = (sign * integer_tanh(a)).astype(np.int32)
+        return squashed
 
 
 def integer_tanh(a: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -147,12 +148,14 @@ def integer_tanh(a: NDArray[np.int64]) -> NDArray[np.int64]:
     s = (a * a) >> 8
     f = (s * s) >> 8
     n, d = 241920 + 105 * s + f, 241920 + 420 * s + 15 * f
-    return np.minimum(LARGEST, (LARGEST * ((n * a) >> 8) + d // 2) // d)
+    result: NDArray[np.int64] = np.minimum(LARGEST, (LARGEST * ((n * a) >> 8) + d // 2) // d)
+    return result
 
 
 def _sums(q: NDArray[np.int32], kernel: NDArray[np.int8], bias: NDArray[np.int16]) -> NDArray[np.int32]:
     # int64 in NumPy; `quantize` refuses layers whose sums could leave int32.
-    sums: NDArray[np.int32] = (q @ kernel.astype(np.int64) + bias).astype(np.int32)
+    products = np.matmul(q.astype(np.int64), kernel.astype(np.int64))
+    sums: NDArray[np.int32] = (products + bias.astype(np.int64)).astype(np.int32)
     return sums
 
 
@@ -170,10 +173,9 @@ def quantize(policy: Policy, calibration: ArrayLike) -> QuantizedPolicy:
     x = policy.flat(calibration).reshape(-1, policy.observation_size).astype(np.float64)
     if not len(x) or np.isnan(x).any():
         raise ValueError(f"calibration needs observations without NaN, at least one, got {len(x)}")
-    mean, std = np.zeros(x.shape[1]), np.ones(x.shape[1])
-    limit = LIMIT
+    mean, std, limit = np.zeros(x.shape[1]), np.ones(x.shape[1]), np.float64(LIMIT)
     if policy.normalisation is not None:
-        mean, std, limit = (np.asarray(v, np.float64) for v in policy.normalisation)
+        mean, std, limit = (np.asarray(v).astype(np.float64) for v in policy.normalisation)
     x = np.clip((np.clip(x, -LIMIT, LIMIT) - mean) / std, -limit, limit)
     layers, skip = fold_empty_layers(policy.layers, policy.skip, policy.activation)
     if len(layers) == 1 and skip is not None:
@@ -189,12 +191,13 @@ def quantize(policy: Policy, calibration: ArrayLike) -> QuantizedPolicy:
             _hidden(kernel * step[:, None], bias, policy.activation, np.abs(z).max(), np.abs(x).max(0))
         )
         step = hidden[-1].step
-    kernel, bias = layers[-1][0] * step[:, None], layers[-1][1]
+    rows = layers[-1][0].astype(np.float64) * step[:, None]
     if skip is not None:
-        kernel = np.concatenate([kernel, skip * first[:, None]])
-    scale = np.maximum(np.abs(kernel).max(0, initial=0.0) / LARGEST, np.abs(bias) / _LARGEST_BIAS)
-    scale = np.maximum(scale * (1 + 1e-6), 1e-30).astype(np.float32)
-    head = Head(*_rounded(kernel, bias, scale.astype(np.float64)), scale)
+        rows = np.concatenate([rows, skip * first[:, None]])
+    bias = layers[-1][1]
+    least = np.maximum(np.abs(rows).max(0, initial=0.0) / LARGEST, np.abs(bias) / _LARGEST_BIAS)
+    scale = np.maximum(least * (1 + 1e-6), 1e-30).astype(np.float32)
+    head = Head(*_rounded(rows, bias, scale.astype(np.float64)), scale)
     return QuantizedPolicy(
         policy, np.asarray(mean, np.float32), factor, tuple(hidden), head, skip is not None
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from prune_rl.export.policy import Policy
@@ -21,6 +21,7 @@ def stablehlo(policy: Policy) -> bytes:
 
     with jax.enable_x64(True):
         (batch,) = export.symbolic_shape("batch")
-        obs = jax.ShapeDtypeStruct((batch, policy.observation_size), jax.numpy.float32)
+        struct: Any = jax.ShapeDtypeStruct  # has no types
+        obs = struct((batch, policy.observation_size), jax.numpy.float32)
         exported = export.export(jax.jit(policy.as_jax()), platforms=PLATFORMS)(obs)
     return bytes(exported.serialize())

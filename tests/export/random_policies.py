@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prune_rl.export.activations import ACTIVATIONS, Array
 from prune_rl.export.policy import Policy
@@ -60,7 +61,7 @@ def random_policy(index: int) -> Policy:
         (rng.standard_normal((a, b)) / np.sqrt(max(a, 1)), 0.3 * rng.standard_normal(b))
         for a, b in itertools.pairwise(sizes)
     ]
-    skip = 0.3 * rng.standard_normal((size, action.num_outputs)) if index % 3 == 0 else None
+    skip: Any = 0.3 * rng.standard_normal((size, action.num_outputs)) if index % 3 == 0 else None
     if isinstance(action, Box) and not squash:
         # Outputs of the size of the bounds.
         centre, half = _middle(action)
@@ -74,7 +75,7 @@ def random_policy(index: int) -> Policy:
     return Policy(tuple(layers), activation, action, squash=squash, skip=skip, **statistics)
 
 
-def _middle(action: Box) -> tuple[Array, Array]:
+def _middle(action: Box) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     low, high = np.array(action.low, np.float64), np.array(action.high, np.float64)
     finite = np.isfinite(high - low)
     low, high = np.where(finite, low, -1.0), np.where(finite, high, 1.0)

@@ -41,7 +41,7 @@ class ActionCode:
 def action_type(action: Discrete | Box) -> str:
     """The C type of one component of an action."""
     if isinstance(action, Discrete):
-        return "int32_t" if -(2**31) <= action.start and action.start + action.n <= 2**31 else "int64_t"
+        return "int32_t" if action.start >= -(2**31) and action.start + action.n <= 2**31 else "int64_t"
     return C_TYPES.get(action.dtype, f"{action.dtype}_t")
 
 

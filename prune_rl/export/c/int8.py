@@ -12,7 +12,7 @@ from prune_rl.export.c.literals import array, blocked
 from prune_rl.export.c.self_test import self_test
 from prune_rl.export.c.source import CSource, assemble, check_name
 from prune_rl.export.lowering import Lowered, lower
-from prune_rl.export.quantize import LARGEST, HiddenLayer, QuantizedPolicy
+from prune_rl.export.quantize import LARGEST, Head, HiddenLayer, QuantizedPolicy
 
 # Four sums at a time, so that an input is loaded once for four products.
 _AFFINE = """
@@ -96,7 +96,7 @@ static int8_t @quantise(float x)
 def c_int8_source(
     quantized: QuantizedPolicy, name: str = "policy", metadata: Mapping[str, str] | None = None
 ) -> CSource:
-    """As `prune_rl.export.c.source.c_source`, in 8-bit integers; the test vectors are the quantised policy's actions."""
+    """As `prune_rl.export.c.source.c_source`, in 8-bit integers; the self-test expects the actions of ``quantized``."""
     check_name(name)
     lowered = lower(quantized.policy)
     action = action_code(lowered)
@@ -119,7 +119,8 @@ def _constants(quantized: QuantizedPolicy) -> str:
     if quantized.policy.normalisation is not None:
         text.append(array("float", "@mean", quantized.mean))
     text.append(array("float", "@factor", quantized.factor))
-    for index, layer in enumerate((*quantized.hidden, quantized.head)):
+    layers: list[HiddenLayer | Head] = [*quantized.hidden, quantized.head]
+    for index, layer in enumerate(layers):
         text += [
             array("int8_t", f"@kernel_{index}", blocked(layer.kernel)),
             array("int16_t", f"@bias_{index}", layer.bias),
@@ -176,7 +177,8 @@ def _act(quantized: QuantizedPolicy, policy: Lowered, action: ActionCode) -> str
         f"@affine(@kernel_{len(widths)}, @bias_{len(widths)}, {source}, {inputs}U, sums, {outputs}U);"
     )
     calls.append(
-        f"for (uint32_t i = 0U; i < {outputs}U; i++) {{\n            outputs[i] = (float)sums[i] * @scale[i];\n        }}"
+        f"for (uint32_t i = 0U; i < {outputs}U; i++) {{\n"
+        "            outputs[i] = (float)sums[i] * @scale[i];\n        }"
     )
     body = "".join(f"        {call}\n" for call in calls)
     return (

@@ -40,8 +40,8 @@ def compiler() -> list[str]:
         if shutil.which(command[0]):
             return command
     raise NoCompiler(
-        f"there is no C compiler {shlex.join(given) if given else 'cc, gcc or clang'}: install one (Debian: gcc), or name "
-        "one in the environment variable CC"
+        f"there is no C compiler {shlex.join(given) if given else 'cc, gcc or clang'}: install one (Debian: gcc), or "
+        "name one in the environment variable CC"
     )
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prune_rl.export.activations import Array
 from prune_rl.export.c.literals import array, double_literal
 from prune_rl.export.policy import Policy
-from prune_rl.spaces import Discrete
+from prune_rl.spaces import Box, Discrete
 
 _VECTORS = 12
 _TOLERANCE = 1e-6  # of the width of the bounds, or of the action where there are none
@@ -28,34 +29,40 @@ def vectors(policy: Policy) -> Array:
     return x[_is_clear(policy, x)]
 
 
-def _is_clear(policy: Policy, x: Array) -> Array:
-    """Whether rounding cannot decide which action is best."""
-    if not isinstance(policy.action, Discrete) or policy.action.n == 1:
-        return np.ones(len(x), bool)
-    outputs = np.sort(policy.outputs(x).astype(np.float64), -1)
-    return outputs[:, -1] - outputs[:, -2] > 1e-4 * (1.0 + np.abs(outputs).max(-1))
+def _is_clear(policy: Policy, x: Array) -> NDArray[np.bool_]:
+    """Whether rounding cannot decide which action is best; the first one where that is true of none."""
+    outputs, action = policy.outputs(x).astype(np.float64), policy.action
+    clear: Any = np.ones(len(x), bool)
+    if isinstance(action, Discrete) and action.n > 1:
+        ranked = np.sort(outputs, -1)
+        clear = ranked[:, -1] - ranked[:, -2] > 1e-4 * (1.0 + np.abs(outputs).max(-1))
+    elif isinstance(action, Box) and np.dtype(action.dtype).kind in "iub":
+        clear = (np.abs(outputs - np.floor(outputs) - 0.5) > 1e-3).all(-1)
+    found: NDArray[np.bool_] = clear if clear.any() else np.arange(len(x)) == 0
+    return found
 
 
 def self_test(policy: Policy, kind: str, size: int, act: Callable[[Array], Any] | None = None) -> str:
     """The C text, under a macro; `@` is the prefix of names. ``act``: what is expected instead of ``policy``."""
-    obs = vectors(policy)
+    obs, action = vectors(policy), policy.action
     actions = np.asarray((act or policy)(obs)).reshape(len(obs), size)
-    if kind in ("float", "double"):
+    if isinstance(action, Box):
         values = actions.astype(np.float64)
-        expected = array("double", "@test_action", values, map(double_literal, values.ravel()))
-        low, high = np.array(policy.action.low, np.float64), np.array(policy.action.high, np.float64)
+        low, high = np.array(action.low, np.float64), np.array(action.high, np.float64)
         tolerance = np.where(np.isfinite(high - low), high - low, 1.0 + np.abs(values)) * _TOLERANCE
         # Half precision: one step of it, since rounding may decide which of two neighbours it is.
-        if policy.action.dtype == "float16":
+        if action.dtype == "float16":
             tolerance = np.maximum(tolerance, np.spacing(np.abs(actions)).astype(np.float64))
         tolerance = np.broadcast_to(tolerance, values.shape)
+        expected = array("double", "@test_action", values, map(double_literal, values.ravel()))
         expected += array("double", "@test_tolerance", tolerance, map(double_literal, tolerance.ravel()))
         differs = (
             "const double difference = (double)action[j] - @test_action[k];\n"
             "            same = same && (difference <= @test_tolerance[k]) && (difference >= -@test_tolerance[k]);"
         )
     else:
-        expected = array(kind, "@test_action", actions, _integers(actions, kind))
+        suffix = "LL" if kind == "int64_t" else ""
+        expected = array(kind, "@test_action", actions, [f"{value}{suffix}" for value in actions.ravel()])
         differs = "same = same && (action[j] == @test_action[k]);"
     return f"""
 #ifdef @PREFIX_SELF_TEST
@@ -79,12 +86,3 @@ int main(void)
 }}
 #endif
 """
-
-
-def _integers(actions: Array, kind: str) -> list[str]:
-    suffix = {"int64_t": "LL", "uint64_t": "ULL", "uint32_t": "UL"}.get(kind, "")
-    # The most negative integer has no literal of its own.
-    return [
-        f"(-{-int(v) - 1}{suffix} - 1)" if int(v) in (-(2**31), -(2**63)) else f"{int(v)}{suffix}"
-        for v in actions.ravel()
-    ]

@@ -84,7 +84,8 @@ int32_t {name}_act(const float observation[{size}], {action.kind} action[{action
 #endif
 """
     source = (
-        f'#include "{name}.h"\n\n#ifdef __FAST_MATH__\n#error "compile without -ffast-math: it removes the tests for NaN"\n'
+        f'#include "{name}.h"\n\n#ifdef __FAST_MATH__\n'
+        '#error "compile without -ffast-math: it removes the tests for NaN"\n'
         f"#endif\n#ifdef @PREFIX_LIBM\n#include <math.h>\n#endif\n\n{''.join(parts)}{test}"
     )
     return CSource(name, header, source.replace("@PREFIX", upper).replace("@", f"{name}_"))
