@@ -134,7 +134,8 @@ class QuantizedPolicy(Artefact):
         p = sums.astype(np.int64) * layer.multiplier.astype(np.int64)
         sign, a = np.where(p < 0, -1, 1), (np.abs(p) + (1 << (layer.shift - 1))) >> layer.shift
         if layer.table is not None:
-            return layer.table[np.minimum(a, LARGEST) * sign + LARGEST].astype(np.int32)
+            found: NDArray[np.int32] = layer.table[np.minimum(a, LARGEST) * sign + LARGEST].astype(np.int32)
+            return found
         if self.policy.activation == "relu":
             rectified: NDArray[np.int32] = np.where(p > 0, np.minimum(a, LARGEST), 0).astype(np.int32)
             return rectified
@@ -173,9 +174,10 @@ def quantize(policy: Policy, calibration: ArrayLike) -> QuantizedPolicy:
     x = policy.flat(calibration).reshape(-1, policy.observation_size).astype(np.float64)
     if not len(x) or np.isnan(x).any():
         raise ValueError(f"calibration needs observations without NaN, at least one, got {len(x)}")
-    mean, std, limit = np.zeros(x.shape[1]), np.ones(x.shape[1]), np.float64(LIMIT)
+    mean, std, limit = np.zeros(x.shape[1]), np.ones(x.shape[1]), LIMIT
     if policy.normalisation is not None:
-        mean, std, limit = (np.asarray(v).astype(np.float64) for v in policy.normalisation)
+        mean, std = (value.astype(np.float64) for value in policy.normalisation[:2])
+        limit = policy.normalisation[2]
     x = np.clip((np.clip(x, -LIMIT, LIMIT) - mean) / std, -limit, limit)
     layers, skip = fold_empty_layers(policy.layers, policy.skip, policy.activation)
     if len(layers) == 1 and skip is not None:
