@@ -76,7 +76,7 @@ def variants(policy: Policy, folder: Path) -> dict[str, OnDevice]:
         for level in OPTIMISATIONS:
             measured = run_on_device(policy, source, obs, folder, level)
             expected = np.asarray(act(obs)).reshape(measured.actions.shape).astype(np.float64)
-            difference = float(np.abs(measured.actions - expected).max())
+            difference = float(np.abs(measured.actions.astype(np.float64) - expected).max())
             if difference > (0.0 if name == "int8" or isinstance(policy.action, Discrete) else 2e-6):
                 raise ValueError(f"actions in {name} differ from NumPy's by up to {difference}")
             found[f"{name}, {level}"] = measured

@@ -90,6 +90,7 @@ def export_run(run: Path, request: ExportRequest, say: Say) -> None:
         if request.int8:
             files |= _int8_files(root / name, policy, metadata, request, task)
         for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, data)
             say(f"{path} ({len(data):,} bytes)")
 
