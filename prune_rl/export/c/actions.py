@@ -119,14 +119,14 @@ def _argmax(action: Discrete, kind: str) -> str:
 _ROUND_FLOAT = """
 static float @round(float x)
 {
-    const volatile float shifted = x + 12582912.0f;
+    const float shifted = x + 12582912.0f;
     return shifted - 12582912.0f;
 }
 """
 _ROUND_DOUBLE = """
 static double @round(double x)
 {
-    const volatile double shifted = x + 6755399441055744.0;
+    const double shifted = x + 6755399441055744.0;
     return shifted - 6755399441055744.0;
 }
 """
@@ -142,7 +142,7 @@ static float @round(float x)
         quantum = quantum * 2.0f;
     }
     {
-        const volatile float shifted = x + (quantum * 12582912.0f);
+        const float shifted = x + (quantum * 12582912.0f);
         return shifted - (quantum * 12582912.0f);
     }
 }

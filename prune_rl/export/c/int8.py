@@ -87,7 +87,7 @@ _QUANTISE = """
 static int8_t @quantise(float x)
 {
     const float bounded = @clamp(x, -127.0f, 127.0f);
-    const volatile float shifted = bounded + 12582912.0f;
+    const float shifted = bounded + 12582912.0f;
     return (int8_t)(shifted - 12582912.0f);
 }
 """

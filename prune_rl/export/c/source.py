@@ -84,8 +84,10 @@ int32_t {name}_act(const float observation[{size}], {action.kind} action[{action
 #endif
 """
     source = (
-        f'#include "{name}.h"\n\n#ifdef __FAST_MATH__\n'
+        f'#include "{name}.h"\n\n#include <float.h>\n\n#ifdef __FAST_MATH__\n'
         '#error "compile without -ffast-math: it removes the tests for NaN"\n'
+        "#endif\n#if defined(FLT_EVAL_METHOD) && (FLT_EVAL_METHOD != 0)\n"
+        '#error "rounding needs float arithmetic in float: on x86 add -msse2 -mfpmath=sse"\n'
         f"#endif\n#ifdef @PREFIX_LIBM\n#include <math.h>\n#endif\n\n{''.join(parts)}{test}"
     )
     return CSource(name, header, source.replace("@PREFIX", upper).replace("@", f"{name}_"))
