@@ -20,8 +20,6 @@ from prune_rl.export.policy import Policy, load_policy
 from prune_rl.export.quantize import quantize
 from prune_rl.spaces import Box, Discrete
 
-# Of a Cortex-M4: a load takes 2 cycles or 1, a branch that is taken 2 to 4, a division 2 to 14, most others 1.
-CYCLES_PER_INSTRUCTION = 1.5
 MEGAHERTZ = 168
 OPTIMISATIONS = ("-Os", "-O2")
 
@@ -91,16 +89,25 @@ def main() -> None:
                  "qemu-system-arm (`make device` installs them where it may)")  # fmt: skip
     policies = {path.name: load_policy(path) for path in options.policies} or default_policies()
     print(
-        "| policy | code | .text | .rodata | .data | .bss | stack | instructions | µs at 168 MHz, estimated |"
+        "| policy | code | .text | .rodata | .data | .bss | stack | instructions | cycles, estimated | µs at 168 MHz |"
     )
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name, policy in policies.items():
         with tempfile.TemporaryDirectory(prefix="prune_rl-device-") as folder:
             for variant, on in variants(policy, Path(folder)).items():
-                time = on.instructions * CYCLES_PER_INSTRUCTION / MEGAHERTZ
-                cells = (on.text, on.rodata, on.data, on.bss, on.stack, f"{on.instructions:,}", f"{time:.1f}")
+                time = on.cycles / MEGAHERTZ
+                cells = (
+                    on.text,
+                    on.rodata,
+                    on.data,
+                    on.bss,
+                    on.stack,
+                    f"{on.instructions:,}",
+                    f"{on.cycles:,}",
+                    f"{time:.1f}",
+                )
                 print(f"| {name} | {variant} | {' | '.join(map(str, cells))} |")
-    print(f"\nEvery action was that of NumPy. Time: {CYCLES_PER_INSTRUCTION} cycles per instruction.")
+    print("\nEvery action was that of NumPy. Cycles: see experiments/device/cycles.py.")
 
 
 if __name__ == "__main__":

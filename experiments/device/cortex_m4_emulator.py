@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from experiments.device.cycles import cycles, disassembly, functions
 from prune_rl.export.c.actions import action_type
 from prune_rl.export.c.literals import array
 from prune_rl.export.c.source import CSource
 from prune_rl.export.policy import Policy
 from prune_rl.spaces import Discrete
 
+TRACED = 4  # actions
 COMPILER, EMULATOR = "arm-none-eabi-gcc", "qemu-system-arm"
 TARGET = ("-mcpu=cortex-m4", "-mthumb", "-mfpu=fpv4-sp-d16", "-mfloat-abi=hard")
 WARNINGS = ("-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic")
@@ -32,6 +34,7 @@ class OnDevice:
         text, rodata, data, bss: bytes of the sections of the policy's object file.
         stack: bytes of stack that one action takes.
         instructions: per action, the mean over the observations.
+        cycles: per action, estimated from a trace of a few, see `experiments.device.cycles`.
         actions: [N, size] for the observations, in the C type's dtype.
     """
 
@@ -41,6 +44,7 @@ class OnDevice:
     bss: int
     stack: int
     instructions: int
+    cycles: int
     actions: npt.NDArray[np.generic]
 
 
@@ -85,7 +89,23 @@ def run_on_device(
     dtype = np.dtype(_NUMPY.get(kind, kind.removesuffix("_t")))
     actions = np.frombuffer(bytes.fromhex("".join(lines[4:])), dtype).reshape(len(observations), count)
     sections = _sections(folder / "policy.o")
-    return OnDevice(**sections, instructions=int(lines[1]), stack=int(lines[3]), actions=actions)
+    _run([*build, f"-DACTION={kind}", f"-DTRACE={TRACED}U", *program, *link, "-o", str(folder / "trace.elf")])
+    return OnDevice(
+        **sections,
+        instructions=int(lines[1]),
+        cycles=_traced_cycles(folder / "trace.elf", folder / "trace.log") // TRACED,
+        stack=int(lines[3]),
+        actions=actions,
+    )
+
+
+def _traced_cycles(elf: Path, log: Path) -> int:
+    """Cycles of all that the policy's own functions execute."""
+    ranges = functions(elf, "policy_")
+    command = [EMULATOR, "-M", "mps2-an386", "-nographic", "-semihosting", "-singlestep", "-kernel", str(elf)]
+    _run([*command, "-d", "exec,nochain", "-D", str(log)], timeout=120)
+    addresses = (int(line, 16) for line in re.findall(r"\[[0-9a-f]+/([0-9a-f]+)/", log.read_text()))
+    return cycles([x for x in addresses if any(a <= x < b for a, b in ranges)], disassembly(elf))
 
 
 def _sections(file: Path) -> dict[str, int]:

@@ -49,6 +49,16 @@ static uint32_t __attribute__((noinline)) stack(act_function *volatile act)
     return PAINTED - untouched;
 }
 
+#ifdef TRACE
+int main(void)
+{
+    ACTION action[POLICY_ACTION_SIZE];
+    for (uint32_t i = 0U; i < TRACE; i++) {
+        (void)policy_act(observations[i], action);
+    }
+    return 0;
+}
+#else
 int main(void)
 {
     uint32_t busy;
@@ -71,3 +81,4 @@ int main(void)
     }
     return 0;
 }
+#endif
