@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from prune_rl.export import tanh
+from prune_rl.export.c.int8 import c_int8_source
 from prune_rl.export.c.library import FLAGS, CPolicy, NoCompiler, compile_library, compiler
 from prune_rl.export.c.source import CSource, c_source
+from prune_rl.export.quantize import quantize
 from prune_rl.spaces import Box
 from tests.export.random_policies import COUNT, assert_same_actions, observations, random_policy
 
@@ -64,23 +66,15 @@ def test_compilers_find_nothing_to_warn_of_and_no_library_is_called(program: str
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
     target = ["-mcpu=cortex-m4", "-mthumb"] if program.startswith("arm") else []
-    for index in (0, 1, 3, 5, 6, 9, 11):
-        source = write(c_source(random_policy(index)), tmp_path)
-        command = [
-            program,
-            *FLAGS,
-            "-Wconversion",
-            *target,
-            "-c",
-            str(source),
-            "-o",
-            str(tmp_path / "policy.o"),
-        ]
+    policies = [random_policy(index) for index in (0, 1, 3, 5, 9, 11)]
+    codes = [c_source(policy) for policy in policies]
+    codes += [c_int8_source(quantize(policy, observations(policy, 0)[1:5])) for policy in policies[:4]]
+    for code in codes:
+        source, output = write(code, tmp_path), tmp_path / "policy.o"
+        command = [program, *FLAGS, "-Wconversion", *target, "-c", str(source), "-o", str(output)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stderr) == (0, "")
-        symbols = subprocess.run(
-            ["nm", "-u", str(tmp_path / "policy.o")], capture_output=True, text=True, check=True
-        )
+        symbols = subprocess.run(["nm", "-u", str(output)], capture_output=True, text=True, check=True)
         # Compilers may call memcpy and memset for loops, and soft floats are the compiler's own library.
         called = set(re.findall(r"\bU (\w+)", symbols.stdout))
         assert not {name for name in called if not re.fullmatch("mem(cpy|set)|__aeabi_\\w+", name)}

@@ -5,19 +5,47 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prune_rl.export.c.actions import ActionCode, action_code
 from prune_rl.export.c.functions import CLAMP, TANH
-from prune_rl.export.c.literals import array, blocked
+from prune_rl.export.c.literals import array
 from prune_rl.export.c.self_test import self_test
 from prune_rl.export.c.source import CSource, assemble, check_name
 from prune_rl.export.lowering import Lowered, lower
 from prune_rl.export.quantize import LARGEST, Head, HiddenLayer, QuantizedPolicy
 
-# Four sums at a time, so that an input is loaded once for four products.
+# Four sums at a time, so that an input is loaded once for four products. `paired` has the order of the kernel, which
+# lets processors with the DSP extension multiply two pairs of 16-bit numbers at once.
 _AFFINE = """
-/* sums = x kernel + bias; the kernel in blocks of four outputs, [outputs / 4][inputs][4], then the others' rows. */
-static void @affine(const int8_t *kernel, const int16_t *bias, const int8_t *x, uint32_t inputs, int32_t *sums,
+#if defined(__ARM_FEATURE_DSP) && !defined(__ARM_BIG_ENDIAN)
+#include <arm_acle.h>
+#include <string.h>
+
+/* sum + a[0] b[0] + a[1] b[1], for each of two sums, with bytes 0 and 2, and 1 and 3, of four weights. */
+static void @multiply(const int8_t *weights, const int16_t *x, const int16_t *y, int32_t *sum_0, int32_t *sum_1)
+{
+    uint32_t word;
+    uint32_t rotated;
+    int32_t even;
+    int32_t odd;
+    (void)memcpy(&even, x, sizeof even);
+    (void)memcpy(&odd, y, sizeof odd);
+    (void)memcpy(&word, weights, sizeof word);
+    rotated = (word >> 8U) | (word << 24U);
+    *sum_0 = __smlad(__sxtb16((int32_t)word), even, *sum_0);
+    *sum_1 = __smlad(__sxtb16((int32_t)rotated), odd, *sum_1);
+}
+#else
+static void @multiply(const int8_t *weights, const int16_t *x, const int16_t *y, int32_t *sum_0, int32_t *sum_1)
+{
+    *sum_0 += ((int32_t)weights[0] * (int32_t)x[0]) + ((int32_t)weights[2] * (int32_t)x[1]);
+    *sum_1 += ((int32_t)weights[1] * (int32_t)y[0]) + ((int32_t)weights[3] * (int32_t)y[1]);
+}
+#endif
+
+/* sums = x kernel + bias; the kernel in blocks of four outputs, then the others' rows, with inputs in pairs. */
+static void @affine(const int8_t *kernel, const int16_t *bias, const int16_t *x, uint32_t inputs, int32_t *sums,
                     uint32_t outputs)
 {
     uint32_t j = 0U;
@@ -27,12 +55,18 @@ static void @affine(const int8_t *kernel, const int16_t *bias, const int8_t *x, 
         int32_t sum_1 = bias[j + 1U];
         int32_t sum_2 = bias[j + 2U];
         int32_t sum_3 = bias[j + 3U];
-        for (uint32_t i = 0U; i < inputs; i++) {
-            const int32_t value = x[i];
-            sum_0 += (int32_t)kernel[k] * value;
-            sum_1 += (int32_t)kernel[k + 1U] * value;
-            sum_2 += (int32_t)kernel[k + 2U] * value;
-            sum_3 += (int32_t)kernel[k + 3U] * value;
+        uint32_t i = 0U;
+        while ((i + 2U) <= inputs) {
+            @multiply(&kernel[k], &x[i], &x[i], &sum_0, &sum_1);
+            @multiply(&kernel[k + 4U], &x[i], &x[i], &sum_2, &sum_3);
+            i += 2U;
+            k += 8U;
+        }
+        if (i < inputs) {
+            sum_0 += (int32_t)kernel[k] * (int32_t)x[i];
+            sum_1 += (int32_t)kernel[k + 1U] * (int32_t)x[i];
+            sum_2 += (int32_t)kernel[k + 2U] * (int32_t)x[i];
+            sum_3 += (int32_t)kernel[k + 3U] * (int32_t)x[i];
             k += 4U;
         }
         sums[j] = sum_0;
@@ -42,19 +76,47 @@ static void @affine(const int8_t *kernel, const int16_t *bias, const int8_t *x, 
         j += 4U;
     }
     while (j < outputs) {
-        int32_t sum = bias[j];
-        for (uint32_t i = 0U; i < inputs; i++) {
-            sum += (int32_t)kernel[k] * (int32_t)x[i];
+        int32_t sum_0 = bias[j];
+        int32_t sum_1 = 0;
+        uint32_t i = 0U;
+        while ((i + 4U) <= inputs) {
+            @multiply(&kernel[k], &x[i], &x[i + 2U], &sum_0, &sum_1);
+            i += 4U;
+            k += 4U;
+        }
+        while (i < inputs) {
+            sum_0 += (int32_t)kernel[k] * (int32_t)x[i];
+            i++;
             k++;
         }
-        sums[j] = sum;
+        sums[j] = sum_0 + sum_1;
         j++;
     }
 }
 """
 
+
+def paired(kernel: NDArray[np.int8]) -> NDArray[np.int8]:
+    """A kernel [in, out] in the order in which the C code reads it.
+
+    Blocks of four outputs, each with pairs of inputs: four bytes for its first two outputs (both with the first input,
+    then both with the second), four for the others; an input that is left over comes last. Then the rows of the other
+    outputs, in quadruples of inputs 0, 2, 1, 3.
+    """
+    inputs, full = len(kernel), kernel.shape[1] // 4 * 4
+    parts = []
+    for start in range(0, full, 4):
+        block, even = kernel[:, start : start + 4], inputs // 2 * 2
+        pairs = block[:even].reshape(-1, 2, 4)
+        parts += [np.stack([pairs[:, :, :2], pairs[:, :, 2:]], 1).ravel(), block[even:].ravel()]
+    for row in kernel[:, full:].T:
+        whole = inputs // 4 * 4
+        parts += [row[:whole].reshape(-1, 4)[:, [0, 2, 1, 3]].ravel(), row[whole:]]
+    return np.concatenate(parts)
+
+
 _ACTIVATE = """
-static void @activate(const int32_t *sums, const uint8_t *multiplier, uint32_t shift,TABLE int8_t *y, uint32_t count)
+static void @activate(const int32_t *sums, const uint8_t *multiplier, uint32_t shift,TABLE int16_t *y, uint32_t count)
 {
     for (uint32_t j = 0U; j < count; j++) {
         const uint32_t magnitude = (sums[j] < 0) ? (0U - (uint32_t)sums[j]) : (uint32_t)sums[j];
@@ -73,10 +135,10 @@ _BODIES = {
         const uint32_t d = 241920U + (420U * s) + (15U * f);
         uint32_t q = ((127U * ((n * a) >> 8U)) + (d / 2U)) / d;
         q = (q < 127U) ? q : 127U;
-        y[j] = (int8_t)((sums[j] < 0) ? -(int32_t)q : (int32_t)q);""",
+        y[j] = (int16_t)((sums[j] < 0) ? -(int32_t)q : (int32_t)q);""",
     "relu": """
         const uint32_t q = (z < 127U) ? (uint32_t)z : 127U;
-        y[j] = (int8_t)((sums[j] < 0) ? 0 : (int32_t)q);""",
+        y[j] = (int16_t)((sums[j] < 0) ? 0 : (int32_t)q);""",
     "table": """
         const uint32_t q = (z < 127U) ? (uint32_t)z : 127U;
         y[j] = table[(sums[j] < 0) ? (127U - q) : (127U + q)];""",
@@ -84,11 +146,11 @@ _BODIES = {
 
 _QUANTISE = """
 /* Rounds half to even: 1.5 * 2^23 leaves no fraction. */
-static int8_t @quantise(float x)
+static int16_t @quantise(float x)
 {
     const float bounded = @clamp(x, -127.0f, 127.0f);
     const float shifted = bounded + 12582912.0f;
-    return (int8_t)(shifted - 12582912.0f);
+    return (int16_t)(shifted - 12582912.0f);
 }
 """
 
@@ -122,7 +184,7 @@ def _constants(quantized: QuantizedPolicy) -> str:
     layers: list[HiddenLayer | Head] = [*quantized.hidden, quantized.head]
     for index, layer in enumerate(layers):
         text += [
-            array("int8_t", f"@kernel_{index}", blocked(layer.kernel)),
+            array("int8_t", f"@kernel_{index}", paired(layer.kernel)),
             array("int16_t", f"@bias_{index}", layer.bias),
         ]
         if isinstance(layer, HiddenLayer):
@@ -159,9 +221,9 @@ def _act(quantized: QuantizedPolicy, policy: Lowered, action: ActionCode) -> str
     )
     table = _kind(quantized) == "table"
     # The sums are taken out of a buffer before what they make is written into it, so one of each kind is enough.
-    declarations = [f"int8_t x[{size}]", f"int32_t sums[{max(outputs, *widths) if widths else outputs}]"]
+    declarations = [f"int16_t x[{size}]", f"int32_t sums[{max(outputs, *widths) if widths else outputs}]"]
     if widths:
-        declarations.append(f"int8_t q[{longest}]")
+        declarations.append(f"int16_t q[{longest}]")
     calls, source, count = [], "x", size
     for index, width in enumerate(widths):
         calls.append(f"@affine(@kernel_{index}, @bias_{index}, {source}, {count}U, sums, {width}U);")
