@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -101,9 +102,8 @@ def contenders(policy: Policy, seconds: float) -> Mapping[str, Contender]:
     for name, model in (("float32", onnx_model(policy)), ("int8", onnx_int8_model(quantized))):
         session: Any = OnnxPolicy(policy, model.SerializeToString()).session
         rows = [{"obs": row[None]} for row in obs]
-        found[f"ONNX Runtime from Python, {name}"] = Called(
-            lambda feed, session=session: session.run(["actions"], feed), rows, seconds
-        )
+        run: Callable[[Any], Any] = functools.partial(session.run, ["actions"])
+        found[f"ONNX Runtime from Python, {name}"] = Called(run, rows, seconds)
     return found
 
 
@@ -119,7 +119,7 @@ def measure(options: Options) -> list[Section]:
         Section(
             key=f"export-{number}",
             title=f"One action of an exported policy: {name}, tanh",
-            text="Random weights, one observation at a time, one thread, processor time; ratio: time against the C code.",
+            text="Random weights, one observation at a time, processor time of one thread; ratio: time against C.",
             unit="actions/s",
             rows=tuple(
                 rows_of(
