@@ -19,6 +19,7 @@ SBX_VENV := .venv-sbx
 SBX_STAMP := $(SBX_VENV)/.installed
 RLTOOLS_VENV := .venv-rltools
 RLTOOLS_STAMP := $(RLTOOLS_VENV)/.installed
+DEVICE_PACKAGES := gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm
 # Two processes, the cores of the smallest machine this must pass on.
 WORKERS ?= 2
 
@@ -33,7 +34,7 @@ $(STAMP): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv experiment evaluate report examples bench soak test lint format types lock clean FORCE
+.PHONY: help venv experiment evaluate report examples bench device proof soak test lint format types lock clean FORCE
 
 help: ## list targets and variables
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo; echo "targets"
@@ -73,6 +74,16 @@ examples: $(STAMP) ## pruning in other JAX projects: run every script of experim
 bench: $(STAMP) $(if $(SBX),$(SBX_STAMP)) $(if $(RLTOOLS),$(RLTOOLS_STAMP)) ## speed in ratios: SBX RLTOOLS ARGS="--only bare"
 	$(BIN)/python -m experiments.benchmarks $(if $(SBX),--sbx-python $(SBX_VENV)/bin/python) \
 	  $(if $(RLTOOLS),--rltools-python $(RLTOOLS_VENV)/bin/python) $(ARGS)
+
+device: $(STAMP) ## exported C code on an emulated Cortex-M4, installs what it needs (Debian): ARGS="runs/..."
+	@command -v arm-none-eabi-gcc >/dev/null && command -v qemu-system-arm >/dev/null || { \
+	  $(if $(filter 0,$(shell id -u)),,sudo) apt-get update -qq && \
+	  $(if $(filter 0,$(shell id -u)),,sudo) apt-get install -y --no-install-recommends $(DEVICE_PACKAGES); }
+	$(BIN)/python -m experiments.device $(ARGS)
+
+proof: $(STAMP) ## 200 random policies in C, int8, ONNX Runtime and StableHLO against NumPy (about 10 minutes)
+	PRUNE_RL_RANDOM_POLICIES=200 $(BIN)/python -m pytest -n $(WORKERS) $(addprefix tests/export/test_,c.py quantize.py \
+	  onnx.py stablehlo.py) $(ARGS)
 
 soak: $(STAMP) ## kills, damages and options at random for an hour: ARGS="--minutes 10 --seed 1"
 	$(BIN)/python -m experiments.soak $(ARGS)

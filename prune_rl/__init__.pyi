@@ -9,6 +9,7 @@ from .dependency.find_groups import find_groups as find_groups
 from .dependency.groups import NeuronGroup as NeuronGroup
 from .dependency.groups import NeuronGroups as NeuronGroups
 from .dependency.summary import explain as explain
+from .export.export_policy import export_policy as export_policy
 from .export.policy import Policy as Policy
 from .export.policy import load_policy as load_policy
 from .export.policy import save_policy as save_policy

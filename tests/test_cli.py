@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 import prune_rl
-from prune_rl.cli import main, parse_train
+from prune_rl.cli import main
+from prune_rl.cli.train import parse_train
 from prune_rl.envs.task import resolve_task
 from prune_rl.evaluation.evaluate import evaluate_policy
 from prune_rl.export.policy import Policy, load_policy, save_policy
@@ -456,12 +457,12 @@ def _swallowing(number: int, lines: str) -> str:
     """A program in which ``lines``, with ``send()``, are the command `report`."""
     return (
         "import gc, os, sys, time\n"
-        "import prune_rl.cli as cli, prune_rl.interrupts as interrupts\n"
+        "import prune_rl.cli as cli, prune_rl.cli.report as report, prune_rl.interrupts as interrupts\n"
         f"def send(*_): os.kill(os.getpid(), {int(number)})\n"
         "def swallowing(arguments, console):\n"
         f"{textwrap.indent(textwrap.dedent(lines), '    ')}\n"
         "    time.sleep(60)\n"
-        "cli._report = swallowing\n"
+        "report.run = swallowing\n"
         "sys.exit(cli.main(['report', 'x']))"
     )
 
@@ -821,7 +822,7 @@ def test_a_module_in_the_working_directory_is_found_and_its_arguments_are_part_o
     )
     code = (
         "import sys; sys.path[:] = [p for p in sys.path if p not in ('', sys.argv[1])]\n"
-        "from prune_rl.cli import parse_train\n"
+        "from prune_rl.cli.train import parse_train\n"
         "for words in ([], ['--env-kwargs', 'sutton_barto_reward=true', 'max_episode_steps=7']):\n"
         "    config = parse_train(['mine:Mine-v0', '--steps', '1e3', *words])[0].resolved()\n"
         "    print(config.env_kwargs, config.default_run_dir().name)\n"

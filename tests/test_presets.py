@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from prune_rl.cli import parse_train
+from prune_rl.cli.train import parse_train
 from prune_rl.envs.task import resolve_task
 from prune_rl.learners import sac
 from prune_rl.training.config import Config

@@ -101,6 +101,7 @@ def flags() -> set[str]:
         ["evaluate"],
         ["choose"],
         ["report"],
+        ["export"],
     ):
         output = io.StringIO()
         with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
@@ -117,7 +118,7 @@ def flags() -> set[str]:
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_flag_exists(path: Path, flags: set[str]) -> None:
-    elsewhere = {"--upgrade", "--any.flag"}  # uv's, and a placeholder
+    elsewhere = {"--upgrade", "--no-deps", "--any.flag"}  # uv's, pip's, and a placeholder
     assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", path.read_text())) - elsewhere <= flags
 
 

@@ -23,6 +23,7 @@ MODULES = {
     "rollout": "host_rollout",
     "pruning": "pruning_overhead",
     "fresh": "fresh_processes",
+    "export": "exported_policies",
     "sbx": "against_sbx",
     "rltools": "against_rltools",
     "runs": "whole_runs",

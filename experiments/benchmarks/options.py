@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 
 SECTIONS = (
-    *("bare", "cartpole", "rollout", "pruning", "fresh"),
+    *("bare", "cartpole", "rollout", "pruning", "fresh", "export"),
     *("sbx", "rltools", "runs"),
 )
-DEFAULT_SECTIONS = SECTIONS[:5]
+DEFAULT_SECTIONS = SECTIONS[:6]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Options:
 
     Sections: bare (gradient steps by hidden width), cartpole (PPO on the JAX-native CartPole-v1, and the same in one
     program), rollout (host environments by backend), pruning (what it adds to an update), fresh (peak memory of new
-    processes, compilation with and without the cache), sbx (needs --sbx-python), rltools (needs --rltools-python), runs
-    (needs --runs).
+    processes, compilation with and without the cache), export (one action of exported policies), sbx (needs --sbx-
+    python), rltools (needs --rltools-python), runs (needs --runs).
     """
 
     only: str = ""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
+import importlib
 import importlib.util
 import platform
 import re
@@ -14,13 +16,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prune_rl.envs.autoreset import JaxEnv
-from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.errors import EnvironmentCrashed, UnsupportedEnvironment
-from prune_rl.envs.pendulum import Pendulum
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
+
+    from prune_rl.envs.autoreset import JaxEnv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +77,11 @@ _TABLE: dict[str, _Entry] = {
     "Walker2D-v3": dataclasses.replace(_WALKER, note=f"is Walker2d-v3 and {_WALKER.note}"),
 }
 
-# Environments in pure JAX, with their reward thresholds. Looking one up does not import Gymnasium.
-_JAX: dict[str, tuple[JaxEnv[Any], float | None]] = {
-    "CartPole-v1": (CartPole(), 475.0),
-    "Pendulum-v1": (Pendulum(), None),
+# Environments in pure JAX: where they are, their reward thresholds and time limits. Looking one up imports neither JAX
+# nor Gymnasium.
+_JAX: dict[str, tuple[str, float | None, int]] = {
+    "CartPole-v1": ("prune_rl.envs.cartpole:CartPole", 475.0, 500),
+    "Pendulum-v1": ("prune_rl.envs.pendulum:Pendulum", None, 200),
 }
 
 # Those whose backend "jax" is `prune_rl.envs.mjx`.
@@ -107,8 +109,8 @@ def lookup(env_id: str) -> EnvInfo:
             is missing.
     """
     if env_id in _JAX:
-        env, threshold = _JAX[env_id]
-        return EnvInfo(env_id, _BACKENDS[env_id], "", threshold, env.time_limit)
+        _, threshold, limit = _JAX[env_id]
+        return EnvInfo(env_id, _BACKENDS[env_id], "", threshold, limit)
     spec = gymnasium_spec(env_id)
     note = _TABLE[env_id].note if env_id in _TABLE else ""
     threshold = None if spec.reward_threshold is None else float(spec.reward_threshold)
@@ -135,9 +137,15 @@ def envpool_installed() -> bool:
     return importlib.util.find_spec("envpool") is not None
 
 
+@functools.cache
 def native_env(env_id: str) -> JaxEnv[Any] | None:
     """The environment of that id written in pure JAX, or None; MJX's environments are not among them."""
-    return _JAX[env_id][0] if env_id in _JAX else None
+    if env_id not in _JAX:
+        return None
+    path, _, limit = _JAX[env_id]
+    module, _, name = path.partition(":")
+    env: JaxEnv[Any] = getattr(importlib.import_module(module), name)(time_limit=limit)
+    return env
 
 
 def import_gymnasium() -> Any:

@@ -9,7 +9,6 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from prune_rl.envs import registry
-from prune_rl.envs.autoreset import JaxEnv
 from prune_rl.envs.errors import EnvironmentCrashed, UnsupportedEnvironment
 from prune_rl.envs.registry import EnvInfo
 from prune_rl.spaces import Spec
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     import gymnasium
     from gymnasium.envs.registration import EnvSpec
 
+    from prune_rl.envs.autoreset import JaxEnv
     from prune_rl.envs.gymnasium_adapter import Adapter
 
 _ENVPOOL_NOTES = {

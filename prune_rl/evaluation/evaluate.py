@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from prune_rl.envs.gymnasium_adapter import Adapter, FlatEnv
 from prune_rl.envs.task import Task, resolve_task
+from prune_rl.export.artefact import Artefact
 from prune_rl.export.policy import Policy
 from prune_rl.spaces import Box, Discrete
 
@@ -146,15 +147,16 @@ def native_actions(
 ) -> npt.NDArray[Any]:
     """A policy's actions for observations [N, D], as the environment takes them.
 
-    A `prune_rl.export.Policy` that knows the environment's spaces gets observations of the environment's own shape, and
-    what it returns is played as it is: an action that the space does not contain is an error. Actions of any other
-    function are those of a learner, which the adapter clips, rounds and counts from the space's start.
+    A `prune_rl.export.Policy` that knows the environment's spaces, and its exported code, get observations of the
+    environment's own shape, and what they return is played as it is: an action that the space does not contain is an
+    error. Actions of any other function are those of a learner, which the adapter clips, rounds and counts from the
+    space's start.
 
     Raises:
         ValueError: actions of a wrong shape or type, out of range, or NaN.
     """
     count, action = len(obs), adapter.spec.action
-    exact = isinstance(policy, Policy) and (
+    exact = isinstance(policy, Policy | Artefact) and (
         policy.observation_shape is not None or policy.action == adapter.spec.action
     )
     if exact:

@@ -110,17 +110,25 @@ def _conversion(action: Box) -> Callable[[Array], NDArray[Any]] | None:
     dtype = np.dtype(action.dtype)
     if dtype == np.float32:
         return None
+    low, high = exact_bounds(action)
     if dtype.kind == "f":
-        low, high = (np.array(bound, dtype) for bound in (action.low, action.high))
         largest = np.finfo(dtype).max
         return lambda x: np.clip(np.clip(x, -largest, largest).astype(dtype), low, high)
+    return lambda x: np.minimum(np.maximum(np.rint(x.astype(np.float64)), low), high).astype(dtype)
+
+
+def exact_bounds(action: Box) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The bounds in the dtype itself, [size]; of integers float64, those nearest that do not lie beyond them."""
+    dtype = np.dtype(action.dtype)
+    if dtype.kind == "f":
+        return np.array(action.low, dtype), np.array(action.high, dtype)
     least, most = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
     bounds = [
         (_inner(max(low, least), np.inf), _inner(min(high, most), -np.inf))
         for low, high in zip(action.low, action.high, strict=True)
     ]
     low, high = np.array(bounds, np.float64).T
-    return lambda x: np.minimum(np.maximum(np.rint(x.astype(np.float64)), low), high).astype(dtype)
+    return low, high
 
 
 def _inner(bound: float, inward: float) -> float:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.export.description import DTYPES
-from prune_rl.spaces import Box, Discrete
+from prune_rl.export.actions import exact_bounds
+from prune_rl.export.lowering import LIMIT, Affine, Lowered, lower
+from prune_rl.spaces import Discrete
 
 if TYPE_CHECKING:
     from prune_rl.export.policy import Policy
@@ -29,28 +30,34 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def as_jax(policy: Policy) -> Callable[[jax.Array], jax.Array]:
     """See `Policy.as_jax`. The arrays become constants of what is compiled."""
+    lowered = lower(policy)
     activate = ACTIVATIONS[policy.activation]
-    layers = [(jnp.asarray(kernel), jnp.asarray(bias)) for kernel, bias in policy.layers]
     size, shape = policy.observation_size, policy.observation_shape
-    to_action = _post_processing(policy.action, policy.squash)
 
     def act(obs: jax.Array) -> jax.Array:
         x = _flat(jnp.asarray(obs, jnp.float32), size, shape)
-        if policy.obs_mean is not None and policy.obs_std is not None:
-            mean, std = (jnp.broadcast_to(value, x.shape) for value in (policy.obs_mean, policy.obs_std))
-            x = jnp.clip((x - mean) / std, -policy.obs_clip, policy.obs_clip)
+        if lowered.limit == LIMIT:
+            x = jnp.clip(x, -LIMIT, LIMIT)
+        if lowered.mean is not None and lowered.std is not None:
+            mean, std = (jnp.broadcast_to(value, x.shape) for value in (lowered.mean, lowered.std))
+            x = jnp.clip((x - mean) / std, -lowered.limit, lowered.limit)
         inputs = x
-        for kernel, bias in layers[:-1]:
-            x = x @ kernel
-            x = activate(x + jnp.broadcast_to(bias, x.shape))
-        kernel, bias = layers[-1]
-        outputs = x @ kernel
-        outputs = outputs + jnp.broadcast_to(bias, outputs.shape)
-        if policy.skip is not None:
-            outputs = outputs + inputs @ policy.skip
-        return to_action(outputs)
+        for layer in lowered.layers[:-1]:
+            x = activate(_affine(x, inputs, layer))
+        return _action(_affine(x, inputs, lowered.layers[-1]), lowered)
 
     return act
+
+
+def _affine(x: jax.Array, inputs: jax.Array, layer: Affine) -> jax.Array:
+    y = x @ layer.kernel
+    y = y + jnp.broadcast_to(layer.bias, y.shape)
+    if layer.skip is not None:
+        y = y + inputs @ layer.skip
+    if layer.exponent:
+        scale = np.float32(2.0**layer.exponent)
+        y = scale * jnp.clip(y, -np.float32(LIMIT) / scale, np.float32(LIMIT) / scale)
+    return y
 
 
 def _flat(x: jax.Array, size: int, shape: tuple[int, ...] | None) -> jax.Array:
@@ -64,21 +71,20 @@ def _flat(x: jax.Array, size: int, shape: tuple[int, ...] | None) -> jax.Array:
     raise ValueError(f"this policy takes observations of {size} elements, got one of shape {x.shape}")
 
 
-def _post_processing(action: Discrete | Box, squash: bool) -> Callable[[jax.Array], jax.Array]:
+def _action(outputs: jax.Array, policy: Lowered) -> jax.Array:
+    action = policy.action
     if isinstance(action, Discrete):
-        return lambda outputs: jnp.argmax(outputs, -1) + action.start
-    assert action.dtype in DTYPES  # checked by the policy
+        return jnp.argmax(outputs, -1) + action.start
+    low, high = jnp.broadcast_to(policy.low, outputs.shape), jnp.broadcast_to(policy.high, outputs.shape)
+    if policy.squash:
+        centre, half = (jnp.broadcast_to(x, outputs.shape) for x in (policy.centre, policy.half))
+        outputs = centre + half * jnp.tanh(outputs)
+    bounded = jnp.clip(outputs, low, high)
     kind = np.dtype(action.dtype)
     dtype = jax.dtypes.canonicalize_dtype(kind)
-    low, high = np.array(action.low, np.float32), np.array(action.high, np.float32)
-
-    def to_action(outputs: jax.Array) -> jax.Array:
-        least, most = jnp.broadcast_to(low, outputs.shape), jnp.broadcast_to(high, outputs.shape)
-        if squash:
-            outputs = 0.5 * least + 0.5 * most + (0.5 * most - 0.5 * least) * jnp.tanh(outputs)
-        bounded = jnp.clip(outputs, least, most)
-        if kind.kind in "iub":
-            bounded = jnp.rint(bounded)
-        return bounded.astype(dtype).reshape(*outputs.shape[:-1], *action.shape)
-
-    return to_action
+    if kind.kind in "iub":
+        bounded = jnp.rint(bounded)
+        if jax.dtypes.canonicalize_dtype(np.float64) == np.float64:  # the 64-bit mode is on
+            least, most = (jnp.broadcast_to(x, outputs.shape) for x in exact_bounds(action))
+            bounded = jnp.clip(bounded.astype(jnp.float64), least, most)
+    return bounded.astype(dtype).reshape(*outputs.shape[:-1], *action.shape)

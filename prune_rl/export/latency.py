@@ -6,10 +6,11 @@ import time
 
 import numpy as np
 
+from prune_rl.export.artefact import Artefact
 from prune_rl.export.policy import Policy
 
 
-def measure_latency(policy: Policy, *, repeats: int = 2000) -> float:
+def measure_latency(policy: Policy | Artefact, *, repeats: int = 2000) -> float:
     """Median time of one action at batch size 1, in seconds; includes about 0.05 µs for the clock.
 
     Raises:

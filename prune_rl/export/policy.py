@@ -21,8 +21,8 @@ from prune_rl.export.activations import ACTIVATIONS, Array
 from prune_rl.export.checks import checked_layers, checked_spread, finite_tensor
 from prune_rl.export.description import Description, layer_names
 from prune_rl.export.files import PolicyFileError, description_path, read_pair, write_pair
+from prune_rl.export.network import network_outputs, repaired_outputs, reshaped
 from prune_rl.export.sampling import sample
-from prune_rl.export.saturation import saturated_outputs
 from prune_rl.spaces import Box, Discrete
 
 if TYPE_CHECKING:
@@ -153,8 +153,7 @@ class Policy:
         Raises:
             ValueError: for Box actions, if there is no `spread`; as `__call__`; a bad temperature.
         """
-        x = np.asarray(obs, np.float32)
-        return sample(self, x if x.shape == self._obs_shape else self._reshaped(x), rng, temperature)
+        return sample(self, self.flat(obs), rng, temperature)
 
     def as_jax(self) -> Callable[[jax.Array], jax.Array]:
         """The same policy as a pure function of JAX, for `jax.jit`, `jax.vmap` and `jax.grad`; needs JAX.
@@ -175,58 +174,11 @@ class Policy:
         """
         x = np.asarray(obs, np.float32)
         if x.shape != self._obs_shape:
-            x = self._reshaped(x)
-        outputs = self._network(x)
+            x = reshaped(x, self._obs_shape[0], self.observation_shape)
+        outputs = network_outputs(self, x, self._clip)
         # Zero times an infinity or a NaN is NaN; for one row a third of the time of `np.isfinite`.
         finite = self._zeros.dot(outputs) == 0.0 if x.ndim == 1 else np.isfinite(outputs).all()
-        return outputs if finite and not self._blind else self._repaired(x, outputs)
-
-    def _network(self, x: Array) -> Array:
-        """Outputs for float32[D] or float32[..., D] in float32 alone."""
-        if self.obs_mean is not None and self.obs_std is not None:
-            x = x - self.obs_mean
-            x /= self.obs_std
-            low, high = self._clip
-            np.maximum(x, low, out=x)
-            np.minimum(x, high, out=x)
-        activation = ACTIVATIONS[self.activation]
-        head_kernel, head_bias = self.layers[-1]
-        inputs = x
-        if x.ndim == 1:
-            for kernel, bias in self.layers[:-1]:
-                x = x.dot(kernel)  # takes a third of the time of `@`
-                x += bias
-                x = activation(x)
-            outputs: Array = x.dot(head_kernel)
-            outputs += head_bias
-            if self.skip is not None:
-                outputs += inputs.dot(self.skip)
-            return outputs
-        # As [..., 1, D] every row is multiplied like a single observation. One matrix product for the whole batch would
-        # be faster, but differ in the last bit, which can change an episode.
-        x = inputs = x[..., None, :]
-        for kernel, bias in self.layers[:-1]:
-            x = activation(x @ kernel + bias)
-        outputs = x @ head_kernel + head_bias
-        if self.skip is not None:
-            outputs += inputs @ self.skip
-        return outputs[..., 0, :]
-
-    def _repaired(self, x: Array, outputs: Array) -> Array:
-        """`outputs` without infinity and NaN; raises ``ValueError`` where that comes from a NaN in `x`."""
-        missing = np.isnan(x)
-        if missing.any():
-            component = int(np.argwhere(missing)[0][-1])
-            raise ValueError(
-                f"component {component} of the observation is NaN, on which this policy cannot act"
-            )
-        bad = ~np.isfinite(outputs).all(-1)
-        outputs = outputs.copy()
-        rows = x[bad].reshape(-1, x.shape[-1])
-        outputs[bad] = saturated_outputs(
-            rows, self.layers, self.activation, self.skip, self.normalisation
-        ).reshape(outputs[bad].shape)
-        return outputs
+        return outputs if finite and not self._blind else repaired_outputs(self, x, outputs)
 
     @property
     def normalisation(self) -> tuple[Array, Array, float] | None:
@@ -278,15 +230,10 @@ class Policy:
             named |= self.spread.tensors()
         return named
 
-    def _reshaped(self, x: Array) -> Array:
-        size, shape = self._obs_shape[0], self.observation_shape
-        if shape is not None and x.ndim >= len(shape) and x.shape[x.ndim - len(shape) :] == shape:
-            return np.ascontiguousarray(x).reshape(*x.shape[: x.ndim - len(shape)], size)
-        if x.ndim and x.shape[-1] == size:
-            return np.ascontiguousarray(x)
-        if x.size == size:
-            return x.reshape(size)
-        raise ValueError(f"this policy takes observations of {size} elements, got one of shape {x.shape}")
+    def flat(self, obs: ArrayLike) -> Array:
+        """Observations as `__call__` takes them, as float32[D] or float32[..., D]; raises ``ValueError`` as it does."""
+        x = np.asarray(obs, np.float32)
+        return x if x.shape == self._obs_shape else reshaped(x, self._obs_shape[0], self.observation_shape)
 
 
 def save_policy(path: str | os.PathLike[str], policy: Policy) -> None:

@@ -40,7 +40,15 @@ from prune_rl.runs.frontier import FRONTIER_FILE, read_frontier
 from prune_rl.runs.json_text import check_types
 from prune_rl.runs.logging import read_metrics
 
-COLUMNS = {"dense": "dense control", "masked": "masked", "compact": "compact"}
+COLUMNS = {
+    "dense": "dense control",
+    "masked": "masked",
+    "compact": "compact",
+    # what `prune-rl evaluate --as` adds
+    "onnx": "ONNX Runtime",
+    "c": "C",
+    "int8": "C, int8",
+}
 
 
 def write_summary(run: str | os.PathLike[str]) -> Path:
@@ -173,6 +181,8 @@ def _policy_table(config: Config, seeds: Entries) -> str:
     notes = ["Sizes are those of the actor, which alone is shipped" + (
         "; where seeds differ, their mean, and widths from the narrowest to the widest." if several else "."
     )]  # fmt: skip
+    if {"onnx", "c", "int8"} & set(names):
+        notes.append("*ONNX Runtime* and *C* are the compact policy's exported code, called from Python.")
     if "masked" in names:
         notes.append(
             "*masked* is the network at the width it started with, its removed neurons set to zero; *compact*, the "

@@ -8,8 +8,8 @@ The file is an object {"env_id", "episodes", "evaluation_seed", "seeds": [entry,
              "macs": int, "bytes": int, "latency_us": float, "largest_weight": float (absent in older files)}
 
 The names of policies are "masked" (the network at its training width, with masks), "compact" and "dense" (the
-control), as far as they were measured. Episode i of every policy starts from the same state, so that returns can be
-compared in pairs.
+control), and "onnx", "c" and "int8" for the exported code of the run's own policy, as far as they were measured.
+Episode i of every policy starts from the same state, so that returns can be compared in pairs.
 """
 
 from __future__ import annotations

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+from typing import get_args
 
 from prune_rl.methods.registry import METHODS
 from prune_rl.training.config import Config
+from prune_rl.training.export_run import To
 
 
 def control_of(config: Config) -> Config:
@@ -23,6 +25,9 @@ def control_command(config: Config, command: str) -> str:
         name, _, value = word.partition("=")
         if name in ("--run-dir", "--method", "--like", "--extend"):
             if not value:
+                words.pop(0)
+        elif name == "--export":
+            while words and words[0] in get_args(To):
                 words.pop(0)
         elif widths and name in ("--hidden", "--critic-hidden"):
             while words and (words[0].isdecimal() or words[0] == "None"):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from prune_rl.cli import ENVIRONMENT_CRASHED, main
+from prune_rl.cli import main
+from prune_rl.cli.errors import ENVIRONMENT_CRASHED
 from prune_rl.envs.errors import EnvironmentCrashed, UnsupportedEnvironment
 from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.task import LONGEST_EPISODE, resolve_task

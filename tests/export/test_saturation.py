@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from prune_rl.export.actions import Spread
 from prune_rl.export.activations import ACTIVATIONS
+from prune_rl.export.network import network_outputs
 from prune_rl.export.policy import Policy
 from prune_rl.spaces import Box, Discrete
 
@@ -72,14 +73,15 @@ def test_values_saturate_where_float32_ends() -> None:
         Box((-9.0,) * 2, (9.0,) * 2, (2,)),
     )
     with np.errstate(all="ignore"):
-        assert not np.isfinite(policy._network(np.array([5.0, 5.0], np.float32))).all()
+        assert not np.isfinite(network_outputs(policy, np.array([5.0, 5.0], np.float32), policy._clip)).all()
     # 2 · max - max, and max: both beyond the upper bound.
     np.testing.assert_array_equal(policy([5.0, 5.0]), [9.0, 9.0])
     limit = np.finfo(np.float32).max
     np.testing.assert_allclose(policy.outputs([5.0, 5.0]), [limit, limit], rtol=1e-6)
     # The rows that float32 can compute have its bits.
     np.testing.assert_array_equal(
-        policy.outputs([[5.0, 5.0], [1e-30, 2e-30]])[1], policy._network(np.array([1e-30, 2e-30], np.float32))
+        policy.outputs([[5.0, 5.0], [1e-30, 2e-30]])[1],
+        network_outputs(policy, np.array([1e-30, 2e-30], np.float32), policy._clip),
     )
 
 

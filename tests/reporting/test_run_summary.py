@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prune_rl.atomic_files import write_json
-from prune_rl.cli import parse_train
+from prune_rl.cli.train import parse_train
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.faults_file import FAULTS_FILE, write_faults
 from tests.reporting.drawn_runs import cells, make_run, set_returns

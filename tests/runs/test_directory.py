@@ -322,7 +322,7 @@ def test_nothing_of_the_command_needs_fcntl(tmp_path: Path) -> None:
     code = (
         "import sys, warnings; sys.modules['fcntl'] = None\n"
         "warnings.filterwarnings('ignore', 'only soft file lock is available')\n"
-        "import prune_rl.cli, prune_rl.training.experiment, prune_rl.reporting.compare_runs\n"
+        "import prune_rl.cli.train, prune_rl.training.experiment, prune_rl.reporting.compare_runs\n"
         "from prune_rl.runs.directory import RunDirectory\n"
         "run = RunDirectory.open(sys.argv[1], {'x': 1})\n"
         "try: RunDirectory.open(sys.argv[1], {'x': 1})\n"

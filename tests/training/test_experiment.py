@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 import prune_rl
-from prune_rl.cli import main, parse_train
+from prune_rl.cli import main
+from prune_rl.cli.train import parse_train
 from prune_rl.export.policy import load_policy
 from prune_rl.runs.logging import read_metrics
 from prune_rl.runs.mask_history import MaskHistory

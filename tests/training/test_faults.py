@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prune_rl.cli import SEED_WITHOUT_POLICY, main
+from prune_rl.cli import main
+from prune_rl.cli.errors import SEED_WITHOUT_POLICY
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.task import resolve_task
 from prune_rl.envs.vector import make_vector

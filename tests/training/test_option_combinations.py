@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prune_rl.cli import parse_train
+from prune_rl.cli.train import parse_train
 from prune_rl.envs.task import resolve_task
 from prune_rl.export.policy import load_policy
 from prune_rl.pruning.scores import SCORES

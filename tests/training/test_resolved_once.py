@@ -14,7 +14,8 @@ from typing import Any
 import gymnasium
 import pytest
 
-from prune_rl.cli import main, parse_train
+from prune_rl.cli import main
+from prune_rl.cli.train import parse_train
 from prune_rl.training.control import control_of
 
 NUM_ENVS, SEEDS, EPISODES, SELECTION = 2, 2, 3, 2

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import prune_rl
-from prune_rl.cli import main, parse_train
+from prune_rl.cli import main
+from prune_rl.cli.train import parse_train
 from prune_rl.learners.registry import LEARNERS, learner_of
 from prune_rl.training.config import Config
 from prune_rl.training.control import control_of

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from prune_rl.cli import main, parse_train
+from prune_rl.cli import main
+from prune_rl.cli.train import parse_train
 from prune_rl.export.policy import load_policy
 from prune_rl.learners import sac
 from prune_rl.learners.registry import LEARNERS

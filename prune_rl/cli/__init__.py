@@ -1,0 +1,66 @@
+"""The command `prune-rl`: train, evaluate, choose, report, export; one module each."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+import traceback
+
+from rich.console import Console
+
+from prune_rl.__main__ import INTERRUPTED
+from prune_rl.cli.errors import ENVIRONMENT_CRASHED, USAGE_ERROR, print_error
+from prune_rl.envs.errors import EnvironmentCrashed
+from prune_rl.interrupts import Terminated, signals_as_interrupts
+from prune_rl.plain_text import let_output_fall_back
+
+COMMAND_NAMES = ("train", "evaluate", "choose", "report", "export")
+COMMANDS = """commands:
+  train ENV       train, prune, compact and evaluate; given again, it continues an interrupted run
+  evaluate RUN    measure the policies of a run again
+  choose RUN      take another of the policies that a run kept while it narrowed
+  report RUN...   one table over several runs
+  export RUN      the compact policies as ONNX, C, StableHLO, or a folder for the Hugging Face hub
+
+Each command explains its options: prune-rl train --help"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status.
+
+    0; 1 if the environment's own code raised an exception (its traceback is shown); 2 for input that cannot work (said
+    in one sentence); 3 if a seed has no policy; 130 after Ctrl-C and 143 after SIGTERM.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    let_output_fall_back()
+    console = Console(highlight=False)
+    parser = argparse.ArgumentParser(
+        prog="prune-rl",
+        usage="prune-rl [-h] {train,evaluate,choose,report,export} ...",
+        description="Train reinforcement-learning policies that shrink while they learn.",
+        epilog=COMMANDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("COMMAND", choices=COMMAND_NAMES, help=argparse.SUPPRESS)
+    try:
+        # Each command imports what it needs; before signals become exceptions, which could be lost in an import.
+        command = importlib.import_module(f"prune_rl.cli.{parser.parse_args(arguments[:1]).COMMAND}")
+        with signals_as_interrupts():
+            status: int = command.run(arguments[1:], console)
+            return status
+    except EnvironmentCrashed as error:
+        # Not our mistake: its author needs the lines of their own code.
+        traceback.print_exception(error.__cause__ or error)
+        print_error(error)
+        return ENVIRONMENT_CRASHED
+    except (ValueError, OSError) as error:
+        if os.environ.get("PRUNE_RL_TRACEBACK"):
+            raise
+        print_error(error)
+        return USAGE_ERROR
+    except KeyboardInterrupt as error:
+        console.print(INTERRUPTED)
+        return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)

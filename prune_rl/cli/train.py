@@ -1,0 +1,140 @@
+"""The command `prune-rl train`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from tyro.conf import Positional, arg
+
+from prune_rl import compilation_cache
+from prune_rl.cli.errors import SEED_WITHOUT_POLICY, print_error
+from prune_rl.cli.flags import with_types
+from prune_rl.learners.registry import LEARNERS
+from prune_rl.methods.registry import METHODS
+from prune_rl.training.config import Config
+from prune_rl.training.export_run import ExportRequest, To, export_run
+from prune_rl.training.presets import find_preset, load_preset
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(Config):
+    """Train a policy that shrinks while it learns, then prove that the small one works.
+
+    Defaults shown are those of the preset for ENV and the learner, if there is one in experiments/presets. The same
+    command given again continues a run that was interrupted.
+    """
+
+    env: Annotated[Positional[str], arg(metavar="ENV")] = tyro.MISSING
+    """Environment id: CartPole-v1, LunarLander-v2, Hopper-v3, Walker2d-v3, any Gymnasium id with Box observations (or a
+    Dict or Tuple of such) and Discrete or Box actions, or module:Id for one that a module of yours registers."""
+    run_dir: Path | None = None
+    """Folder of the run; by default runs/ENV-ALGO-METHOD-SEED-HASH."""
+    control: bool = True
+    """Also train the dense control (same seeds and steps, method dense), unless its run is already there."""
+    like: Path | None = None
+    """For method small: a run whose compact policy the actor shall be as wide as, beside a critic as wide as that
+    run's."""
+    extend: Path | None = None
+    """A finished run with the same options but fewer --steps, or another evaluation: training goes on from its end, in
+    a folder of its own."""
+    export: tuple[To, ...] = ()
+    """Also write the compact policies for other runtimes into RUN/export, as prune-rl export does."""
+    preset: Path | None = None
+    """TOML file with defaults, instead of the one in experiments/presets."""
+
+
+def run(arguments: list[str], console: Console) -> int:
+    """Run it; returns the exit status."""
+    from prune_rl.training.experiment import experiment
+    from prune_rl.training.faults import TrainingFailed
+
+    config, options = parse_train(arguments)
+    request = ExportRequest(options.export, trusted=True)
+    if options.export:
+        request.check()
+    note = compilation_cache.enable()
+    if note:
+        console.print(f"[yellow]note:[/] {escape(note)}")
+    command = shlex.join(["prune-rl", "train", *arguments])
+    try:
+        complete = experiment(config, options.run_dir, options.control, command, console, options.extend)
+    except TrainingFailed as error:
+        print_error(error)
+        return SEED_WITHOUT_POLICY
+    if options.export:
+        path = options.run_dir or config.resolved().default_run_dir()
+        export_run(path, request, lambda text: console.print(escape(text), soft_wrap=True))
+    return 0 if complete else SEED_WITHOUT_POLICY
+
+
+def parse_train(arguments: list[str]) -> tuple[Config, Train]:
+    """The configuration that a `prune-rl train` command line asks for: defaults, then its preset, then its flags.
+
+    Returns it, and the parsed command with what does not belong to the configuration.
+    """
+    first = argparse.ArgumentParser(prog="prune-rl train", add_help=False, allow_abbrev=False)
+    first.add_argument("--algo", default=Config.algo)
+    first.add_argument("--preset", type=Path)
+    known, _ = first.parse_known_args(arguments)
+    base = Config(algo=known.algo)
+    env = _environment_of(arguments, base)
+    preset = known.preset or (find_preset(env, known.algo) if env is not None else None)
+    if preset is not None:
+        base = load_preset(preset, base)
+    if base.algo != known.algo:
+        raise ValueError(
+            f"preset {preset} is one for --algo {base.algo}, not for {known.algo}: give that flag"
+        )
+    parsed = _parse(arguments, base)
+    config = Config(**_fields(parsed))
+    if parsed.like is not None:
+        from prune_rl.training.small_network import as_wide_as
+
+        config = as_wide_as(config, parsed.like)
+    return config, parsed
+
+
+def _environment_of(arguments: list[str], base: Config) -> str | None:
+    """ENV of a command line: which word it is, only the whole parser knows. None where that fails."""
+    words = [word for word in arguments if word not in ("-h", "--help")]
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.suppress(SystemExit):
+        return _parse(words, base).env
+    return None
+
+
+def _parse(arguments: list[str], base: Config) -> Train:
+    """A command line whose defaults are ``base``, with the flags of the learner of ``base``."""
+    learner = type(base.learner)
+    return tyro.cli(
+        Train,
+        prog="prune-rl train",
+        args=arguments,
+        default=Train(**{**_fields(base), "env": tyro.MISSING}),
+        # Where a value is one of several dataclasses, or a dataclass or None, its flags are those of the default.
+        config=(tyro.conf.AvoidSubcommands,),
+        registry=with_types(
+            {
+                Train: {
+                    "algo": Literal[tuple(LEARNERS)],
+                    "method": Literal[tuple(METHODS)],
+                    "learner": Annotated[learner, arg(name="")],
+                    "extends": tyro.conf.Suppress[tuple[int, ...]],
+                },
+                learner: {"total_timesteps": Annotated[int, arg(name="steps")]},
+            }
+        ),
+    )
+
+
+def _fields(config: Config) -> dict[str, Any]:
+    """The fields of ``Config`` and their values."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}

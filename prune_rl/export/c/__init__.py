@@ -1,0 +1,1 @@
+"""A policy as C99 source: one header, one source file, no heap and no library."""
