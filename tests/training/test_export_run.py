@@ -14,7 +14,7 @@ from prune_rl.cli import main
 from prune_rl.cli.train import parse_train
 from prune_rl.envs.task import resolve_task
 from prune_rl.evaluation.artefacts import artefact, calibration, step_seconds
-from prune_rl.training.experiment import control_command, control_of
+from prune_rl.training.control import control_command, control_of
 
 TRAIN = [
     "train",
