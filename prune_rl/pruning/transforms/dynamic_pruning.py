@@ -175,6 +175,7 @@ def dynamic_pruning(
     for name, value in {
         **fixed,
         "min_width": min_width,
+        "multiple_of": multiple_of,
         "decay": decay,
         "refit": refit,
         "seed": seed,
