@@ -77,10 +77,19 @@ def joined(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def with_equal_names(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with 0 for what only others have: a part of the loss that starts while training goes on."""
+    """The rows with 0 for what only others have: a part of the loss that starts while training goes on.
+
+    Of each row all values have the same leading axis, which may differ from that of another row.
+    """
     names = {name: row[name] for row in rows for name in row}
-    zeros = {name: jax.tree.map(np.zeros_like, value) for name, value in names.items()}
-    return [{**zeros, **row} for row in rows]
+
+    def zeros(row: Mapping[str, Any]) -> dict[str, Any]:
+        length = len(jax.tree.leaves(row)[0])
+        missing = {name: value for name, value in names.items() if name not in row}
+        filled: dict[str, Any] = jax.tree.map(lambda x: np.zeros((length, *x.shape[1:]), x.dtype), missing)
+        return filled
+
+    return [{**row, **zeros(row)} for row in rows]
 
 
 def _mean(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -108,6 +108,7 @@ def test_first_part_is_the_dense_run_to_the_bit(pruned: Any) -> None:
 
 def test_goes_on_across_its_end_as_in_one_call(pruned: Any) -> None:
     rows = from_start(pruned).advance(UPDATES)
+    assert {leaf.shape[:2] for leaf in jax.tree.leaves(rows)} == {(UPDATES, 2)}
     together = leaves(pruned.tree)
     from_start(pruned)
     parts = [pruned.advance(n) for n in (8, 8, 16, 16)]
@@ -165,3 +166,12 @@ def test_rows_that_lack_a_name_count_as_zero() -> None:
     assert with_equal_names([without, with_it])[0]["distillation"].tolist() == [0.0, 0.0]
     assert joined([without, with_it])["distillation"].tolist() == [2.0, 4.0]
     assert joined([without, without]).keys() == {"return"}
+
+
+def test_rows_of_other_lengths_are_filled_to_their_own() -> None:
+    short, long = (
+        {name: np.ones((n, 2), np.float32) for name in names} for n, names in ((3, "ab"), (5, "a"))
+    )
+    filled = with_equal_names([long, short])
+    assert [row["b"].shape for row in filled] == [(5, 2), (3, 2)]
+    assert filled[0]["b"].dtype == np.float32
