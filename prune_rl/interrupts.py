@@ -26,13 +26,14 @@ def signals_as_interrupts() -> Iterator[None]:
     """SIGTERM raises ``Terminated`` inside, and a second one ends the process at once; SIGINT ``KeyboardInterrupt``.
 
     An exception that surfaces in a callback of a library, a finalizer, or while a module is half imported, can be
-    swallowed there. So it is raised again for as long as this lasts, soon where Python reports it as unraisable.
+    swallowed there. So it is raised again for as long as this lasts, soon where Python reports it as unraisable. From
+    then on to the end of the process, errors in finalizers are not printed: objects were left half made.
     """
     if threading.current_thread() is not threading.main_thread():  # where no handler can be set
         yield
         return
     timers: list[threading.Timer] = []
-    terminated = ended = False
+    terminated = interrupted = ended = False
 
     def send_again(seconds: float) -> None:
         timers.append(threading.Timer(seconds, _interrupt_main_thread))
@@ -40,21 +41,23 @@ def signals_as_interrupts() -> Iterator[None]:
         timers[-1].start()
 
     def terminate(number: int, frame: FrameType | None) -> None:
-        nonlocal terminated
-        terminated = True
+        nonlocal terminated, interrupted
+        terminated = interrupted = True
         signal.signal(number, signal.SIG_DFL)
         send_again(AGAIN)
         raise Terminated
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
         send_again(AGAIN)
         raise Terminated if terminated else KeyboardInterrupt
 
     def unraisable_hook(unraisable: Any) -> None:
-        if not ended and issubclass(unraisable.exc_type, KeyboardInterrupt):
-            send_again(AGAIN_WHEN_REPORTED)
-        else:
+        if not interrupted:
             hook_before(unraisable)
+        elif not ended and issubclass(unraisable.exc_type, KeyboardInterrupt):
+            send_again(AGAIN_WHEN_REPORTED)
 
     hook_before = sys.unraisablehook
     handlers = {signal.SIGTERM: terminate, signal.SIGINT: interrupt}
@@ -68,7 +71,9 @@ def signals_as_interrupts() -> Iterator[None]:
             timer.cancel()
         for number, handler in before.items():
             signal.signal(number, handler)
-        if sys.unraisablehook is unraisable_hook:  # otherwise somebody's hook calls this one
+        if (
+            sys.unraisablehook is unraisable_hook and not interrupted
+        ):  # otherwise somebody's hook calls this one
             sys.unraisablehook = hook_before
 
 

@@ -512,6 +512,24 @@ def test_a_signal_inside_a_callback_of_the_interpreter_is_raised_after_it(
     assert not done.stderr
 
 
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_what_a_signal_left_half_made_is_not_reported(number: int, status: int) -> None:
+    lines = """
+        class HalfMade:
+            def __init__(self):
+                send()
+                time.sleep(60)
+                self.parts = []
+            def __del__(self):
+                self.parts.clear()
+        HalfMade()
+    """
+    done = run_process(code=_swallowing(number, lines))
+    assert done.returncode == status, done.stderr
+    assert done.stdout.endswith(f"\n{INTERRUPTED}\n")
+    assert not done.stderr
+
+
 def test_a_second_sigterm_ends_the_process_at_once() -> None:
     lines = """
         try:

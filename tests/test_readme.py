@@ -141,7 +141,7 @@ def test_the_figures_of_the_tables_are_those_of_the_summaries() -> None:
         for row in path.read_text().splitlines()
         if row.startswith("|") and "make experiment" in row
     ]
-    assert len(rows) == 3 + 3 + 8  # widths found, on both pages, and given
+    assert len(rows) == 4 + 4 + 8  # widths found, on both pages, and given
     for path, row in rows:
         (link,) = re.findall(r"\]\(([^)]+-(?:ppo|sac)(?:-found)?\.md)\)", row)
         summary = re.sub(r" +", " ", (path.parent / link).read_text())
@@ -164,7 +164,8 @@ def test_the_figures_of_the_tables_are_those_of_the_summaries() -> None:
             continue
         (left,) = re.findall(r"\| ((?:\d+, )+\d+) \|", row)
         seeds = [line for line in summary.splitlines() if re.match(r"\| \d \|", line) and "±" in line]
-        found = [sum(map(int, re.findall(r"\| (\d+)·(\d+) \|", line)[0])) for line in seeds]
+        widths_left = [re.findall(r"\| (linear|\d+(?:·\d+)*) \|", line)[-1] for line in seeds]
+        found = [0 if widths == "linear" else sum(map(int, widths.split("·"))) for widths in widths_left]
         assert [int(number) for number in left.split(", ")] == found
 
 
