@@ -87,10 +87,10 @@ def t_interval(values: NDArray[np.float64]) -> Interval | None:
     """
     if _without_spread(values):
         return None
-    # Not of `scipy.stats`, which takes half a second to import.
-    quantile = scipy.special.stdtrit(len(values) - 1, 0.5 + 0.5 * CONFIDENCE)
-    centre, half = np.mean(values), quantile * np.std(values, ddof=1) / np.sqrt(len(values))
-    return float(centre - half), float(centre + half)
+    low, high = scipy.stats.t.interval(
+        CONFIDENCE, len(values) - 1, loc=np.mean(values), scale=scipy.stats.sem(values)
+    )
+    return float(low), float(high)
 
 
 def bootstrap_interval(values: NDArray[np.float64]) -> Interval | None:
@@ -103,13 +103,16 @@ def bootstrap_interval(values: NDArray[np.float64]) -> Interval | None:
     """
     if _without_spread(values):
         return None
-    rng, batch = np.random.default_rng(0), max(1, 1_000_000 // len(values))  # which bounds the memory
-    means = [
-        values[rng.integers(len(values), size=(min(batch, RESAMPLES - done), len(values)))].mean(-1)
-        for done in range(0, RESAMPLES, batch)
-    ]
-    low, high = np.quantile(np.concatenate(means), [0.5 - 0.5 * CONFIDENCE, 0.5 + 0.5 * CONFIDENCE])
-    return float(low), float(high)
+    found = scipy.stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, 1_000_000 // len(values)),  # bounds the memory
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def _without_spread(values: NDArray[np.float64]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import jax
 from prune_rl.learners.mask_rules import dense_updates
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import learner_of
+from prune_rl.methods import dense as dense_method
 from prune_rl.pruning.rules import PruningState
 from prune_rl.spaces import Spec
 
@@ -43,14 +43,9 @@ class DensePart:
         return jax.tree.unflatten(structure, leaves)
 
 
-def dense_config(config: LearnerConfig) -> LearnerConfig:
-    """The configuration of the dense control."""
-    return dataclasses.replace(config, prune=None)
-
-
 def dense_state(config: LearnerConfig, spec: Spec) -> Any:
     """The shapes of the state of one seed of the dense control."""
-    learner, dense = learner_of(config), dense_config(config)
+    learner, dense = learner_of(config), dense_method.learner_config(config)
     return jax.eval_shape(lambda: learner.init(jax.random.key(0), dense, spec))
 
 

@@ -33,6 +33,7 @@ class Engine(Generic[Compiled]):
         spec: what the learner knows of the environment.
         faults: the seeds whose environment or training broke, see ``Faults``.
         timing: where the time went.
+        num_dense: updates at the start in which a pruned run is its dense control; 0 in other runs.
     """
 
     tree: Any
@@ -46,8 +47,8 @@ class Engine(Generic[Compiled]):
         self._config = config
         self._full = shape_structs(tree, "the state")
         self._programs = Programs(self._compile)
-        self._num_dense = num_dense_updates(config, tree.state)
-        if self._num_dense:
+        self.num_dense = num_dense_updates(config, tree.state)
+        if self.num_dense:
             dense = dense_state(config, spec)
             self._part = DensePart(tree, tree.replace(state=dense))
             self._state_part = DensePart(tree.state, dense)
@@ -137,11 +138,6 @@ class Engine(Generic[Compiled]):
         return metrics
 
     @property
-    def num_dense(self) -> int:
-        """Updates at the start in which this pruned run is its dense control; 0 in other runs."""
-        return self._num_dense
-
-    @property
     def dense_tree(self) -> Any:
         """The part of the tree that the dense control has, too; of a pruned run whose ``num_dense`` is not 0."""
         return self._part.of(self.tree)
@@ -149,7 +145,7 @@ class Engine(Generic[Compiled]):
     @property
     def _is_dense(self) -> bool:
         """Whether the next update of this pruned run is that of its dense control."""
-        return int(self.state.step) < self._num_dense
+        return int(self.state.step) < self.num_dense
 
     def _before_pruning(self, metrics: Metrics) -> Metrics:
         """The metrics [n, S] of dense updates with what a pruned run reports."""

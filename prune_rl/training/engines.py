@@ -17,9 +17,9 @@ from prune_rl.envs.vector import VectorEnv
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, learner_of
 from prune_rl.learners.rollout import Rollout
+from prune_rl.methods import dense as dense_method
 from prune_rl.runs.log_rows import with_equal_names
 from prune_rl.training.array_widths import Widths
-from prune_rl.training.dense_part import dense_config
 from prune_rl.training.engine import Engine as Engine
 from prune_rl.training.engine import init_seeds
 from prune_rl.training.engine import over_seeds as over_seeds
@@ -99,7 +99,7 @@ class DeviceEngine(Engine[Any]):
 
     def __init__(self, env: JaxEnv[Any], seeds: Sequence[int], config: LearnerConfig, length: int) -> None:
         self._chunk = make_chunk(env, config, length)
-        self._dense_chunk = make_chunk(env, dense_config(config), length)
+        self._dense_chunk = make_chunk(env, dense_method.learner_config(config), length)
         self._length = length
         super().__init__(init_runner(env, seed_keys(seeds), config), config, env.spec, seeds)
 
@@ -110,7 +110,7 @@ class DeviceEngine(Engine[Any]):
         while done < end:
             chunk, dense = self._compiled(), self._is_dense
             with self.timing.measured("learning"):
-                now = min(end - done, self._length, self._num_dense - done if dense else n)
+                now = min(end - done, self._length, self.num_dense - done if dense else n)
                 self.tree, rows = chunk(self.tree, jnp.int32(now))
                 part = jax.tree.map(lambda row, now=now: np.asarray(row)[:now], rows)
                 parts.append(self._without_faults(self._before_pruning(part) if dense else part, done))
@@ -185,7 +185,7 @@ class HostEngine(Engine[HostPrograms]):
         # A copy, since an update is given the state's memory.
         self._acting = jax.jit(lambda state: jax.tree.map(jnp.copy, cast(Any, learner).acting(state)))
         self._jitted = host_functions(config, len(self._seeds))
-        self._dense_jitted = host_functions(dense_config(config), len(self._seeds))
+        self._dense_jitted = host_functions(dense_method.learner_config(config), len(self._seeds))
         super().__init__(init_seeds(init, seed_keys(seeds), axes), config, spec, seeds)
 
     def advance(self, n: int) -> Metrics:

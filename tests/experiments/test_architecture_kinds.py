@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.architecture_kinds import KINDS, row
+from experiments.architectures.kinds import KINDS, row
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 
