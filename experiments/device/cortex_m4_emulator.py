@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from experiments.device.cycles import cycles, disassembly, functions
+from experiments.device.cycles import Cycles, calls, count, disassembly, function, steps
 from prune_rl.export.c.actions import action_type
 from prune_rl.export.c.literals import array
 from prune_rl.export.c.source import CSource
@@ -34,7 +34,7 @@ class OnDevice:
         text, rodata, data, bss: bytes of the sections of the policy's object file.
         stack: bytes of stack that one action takes.
         instructions: per action, the mean over the observations.
-        cycles: per action, estimated from a trace of a few, see `experiments.device.cycles`.
+        cycles: per action, bounds from a trace of a few, see `experiments.device.cycles`.
         actions: [N, size] for the observations, in the C type's dtype.
     """
 
@@ -44,7 +44,7 @@ class OnDevice:
     bss: int
     stack: int
     instructions: int
-    cycles: int
+    cycles: Cycles
     actions: npt.NDArray[np.generic]
 
 
@@ -93,19 +93,22 @@ def run_on_device(
     return OnDevice(
         **sections,
         instructions=int(lines[1]),
-        cycles=_traced_cycles(folder / "trace.elf", folder / "trace.log") // TRACED,
+        cycles=_traced_cycles(folder / "trace.elf", folder / "trace.log"),
         stack=int(lines[3]),
         actions=actions,
     )
 
 
-def _traced_cycles(elf: Path, log: Path) -> int:
-    """Cycles of all that the policy's own functions execute."""
-    ranges = functions(elf, "policy_")
+def _traced_cycles(elf: Path, log: Path) -> Cycles:
+    """The least lower bound and the largest upper ones of the traced actions, with all that they call."""
     command = [EMULATOR, "-M", "mps2-an386", "-nographic", "-semihosting", "-singlestep", "-kernel", str(elf)]
-    _run([*command, "-d", "exec,nochain", "-D", str(log)], timeout=120)
-    addresses = (int(line, 16) for line in re.findall(r"\[[0-9a-f]+/([0-9a-f]+)/", log.read_text()))
-    return cycles([x for x in addresses if any(a <= x < b for a, b in ranges)], disassembly(elf))
+    _run([*command, "-d", "exec,nochain,cpu", "-D", str(log)], timeout=120)
+    code = disassembly(elf)
+    traces = calls(steps(log.read_text()), function(elf, "policy_act"), function(elf, "main"))
+    if len(traces) != TRACED:
+        raise RuntimeError(f"the trace has {len(traces)} actions, expected {TRACED}")
+    lower, upper, flash = zip(*(count(trace, code) for trace in traces), strict=True)
+    return Cycles(min(lower), max(upper), max(flash))
 
 
 def _sections(file: Path) -> dict[str, int]:
