@@ -12,11 +12,12 @@ from numpy.typing import ArrayLike
 from prune_rl.export.actions import exact_bounds
 from prune_rl.export.lowering import LIMIT, Affine, Lowered, lower
 from prune_rl.export.policy import Policy
-from prune_rl.export.quantize import LARGEST, QuantizedPolicy
+from prune_rl.export.quantize import BIAS_UNIT, LARGEST, LARGEST_ACTIVATION, TABLE_UNIT, QuantizedPolicy
 from prune_rl.spaces import Box, Discrete
 
-OPSET = 17
-IR_VERSION = 8  # what came with opset 17, so that older runtimes read the file
+# Opset and what came with it, so that older runtimes read the file. QuantizeLinear to int16 came with 21.
+OPSET, IR_VERSION = 17, 8
+INT8_OPSET, INT8_IR_VERSION = 21, 10
 
 
 class MissingOnnx(ImportError, ValueError):
@@ -116,23 +117,28 @@ def onnx_int8_model(quantized: QuantizedPolicy, metadata: Mapping[str, str] | No
     graph, lowered = Graph(import_onnx()), lower(policy)
     x = graph.add("Sub", "obs", graph.constant("obs_mean", quantized.mean))
     x = graph.add("Mul", x, graph.constant("obs_factor", quantized.factor))
-    x = inputs = _rounded(graph, x)
+    x = inputs = _rounded(graph, x, LARGEST_ACTIVATION)
     for index, layer in enumerate(quantized.hidden):
         x = _integer_affine(graph, x, layer.kernel, layer.bias, layer.scale, f"layer_{index}")
         x = _activation(graph, x, policy.activation)
-        steps = graph.constant(f"layer_{index}/steps", (1.0 / layer.step).astype(np.float32))
-        x = _rounded(graph, graph.add("Mul", x, steps))
+        unit = 1 if layer.table is None else TABLE_UNIT
+        steps = graph.constant(f"layer_{index}/steps", (1.0 / (unit * layer.step)).astype(np.float32))
+        x = _rounded(graph, graph.add("Mul", x, steps), LARGEST_ACTIVATION if unit == 1 else LARGEST)
+        if unit != 1:
+            x = graph.add("Mul", x, graph.constant("table_unit", unit))
     if quantized.skip:
         x = graph.add("Concat", x, inputs, axis=-1)
     head = quantized.head
     x = _integer_affine(graph, x, head.kernel, head.bias, head.scale, "head")
-    return _model(graph, _actions(graph, x, lowered), lowered, metadata)
+    return _model(graph, _actions(graph, x, lowered), lowered, metadata, INT8_OPSET, INT8_IR_VERSION)
 
 
-def _rounded(graph: Graph, x: str) -> str:
-    """To whole numbers from -127 to 127."""
-    one, zero = graph.constant("one", 1.0), graph.constant("zero_point", 0, np.int8)
-    x = graph.add("QuantizeLinear", graph.clip(x, "int8", -float(LARGEST), float(LARGEST)), one, zero)
+def _rounded(graph: Graph, x: str, largest: int) -> str:
+    """To whole numbers from -largest to largest."""
+    bits = 8 if largest <= LARGEST else 16
+    one = graph.constant("one", 1.0)
+    zero = graph.constant(f"zero_point_{bits}", 0, f"int{bits}")
+    x = graph.add("QuantizeLinear", graph.clip(x, f"int{bits}", -float(largest), float(largest)), one, zero)
     return graph.add("DequantizeLinear", x, one, zero)
 
 
@@ -142,7 +148,7 @@ def _integer_affine(
     scales = graph.constant(f"{name}/scale", np.asarray(scale, np.float32))
     weights = graph.constant(f"{name}/kernel", kernel, np.int8)
     x = graph.add("MatMul", x, graph.add("DequantizeLinear", weights, scales, axis=1))
-    offset = graph.constant(f"{name}/bias", bias, np.int32)
+    offset = graph.constant(f"{name}/bias", BIAS_UNIT * np.asarray(bias, np.int32), np.int32)
     return graph.add("Add", x, graph.add("DequantizeLinear", offset, scales, axis=0))
 
 
@@ -175,8 +181,8 @@ def _activation(graph: Graph, x: str, name: str) -> str:
 
 def _actions(graph: Graph, x: str, policy: Lowered) -> str:
     action = policy.action
-    any_nan = graph.add("ReduceMax", graph.cast(graph.add("IsNaN", "obs"), np.float32), axes=[-1], keepdims=1)
-    nan = graph.cast(any_nan, np.bool_)
+    is_nan, last = graph.cast(graph.add("IsNaN", "obs"), np.float32), graph.constant("last", [-1], np.int64)
+    nan = graph.cast(graph.add("ReduceSum", is_nan, last, keepdims=1), np.bool_)
     if isinstance(action, Discrete):
         best = graph.add("ArgMax", x, axis=-1, keepdims=1)
         if action.start:
@@ -219,7 +225,14 @@ def _exact_floats(graph: Graph, x: str, action: Box) -> str:
     return graph.clip(graph.cast(x, dtype), "exact", low, high, dtype)
 
 
-def _model(graph: Graph, actions: str, policy: Lowered, metadata: Mapping[str, str] | None) -> Any:
+def _model(
+    graph: Graph,
+    actions: str,
+    policy: Lowered,
+    metadata: Mapping[str, str] | None,
+    version: int = OPSET,
+    ir_version: int = IR_VERSION,
+) -> Any:
     onnx, action = graph.onnx, policy.action
     shape = [] if isinstance(action, Discrete) else list(action.shape)
     dtype = np.dtype(np.int64 if isinstance(action, Discrete) else action.dtype)
@@ -232,9 +245,9 @@ def _model(graph: Graph, actions: str, policy: Lowered, metadata: Mapping[str, s
         [info("actions", onnx.helper.np_dtype_to_tensor_dtype(dtype), ["batch", *shape])],
         list(graph.constants.values()),
     )
-    opset = onnx.helper.make_opsetid("", OPSET)
+    opset = onnx.helper.make_opsetid("", version)
     model = onnx.helper.make_model(
-        made, opset_imports=[opset], ir_version=IR_VERSION, producer_name="prune_rl"
+        made, opset_imports=[opset], ir_version=ir_version, producer_name="prune_rl"
     )
     onnx.helper.set_model_props(model, dict(metadata or {}))
     onnx.checker.check_model(model, full_check=True)

@@ -13,7 +13,16 @@ from prune_rl.export.c.literals import array
 from prune_rl.export.c.self_test import self_test
 from prune_rl.export.c.source import CSource, assemble, check_name
 from prune_rl.export.lowering import Lowered, lower
-from prune_rl.export.quantize import LARGEST, Head, HiddenLayer, QuantizedPolicy
+from prune_rl.export.quantize import (
+    BIAS_UNIT,
+    LARGEST_ACTIVATION,
+    TABLE_UNIT,
+    TANH_TABLE,
+    TANH_TABLE_STEP,
+    Head,
+    HiddenLayer,
+    QuantizedPolicy,
+)
 
 # Four sums at a time, so that an input is loaded once for four products. `paired` has the order of the kernel, which
 # lets processors with the DSP extension multiply two pairs of 16-bit numbers at once.
@@ -44,17 +53,17 @@ static void @multiply(const int8_t *weights, const int16_t *x, const int16_t *y,
 }
 #endif
 
-/* sums = x kernel + bias; the kernel in blocks of four outputs, then the others' rows, with inputs in pairs. */
+/* sums = x kernel + BIAS_UNIT bias; the kernel in blocks of four outputs, then the others' rows, with inputs in pairs. */
 static void @affine(const int8_t *kernel, const int16_t *bias, const int16_t *x, uint32_t inputs, int32_t *sums,
                     uint32_t outputs)
 {
     uint32_t j = 0U;
     uint32_t k = 0U;
     while ((j + 4U) <= outputs) {
-        int32_t sum_0 = bias[j];
-        int32_t sum_1 = bias[j + 1U];
-        int32_t sum_2 = bias[j + 2U];
-        int32_t sum_3 = bias[j + 3U];
+        int32_t sum_0 = BIAS_UNIT * (int32_t)bias[j];
+        int32_t sum_1 = BIAS_UNIT * (int32_t)bias[j + 1U];
+        int32_t sum_2 = BIAS_UNIT * (int32_t)bias[j + 2U];
+        int32_t sum_3 = BIAS_UNIT * (int32_t)bias[j + 3U];
         uint32_t i = 0U;
         while ((i + 2U) <= inputs) {
             @multiply(&kernel[k], &x[i], &x[i], &sum_0, &sum_1);
@@ -76,7 +85,7 @@ static void @affine(const int8_t *kernel, const int16_t *bias, const int16_t *x,
         j += 4U;
     }
     while (j < outputs) {
-        int32_t sum_0 = bias[j];
+        int32_t sum_0 = BIAS_UNIT * (int32_t)bias[j];
         int32_t sum_1 = 0;
         uint32_t i = 0U;
         while ((i + 4U) <= inputs) {
@@ -119,8 +128,8 @@ _ACTIVATE = """
 static void @activate(const int32_t *sums, const uint8_t *multiplier, uint32_t shift,TABLE int16_t *y, uint32_t count)
 {
     for (uint32_t j = 0U; j < count; j++) {
-        const uint32_t magnitude = (sums[j] < 0) ? (0U - (uint32_t)sums[j]) : (uint32_t)sums[j];
-        const WIDE p = (WIDE)magnitude * multiplier[j];
+        const int32_t sign = 1 - (2 * (int32_t)((uint32_t)sums[j] >> 31U));
+        const WIDE p = (WIDE)(uint32_t)(sign * sums[j]) * multiplier[j];
         const WIDE z = (p + ((WIDE)1U << (shift - 1U))) >> shift;
 BODY
     }
@@ -128,27 +137,24 @@ BODY
 """
 _BODIES = {
     "tanh": """
-        const uint32_t a = (z < 1024U) ? (uint32_t)z : 1024U;
-        const uint32_t s = (a * a) >> 8U;
-        const uint32_t f = (s * s) >> 8U;
-        const uint32_t n = 241920U + (105U * s) + f;
-        const uint32_t d = 241920U + (420U * s) + (15U * f);
-        uint32_t q = ((127U * ((n * a) >> 8U)) + (d / 2U)) / d;
-        q = (q < 127U) ? q : 127U;
-        y[j] = (int16_t)((sums[j] < 0) ? -(int32_t)q : (int32_t)q);""",
+        const uint32_t a = (z < LAST_KNOTU) ? (uint32_t)z : LAST_KNOTU;
+        const uint8_t *const gap = &@tanh_gap[a / 256U];
+        const int32_t interpolated = (256 * (int32_t)gap[0]) + ((int32_t)(a % 256U) * ((int32_t)gap[1] - (int32_t)gap[0]));
+        const uint32_t q = ((a < LARGESTU) ? a : LARGESTU) - (((uint32_t)interpolated + 64U) / 128U);
+        y[j] = (int16_t)(sign * (int32_t)q);""",
     "relu": """
-        const uint32_t q = (z < 127U) ? (uint32_t)z : 127U;
-        y[j] = (int16_t)((sums[j] < 0) ? 0 : (int32_t)q);""",
+        const uint32_t q = (z < LARGESTU) ? (uint32_t)z : LARGESTU;
+        y[j] = (int16_t)((sign < 0) ? 0 : (int32_t)q);""",
     "table": """
         const uint32_t q = (z < 127U) ? (uint32_t)z : 127U;
-        y[j] = table[(sums[j] < 0) ? (127U - q) : (127U + q)];""",
+        y[j] = (int16_t)(TABLE_UNIT * (int32_t)table[127 + (sign * (int32_t)q)]);""",
 }
 
 _QUANTISE = """
 /* Rounds half to even: 1.5 * 2^23 leaves no fraction. */
 static int16_t @quantise(float x)
 {
-    const float bounded = @clamp(x, -127.0f, 127.0f);
+    const float bounded = @clamp(x, -LARGEST.0f, LARGEST.0f);
     const float shifted = bounded + 12582912.0f;
     return (int16_t)(shifted - 12582912.0f);
 }
@@ -191,6 +197,8 @@ def _constants(quantized: QuantizedPolicy) -> str:
             text.append(array("uint8_t", f"@multiplier_{index}", layer.multiplier))
             if layer.table is not None:
                 text.append(array("int8_t", f"@table_{index}", layer.table))
+    if quantized.hidden and _kind(quantized) == "tanh":
+        text.append(array("uint8_t", "@tanh_gap", TANH_TABLE))
     text.append(array("float", "@scale", quantized.head.scale))
     return "".join(text)
 
@@ -202,12 +210,19 @@ def _functions(quantized: QuantizedPolicy, action: ActionCode) -> str:
     activate = activate.replace("TABLE", " const int8_t *table," if kind == "table" else "")
     activate = activate.replace("BODY", _BODIES[kind].strip("\n"))
     parts = (CLAMP, _QUANTISE, _AFFINE, activate if quantized.hidden else "", TANH if action.tanh else "")
-    return "".join((*parts, action.functions))
+    code = (
+        "".join((*parts, action.functions))
+        .replace("BIAS_UNIT", str(BIAS_UNIT))
+        .replace("TABLE_UNIT", str(TABLE_UNIT))
+    )
+    last_knot = TANH_TABLE_STEP * (len(TANH_TABLE) - 2)
+    return code.replace("LAST_KNOT", str(last_knot)).replace("LARGEST", str(LARGEST_ACTIVATION))
 
 
 def _largest_sum(layer: HiddenLayer) -> int:
     """A bound of |sum · multiplier| and what is added to round it."""
-    sums = np.abs(layer.kernel.astype(np.int64)).sum(0) * LARGEST + np.abs(layer.bias.astype(np.int64))
+    sums = np.abs(layer.kernel.astype(np.int64)).sum(0) * LARGEST_ACTIVATION
+    sums += BIAS_UNIT * np.abs(layer.bias.astype(np.int64))
     return int((sums * layer.multiplier).max(initial=0)) + (1 << (layer.shift - 1))
 
 
