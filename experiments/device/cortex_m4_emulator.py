@@ -60,6 +60,7 @@ def run_on_device(
     folder: Path,
     optimisation: str = "-O2",
     defines: tuple[str, ...] = (),
+    warnings: tuple[str, ...] = WARNINGS,
 ) -> OnDevice:
     """Compile ``source``, whose name must be "policy", and let it act on ``observations`` [N, D] in the emulator.
 
@@ -78,7 +79,7 @@ def run_on_device(
         encoding="utf-8",
     )
     build = [COMPILER, *TARGET, optimisation, *defines, f"-I{folder}"]
-    _run([*build, *WARNINGS, "-c", str(folder / "policy.c"), "-o", str(folder / "policy.o")])
+    _run([*build, *warnings, "-c", str(folder / "policy.c"), "-o", str(folder / "policy.o")])
     program = [str(folder / "policy.o"), *(str(_FILES / name) for name in ("startup.c", "measure.c"))]
     link = ["-nostartfiles", "--specs=rdimon.specs", f"-T{_FILES / 'memory.ld'}", "-lm"]
     _run([*build, f"-DACTION={kind}", *program, *link, "-o", str(folder / "policy.elf")])

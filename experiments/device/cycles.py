@@ -25,15 +25,16 @@ section 7.2.3 for the FPU. N: registers moved; P: cycles to fill the pipeline ag
 | VMOV between the register files | 1 | 2 |
 | other floating-point instructions | 1 | 1 |
 
-Both bounds add 1 where an address comes from the data-processing instruction before, 1 where the result of floating-point
-arithmetic is used by the next instruction other than as the addend of a multiply-accumulate, and 1 or 2 for a load that
-is not aligned. Memory never waits in these bounds: that is so in RAM and in tightly coupled memory.
+Both bounds add 1 where an address comes from the data-processing instruction before, 1 where the result of
+floating-point arithmetic is used by the next instruction other than as the addend of a multiply-accumulate, and 1 or 2
+for a load that is not aligned. Memory never waits in these bounds: that is so in RAM and in tightly coupled memory.
 
 `flash_waits` counts what the flash memory of an STM32F405 at 168 MHz adds (RM0090, section 3): 5 wait states for every
 line of 16 bytes that is not in its caches, of 64 lines for code and 8 for data, which are empty when an action begins.
 Reading lines ahead is not modelled.
 
-No bound contains interrupts and bus accesses of other masters. None was compared with a measurement on a real processor.
+No bound contains interrupts and bus accesses of other masters. None was compared with a measurement on a real
+processor.
 """
 
 from __future__ import annotations

@@ -181,8 +181,11 @@ def _activation(graph: Graph, x: str, name: str) -> str:
 
 def _actions(graph: Graph, x: str, policy: Lowered) -> str:
     action = policy.action
-    is_nan, last = graph.cast(graph.add("IsNaN", "obs"), np.float32), graph.constant("last", [-1], np.int64)
-    nan = graph.cast(graph.add("ReduceSum", is_nan, last, keepdims=1), np.bool_)
+    # Operators that converters for microcontrollers have: not IsNaN, and no cast to bool.
+    zero = graph.constant("zero", 0.0)
+    is_nan = graph.add("Where", graph.add("Equal", "obs", "obs"), zero, graph.constant("nan", 1.0))
+    count = graph.add("ReduceSum", is_nan, graph.constant("last", [-1], np.int64), keepdims=1)
+    nan = graph.add("Greater", count, zero)
     if isinstance(action, Discrete):
         best = graph.add("ArgMax", x, axis=-1, keepdims=1)
         if action.start:

@@ -152,8 +152,8 @@ def _activated(sums: NDArray[np.int32], layer: HiddenLayer, activation: str) -> 
     p = sums.astype(np.int64) * layer.multiplier.astype(np.int64)
     sign, a = np.where(p < 0, -1, 1), (np.abs(p) + (1 << (layer.shift - 1))) >> layer.shift
     if layer.table is not None:
-        found = layer.table[np.minimum(a, LARGEST) * sign + LARGEST].astype(np.int32)
-        return found * TABLE_UNIT
+        found: NDArray[np.int32] = layer.table[np.minimum(a, LARGEST) * sign + LARGEST].astype(np.int32)
+        return TABLE_UNIT * found
     if activation == "relu":
         rectified: NDArray[np.int32] = np.where(p > 0, np.minimum(a, LARGEST_ACTIVATION), 0).astype(np.int32)
         return rectified
@@ -162,12 +162,13 @@ def _activated(sums: NDArray[np.int32], layer: HiddenLayer, activation: str) -> 
 
 
 def _tanh_table() -> NDArray[np.uint8]:
-    """e at 0, 1/8, … 31/8 in steps of 1/1024: half of the interpolation's error is taken off where tanh bends most."""
+    """The values of e at 0, 1/8, … 31/8 in steps of 1/1024, less half of what a straight line between them misses."""
     x = np.arange(32) * TANH_TABLE_STEP / 2**TANH_FRACTION
     bend = 2 * np.tanh(x) * (1 - np.tanh(x) ** 2)
     gap = np.minimum(x, 1.0) - np.tanh(x) - bend / 16 / 64
     gap[-2:] = 0.0  # the last segment is where tanh is 1
-    return np.rint(1024 * np.maximum(gap, 0.0)).astype(np.uint8)
+    table: NDArray[np.uint8] = np.rint(1024 * np.maximum(gap, 0.0)).astype(np.uint8)
+    return table
 
 
 TANH_TABLE = _tanh_table()
@@ -243,9 +244,8 @@ def _steps(largest: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 
 def _least_scale(kernel: NDArray[np.float64], bias: Array) -> NDArray[np.float64]:
-    return np.maximum(
-        np.abs(kernel).max(0, initial=0.0) / LARGEST, np.abs(bias) / (_LARGEST_BIAS * BIAS_UNIT)
-    )
+    of_kernel: NDArray[np.float64] = np.abs(kernel).max(0, initial=0.0) / LARGEST
+    return np.maximum(of_kernel, np.abs(bias.astype(np.float64)) / (_LARGEST_BIAS * BIAS_UNIT))
 
 
 def _hidden(
@@ -301,7 +301,7 @@ def _rounded(
 def _rounded_kernel(
     kernel: NDArray[np.float64], inputs: NDArray[np.float64], sums: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Whole numbers up to ±127 near ``kernel`` [in, out], so that ``inputs`` times them are near ``sums``; both centred."""
+    """Whole numbers up to ±127 near ``kernel`` [in, out]: ``inputs`` times them are near ``sums``, both centred."""
     size = len(kernel)
     covariance = inputs.T @ inputs / len(inputs)
     damping = _DAMPING * np.trace(covariance) / max(size, 1)

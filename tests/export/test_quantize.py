@@ -75,6 +75,29 @@ def test_the_integer_tanh_is_within_its_bound() -> None:
     assert (np.diff(integer_tanh(z)) >= 0).all()
 
 
+def test_rounding_keeps_the_sums_on_what_calibration_shows() -> None:
+    """Inputs that move together leave room for rounding: errors of one weight are made up for by the others."""
+    rng = np.random.default_rng(5)
+    sizes = [8, 16, 3]
+    layers: Any = tuple(
+        (rng.standard_normal((a, b)) / np.sqrt(a), 0.3 * rng.standard_normal(b))
+        for a, b in itertools.pairwise(sizes)
+    )
+    policy = Policy(layers, "tanh", Box((-9.0,) * 3, (9.0,) * 3, (3,)))
+    x = (rng.standard_normal((500, 3)) @ rng.standard_normal((3, 8))).astype(np.float32)
+    other = (100 * rng.standard_normal((500, 8))).astype(np.float32)
+    errors = [
+        np.sqrt(np.mean((policy.outputs(x[250:]) - quantize(policy, seen).outputs(x[250:])) ** 2))
+        for seen in (
+            x[:250],
+            np.concatenate([x[:250], -x[:250]]),
+            np.clip(other, -np.abs(x).max(0), np.abs(x).max(0)),
+        )
+    ]
+    assert max(errors[:2]) < 0.6 * errors[2]
+    assert errors[0] < 0.003
+
+
 def test_what_was_never_seen_is_clipped_and_an_input_that_is_always_zero_counts() -> None:
     policy = random_policy(0)
     x = np.zeros_like(typical(policy))

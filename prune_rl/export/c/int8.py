@@ -53,7 +53,7 @@ static void @multiply(const int8_t *weights, const int16_t *x, const int16_t *y,
 }
 #endif
 
-/* sums = x kernel + BIAS_UNIT bias; the kernel in blocks of four outputs, then the others' rows, with inputs in pairs. */
+/* sums = x kernel + BIAS_UNIT bias; the kernel in blocks of four outputs, then the others' rows, inputs in pairs. */
 static void @affine(const int8_t *kernel, const int16_t *bias, const int16_t *x, uint32_t inputs, int32_t *sums,
                     uint32_t outputs)
 {
@@ -139,8 +139,9 @@ _BODIES = {
     "tanh": """
         const uint32_t a = (z < LAST_KNOTU) ? (uint32_t)z : LAST_KNOTU;
         const uint8_t *const gap = &@tanh_gap[a / 256U];
-        const int32_t interpolated = (256 * (int32_t)gap[0]) + ((int32_t)(a % 256U) * ((int32_t)gap[1] - (int32_t)gap[0]));
-        const uint32_t q = ((a < LARGESTU) ? a : LARGESTU) - (((uint32_t)interpolated + 64U) / 128U);
+        const int32_t slope = (int32_t)gap[1] - (int32_t)gap[0];
+        const int32_t between = (256 * (int32_t)gap[0]) + ((int32_t)(a % 256U) * slope);
+        const uint32_t q = ((a < LARGESTU) ? a : LARGESTU) - (((uint32_t)between + 64U) / 128U);
         y[j] = (int16_t)(sign * (int32_t)q);""",
     "relu": """
         const uint32_t q = (z < LARGESTU) ? (uint32_t)z : LARGESTU;
