@@ -76,9 +76,10 @@ bench: $(STAMP) $(if $(SBX),$(SBX_STAMP)) $(if $(RLTOOLS),$(RLTOOLS_STAMP)) ## s
 	  $(if $(RLTOOLS),--rltools-python $(RLTOOLS_VENV)/bin/python) $(ARGS)
 
 device: $(STAMP) ## exported C code on an emulated Cortex-M4, installs what it needs (Debian): ARGS="runs/..."
-	@command -v arm-none-eabi-gcc >/dev/null && command -v qemu-system-arm >/dev/null || { \
+	@$(BIN)/python -c "import sys; from experiments.device.cortex_m4_emulator import missing; sys.exit(bool(missing()))" || { \
 	  $(if $(filter 0,$(shell id -u)),,sudo) apt-get update -qq && \
-	  $(if $(filter 0,$(shell id -u)),,sudo) apt-get install -y --no-install-recommends $(DEVICE_PACKAGES); }
+	  $(if $(filter 0,$(shell id -u)),,sudo) apt-get install -y --no-install-recommends $(DEVICE_PACKAGES); } || \
+	  echo 'make device: apt-get could not install $(DEVICE_PACKAGES)' >&2
 	$(BIN)/python -m experiments.device $(ARGS)
 
 proof: $(STAMP) ## 200 random policies in C, int8, ONNX Runtime and StableHLO against NumPy (about 10 minutes)

@@ -49,8 +49,12 @@ class OnDevice:
 
 
 def missing() -> list[str]:
-    """The programs that are not installed."""
-    return [program for program in (COMPILER, EMULATOR) if shutil.which(program) is None]
+    """The programs that are not installed, and the compiler's C library if that is not."""
+    absent = [program for program in (COMPILER, EMULATOR) if shutil.which(program) is None]
+    # The compiler answers with the name alone where it has no such file.
+    if COMPILER not in absent and _run([COMPILER, "-print-file-name=rdimon.specs"]).strip() == "rdimon.specs":
+        absent.append("newlib for arm-none-eabi")
+    return absent
 
 
 def run_on_device(
