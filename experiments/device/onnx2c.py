@@ -1,4 +1,4 @@
-"""The exported C code against what onnx2c makes of the exported ONNX file: same actions, time and size of both.
+"""The exported C code against what onnx2c and ONNX Runtime make of the exported ONNX file: same actions, time and size.
 
 onnx2c (github.com/kraiskil/onnx2c) translates ONNX graphs to C. It has no ArgMax, so that only policies with continuous
 actions can be compared. Needs gcc or another cc, and for the columns of a Cortex-M4 what `make device` needs.
@@ -9,30 +9,33 @@ actions can be compared. Needs gcc or another cc, and for the columns of a Corte
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 import tyro
 from tyro.conf import Positional, arg
 
-from experiments.benchmarks.exported_policies import LIBM, InC
-from experiments.benchmarks.turns import take_turns, time_ratio
+from experiments.benchmarks.exported_policies import LIBM, Called, InC
+from experiments.benchmarks.turns import Contender, take_turns, time_ratio
 from experiments.device.__main__ import default_policies
 from experiments.device.cortex_m4_emulator import missing, run_on_device
 from prune_rl.export.c.library import FLAGS, CPolicy, compile_library, compiler
 from prune_rl.export.c.source import CSource, c_source
 from prune_rl.export.onnx_model import onnx_model
+from prune_rl.export.onnx_runtime import OnnxPolicy
 from prune_rl.export.policy import Policy, load_policy
 from prune_rl.spaces import Box
 
 OBSERVATIONS = 256
 TOLERANCE = 2e-6
+RUNTIME = "ONNX Runtime, from Python"
 NO_WARNINGS = "-w"  # of generated code; given to both
 
 
@@ -96,7 +99,7 @@ def object_bytes(source: CSource) -> int:
 
 
 def rows(policy: Policy, options: Options) -> list[list[str]]:
-    """The cells of the two rows for ``policy``."""
+    """The cells of the three rows for ``policy``."""
     rng = np.random.default_rng(1)
     x = rng.standard_normal((OBSERVATIONS, policy.observation_size))
     mean, std, _ = policy.normalisation or (0.0, 1.0, 0.0)
@@ -104,15 +107,22 @@ def rows(policy: Policy, options: Options) -> list[list[str]]:
     sources = {"our own C": c_source(policy), "onnx2c": translated(policy, options.onnx2c)}
     check_actions(policy, sources["our own C"], sources["onnx2c"], obs)
     flags = (NO_WARNINGS, *LIBM[1:])
-    contenders = {who: InC(policy, source, flags, obs, options.seconds) for who, source in sources.items()}
+    contenders: dict[str, Contender] = {
+        who: InC(policy, source, flags, obs, options.seconds) for who, source in sources.items()
+    }
+    model = onnx_model(policy).SerializeToString()
+    session: Any = OnnxPolicy(policy, model).session
+    run = functools.partial(session.run, ["actions"])
+    contenders[RUNTIME] = Called(run, [{"obs": row[None]} for row in obs], options.seconds)
     timings = take_turns(contenders, options.repeats)
     found = []
-    for who, source in sources.items():
+    for who in contenders:
         ratio = time_ratio(timings[who], timings["our own C"])
         speed = float(np.median([timing.speed for timing in timings[who]]))
         cells = [who, f"{1e9 / speed:.0f}", f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"]
-        cells.append(f"{object_bytes(source):,}")
-        if missing():
+        source = sources.get(who)
+        cells.append(f"{len(model) if source is None else object_bytes(source):,}")
+        if source is None or missing():
             found.append([*cells, "", "", ""])
             continue
         with tempfile.TemporaryDirectory(prefix="prune_rl-onnx2c-") as folder:
@@ -133,6 +143,8 @@ def main() -> None:
     policies = {path.name: load_policy(path) for path in options.policies} or {
         name: policy for name, policy in default_policies().items() if isinstance(policy.action, Box)
     }
+    import onnxruntime
+
     for name, policy in policies.items():
         if not isinstance(policy.action, Box):
             sys.exit(f"error: {name} has discrete actions, and onnx2c has no ArgMax")
@@ -143,7 +155,11 @@ def main() -> None:
     for name, policy in policies.items():
         for cells in rows(policy, options):
             print(f"| {name} | {' | '.join(cells)} |")
-    print("\nEvery action was that of NumPy. Bytes: code, constants and static variables, without libm.")
+    library = sum(path.stat().st_size for path in Path(onnxruntime.__file__).parent.rglob("*.so*"))
+    print(
+        "\nEvery action of C was that of NumPy. Bytes: code, constants and static variables, without libm; for ONNX "
+        f"Runtime the model, beside libraries of {library / 1e6:.0f} MB."
+    )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from prune_rl.export.policy import Policy
 from prune_rl.spaces import Box
 
 pytest.importorskip("onnx", reason="the package onnx is not installed: pip install 'prune_rl[onnx]'")
+pytest.importorskip("onnxruntime", reason="the package onnxruntime is not installed")
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler, cc: install gcc")
 
 POLICY = Policy(
@@ -42,9 +43,10 @@ def code(bias: float) -> str:
 def test_both_are_timed_and_have_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("experiments.device.onnx2c.missing", lambda: ["qemu"])
     options = Options(onnx2c=program(tmp_path, code(0.125)), repeats=1, seconds=0.001)
-    ours, theirs = rows(POLICY, options)
+    ours, theirs, runtime = rows(POLICY, options)
     assert (ours[0], theirs[0], ours[2]) == ("our own C", "onnx2c", "1.00 (1.00–1.00)")
     assert ours[4:] == theirs[4:] == ["", "", ""]
+    assert float(runtime[1]) > float(ours[1])
     assert object_bytes(translated(POLICY, options.onnx2c)) < object_bytes(c_source(POLICY))
 
 
