@@ -2,6 +2,7 @@
  * With `-icount shift=0` QEMU counts a nanosecond per instruction, and SysTick counts at 25 MHz. */
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "policy.h"
 #include "observations.h"
@@ -53,8 +54,11 @@ static uint32_t __attribute__((noinline)) stack(act_function *volatile act)
 int main(void)
 {
     ACTION action[POLICY_ACTION_SIZE];
+    /* An observation is in RAM, as that of a device is. */
+    float observation[sizeof observations[0] / sizeof(float)];
     for (uint32_t i = 0U; i < TRACE; i++) {
-        (void)policy_act(observations[i], action);
+        (void)memcpy(observation, observations[i], sizeof observation);
+        (void)policy_act(observation, action);
     }
     return 0;
 }
