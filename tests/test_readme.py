@@ -19,6 +19,7 @@ import optax
 import pytest
 
 from experiments.benchmarks import __main__ as benchmarks
+from experiments.device import onnx2c
 from prune_rl import cli
 from prune_rl.export.policy import Policy, save_policy
 from prune_rl.learners.pruning_config import Pruning
@@ -107,10 +108,11 @@ def flags() -> set[str]:
         with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
             cli.main([*arguments, "--help"])
         shown.append(output.getvalue())
-    output = io.StringIO()
-    with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
-        benchmarks.main(["--help"])
-    shown.append(output.getvalue())
+    for main in (benchmarks.main, onnx2c.main):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
+            main(["--help"])
+        shown.append(output.getvalue())
     names = [field.name.replace("_", "-") for field in dataclasses.fields(Pruning)]
     pruning = {f"--prune.{prefix}{name}" for name in names for prefix in ("", "no-")}
     return pruning | set(re.findall(r"--[a-z][\w.-]*", "\n".join(shown)))

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,9 +133,9 @@ def rows(policy: Policy, options: Options) -> list[list[str]]:
     return found
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
-    options = tyro.cli(Options, prog="python -m experiments.device.onnx2c")
+    options = tyro.cli(Options, prog="python -m experiments.device.onnx2c", args=arguments)
     if shutil.which(options.onnx2c) is None:
         sys.exit(
             f"error: there is no program {options.onnx2c}: build github.com/kraiskil/onnx2c (with cmake and protobuf) "

@@ -45,7 +45,7 @@ def export_policy(
 ) -> tuple[Path, ...]:
     """Write a policy for another runtime; the file computes what `policy(obs)` does, normalisation and bounds included.
 
-    - "onnx": one file, opset 17, input `obs` [batch, D], output `actions`; needs the package onnx.
+    - "onnx": one file, opset 17 (21 with ``int8``), input `obs` [batch, D], output `actions`; needs the package onnx.
     - "c": a header and a source file of C99 with a function `NAME_act`.
     - "stablehlo": what `jax.export.deserialize` reads, with a symbolic batch; needs JAX.
 

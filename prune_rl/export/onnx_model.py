@@ -111,7 +111,7 @@ def onnx_int8_model(quantized: QuantizedPolicy, metadata: Mapping[str, str] | No
     """A quantised policy as a model with QuantizeLinear and DequantizeLinear nodes; see `onnx_model`.
 
     Weights, biases and activations are the integers of ``quantized``. Activation functions are computed in float32, so
-    that an activation may differ by one step from the C code's.
+    that an activation may differ from the C code's: by one step, with tanh by 4.
     """
     policy = quantized.policy
     graph, lowered = Graph(import_onnx()), lower(policy)
