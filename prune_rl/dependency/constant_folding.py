@@ -25,15 +25,12 @@ from prune_rl.dependency.scalars import SHARED, UNKNOWN, Ids, ScalarTable
 from prune_rl.dependency.structural_rules import AxisMap, Links
 from prune_rl.dependency.tree_paths import Flags, Indices
 
-# A sum keeps being one over neurons through these primitives and through MOVES.
-LINEAR = frozenset(("convert_element_type", "copy", "neg", "sqrt", "square", "integer_pow"))
-
 
 class ConstantFolding(Analysis):
     """The scalar that each value holds at a removed neuron: parameter leaves hold 0 there.
 
     The state of a value v: along[v][i], its scalars by position along axis i; everywhere[v], if the whole value is
-    one scalar; sums[v], the roots of the neurons that it is a sum over. Absent: not known.
+    one scalar. Absent: not known.
     """
 
     def __init__(self, positions: Positions, candidates: Indices) -> None:
@@ -43,7 +40,6 @@ class ConstantFolding(Analysis):
         self.scalars = ScalarTable()
         self.everywhere: dict[int, int] = {}
         self.along: dict[int, dict[int, Ids]] = {}
-        self.sums: dict[int, Indices] = {}
         program = positions.program
         for value, scalar in positions.uniform.items():
             self.everywhere[value] = self.scalars.id_of(scalar)
@@ -74,7 +70,7 @@ class ConstantFolding(Analysis):
             self.along.setdefault(value, {})[axis] = np.broadcast_to(ids, (n,))
 
     def _clear(self, value: int) -> None:
-        for table in (self.everywhere, self.along, self.sums):
+        for table in (self.everywhere, self.along):
             table.pop(value, None)
 
     def run(self) -> None:
@@ -114,16 +110,6 @@ class ConstantFolding(Analysis):
             for axis in range(len(links.outs[k])):
                 if self.removable(value, axis).any():
                     self._set(value, axis, self._along(equation, links, k, axis))
-        if equation.name in ("reduce_sum", "psum"):
-            over = [self.positions.of(ins[k], i) for k, i in links.summed]
-            self._mark_sum(equation.outs[0], [roots[self.is_candidate[roots]] for roots in over])
-        elif equation.name in MOVES | LINEAR:
-            for value in equation.outs:
-                self._mark_sum(value, [self.sums[v] for v in ins if v in self.sums])
-
-    def _mark_sum(self, value: int, roots: list[Indices]) -> None:
-        if any(map(len, roots)):
-            self.sums[value] = np.concatenate(roots)
 
     def _along(self, equation: Equation, links: Links, k: int, axis: int) -> Ids | int:
         """The scalars of output k along one of its axes."""
@@ -216,8 +202,6 @@ class ConstantFolding(Analysis):
             # An axis that devices share is of another length there.
             if axis + shift >= 0 and len(ids) == self.positions.program.shape(target)[axis + shift]:
                 self.along.setdefault(target, {})[axis + shift] = ids
-        if source in self.sums:
-            self.sums[target] = self.sums[source]
 
     def join(self, new: int, old: int) -> bool:
         before = (self.everywhere.get(old), self.along.get(old, {}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -31,28 +31,17 @@ VARIANCE = (
 )
 
 
-class Removal(NamedTuple):
-    """How neurons are removed that can be.
-
-    Attributes:
-      counted: those whose number a constant of the program may stand for: sums over them are multiplied or divided by
-        a constant, or are products of two activations, which are scaled by the root of it.
-      products: those that two activations are contracted over, so that no kernel need read them.
-    """
-
-    counted: Indices
-    products: Indices
-
-
-def check_removable(positions: Positions, candidates: Indices) -> Removal:
+def check_removable(positions: Positions, candidates: Indices) -> Indices:
     """Block every candidate set of positions whose removal would not be exact, with the reason.
+
+    Returns those that two activations are contracted over, so that no kernel need read them.
 
     By constant folding at removed neurons. A contraction over the neurons is exact when the product at a removed neuron
     is 0; a reduction is when it holds the neutral element there.
     """
     folding = ConstantFolding(positions, candidates)
     folding.run()
-    counted, products = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    products = [np.empty(0, np.int64)]
     for equation in primitives(positions.program.equations):
         links, ins = positions.links[id(equation)], equation.ins
         for (_, a), (_, b) in links.contracted:
@@ -64,11 +53,7 @@ def check_removable(positions: Positions, candidates: Indices) -> Removal:
             neutral = f"goes through {equation.name!r}, where a removed neuron would not be {NEUTRAL[equation.name]}"
             advice = VARIANCE if equation.name == "reduce_sum" else ""
             _block(folding, ins[k], axis, changes, neutral + advice)
-        if equation.name in ("mul", "div") and any(v in folding.everywhere for v in ins):
-            for value in ins:
-                if value in folding.sums:
-                    counted.append(folding.sums[value])
-    return Removal(np.concatenate([*counted, *products]), np.concatenate(products))
+    return np.concatenate(products)
 
 
 def _differ(folding: ConstantFolding, value: int, axis: int, neutral: Any) -> Any:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from prune_rl.dependency.counts import counts_anew
-from prune_rl.dependency.exactness import Removal, check_removable
+from prune_rl.dependency.counts import counted_anew
+from prune_rl.dependency.exactness import check_removable
 from prune_rl.dependency.groups import ROLES, NeuronGroup, NeuronGroups, Role, Slice
 from prune_rl.dependency.jaxpr import Traced, trace
 from prune_rl.dependency.propagation import Choices, Positions, Sources, next_choices
@@ -45,8 +45,9 @@ def find_groups(
     jit, vmap, custom derivatives, rematerialisation, cond, scan and while. What no output depends on is left out.
 
     A mean over neurons keeps its 1/N, since removed neurons are zeros in the sum: so does `compact_function`. Where fn
-    itself would run on smaller arrays and count them anew, it would be another function there. The neurons are then
-    refused, unless `keep_counts` says that compacted parameters go through `compact_function` only.
+    itself would run on smaller arrays and count them anew, it would be another function there. So it would where it
+    scales a layer by the number of its inputs, or attention by that of its features. The neurons are then refused,
+    unless `keep_counts` says that compacted parameters go through `compact_function` only.
 
     Args:
       fn: any function of params and inputs; it is traced, not run.
@@ -72,17 +73,15 @@ def find_groups(
     traced = trace(fn, params, *inputs, carry=carry)
     choices: Choices = {}
     while True:
-        positions, roles, candidates, removal = _candidates(traced, choices, whole_heads, equal_channels)
+        positions, roles, candidates, products = _candidates(traced, choices, whole_heads, equal_channels)
         refused = candidates[positions.is_blocked(candidates)]
         # An ambiguous reshape has several readings, and the neurons may be removable in another one.
         following = next_choices(positions, choices, refused)
         if following is None:
             break
         choices = following
-    groups, counted = _groups(traced, positions, roles, candidates, removal)
-    if keep_counts or not counted:
-        return groups
-    anew = {name for name in counted if counts_anew(fn, traced, groups[name], params, inputs)}
+    groups = _groups(traced, positions, roles, candidates, products)
+    anew = set() if keep_counts else counted_anew(fn, traced, groups, params, inputs)
     refused_here = [
         (", ".join(described(s) for s in groups[n].slices if s.role == "in"), COUNTED)
         for n in groups
@@ -95,8 +94,8 @@ def find_groups(
 
 def _candidates(
     traced: Traced, choices: Choices, first_axes: bool, equal_channels: bool
-) -> tuple[Positions, list[tuple[AxisOf, Role]], Indices, Removal]:
-    """The linked program, the roles of leaf axes, the sets that a kernel produces, and how they are removed."""
+) -> tuple[Positions, list[tuple[AxisOf, Role]], Indices, Indices]:
+    """The linked program, the roles of leaf axes, the sets that a kernel produces, and those no kernel need read."""
     program, parameters = traced.program, len(traced.paths)
     positions = Positions(program, parameters, choices, first_axes, equal_channels)
     states, results = {before for before, _ in traced.carried}, program.outputs[len(traced.carried) :]
@@ -157,14 +156,13 @@ def _groups(
     positions: Positions,
     roles: list[tuple[AxisOf, Role]],
     candidates: Indices,
-    removal: Removal,
-) -> tuple[NeuronGroups, list[str]]:
-    """The groups, and the names of those whose number a constant of the program may stand for."""
+    contracted: Indices,
+) -> NeuronGroups:
     program, paths = traced.program, traced.paths
     order = {leaf_axis: n for n, (leaf_axis, _) in enumerate(roles)}
     members = _members(traced, positions, candidates, order)
     reasons, role_of = positions.reasons(), _by_axis(roles)
-    products = {*removal.products.tolist()}
+    products = {*contracted.tolist()}
     # Neurons of one group: as many positions along the same axes, and the same reasons against them.
     patterns: dict[Any, list[int]] = {}
     for root in candidates.tolist():
@@ -174,7 +172,7 @@ def _groups(
         pattern = tuple((at, len(where)) for at, where in members[root].items())
         patterns.setdefault((pattern, why), []).append(root)
 
-    found, rejected, among = [], [], []
+    found, rejected = [], []
     for (pattern, why), roots in patterns.items():
         along: Members = {at: np.array([members[root][at] for root in roots]) for at, _ in pattern}
         slices = _slices(along, roles, paths, [program.shape(v) for v in program.inputs])
@@ -183,12 +181,10 @@ def _groups(
             rejected.append((", ".join(map(described, made)), "; ".join(why)))
         else:
             found.append((len(roots), slices))
-            among.append(bool(np.isin(roots, removal.counted).any()))
     kernels = {paths[k] for (k, _), role in roles if role == "in"}
     names = group_names([slices for _, slices in found], kernels)
     groups = (NeuronGroup(name, size, slices) for name, (size, slices) in zip(names, found, strict=True))
-    counted_names = [name for name, is_counted in zip(names, among, strict=True) if is_counted]
-    return NeuronGroups(groups, rejected), counted_names
+    return NeuronGroups(groups, rejected)
 
 
 def _members(

@@ -233,6 +233,78 @@ def test_a_mean_that_is_counted_anew_is_refused_or_kept(norm: Callable[[jax.Arra
     assert list(fixed) == ["a"]
 
 
+def attention(p: Params, x: jax.Array, features: int | None) -> jax.Array:
+    """One head of which query, key and value are one projection; features that are None are counted anew."""
+    query, key, value = jnp.split(x @ p["qkv"], 3, -1)
+    scores = query @ key.T / (query.shape[-1] if features is None else features) ** 0.5
+    return jax.nn.softmax(scores) @ value @ p["out"]
+
+
+def test_features_counted_anew_where_only_equal_parts_of_a_fused_projection_can_go_are_refused() -> None:
+    params = {"qkv": normal(4, 48), "out": normal(16, 2)}
+    refused = find_groups(lambda p, x: attention(p, x, None), params, X)
+    assert [group.slices[0].indices(16).size for group in refused.values()] == [16]  # the values alone
+    assert "keep_counts=True" in dict(refused.rejected)["qkv axis 1 [0:32]"]
+    assert len(assert_removable(lambda p, x: attention(p, x, None), params, X, keep_counts=True)) == 2
+    assert len(assert_removable(lambda p, x: attention(p, x, 16), params, X)) == 2
+
+
+def test_a_ratio_of_two_widths_is_counted_by_both() -> None:
+    """It stays as it is where both lose equal shares."""
+
+    def fn(p: Params, x: jax.Array) -> jax.Array:
+        return n(n(x @ p["a"]) @ p["b"] * (p["b"].shape[0] / p["b"].shape[1])) @ p["c"]
+
+    params = {"a": normal(4, 16), "b": normal(16, 16), "c": normal(16, 2)}
+    groups = find_groups(fn, params, X)
+    assert [what for what, why in groups.rejected if "keep_counts=True" in why] == ["a axis 1", "b axis 1"]
+    assert list(assert_removable(fn, params, X, keep_counts=True)) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "scaled",
+    [
+        lambda h, c: h @ c / c.shape[0] ** 0.5,
+        lambda h, c: h @ (c * c.shape[0] ** -0.5),
+        lambda h, c: h * (1 / c.shape[0]) @ c,
+        lambda h, c: h / jnp.asarray(c.shape[0]) @ c,
+        lambda h, c: (h * jnp.full((1, c.shape[0]), 1 / c.shape[0])) @ c,
+        lambda h, c: (h * np.full((1, c.shape[0]), 1 / c.shape[0], np.float32)) @ c,
+        lambda h, c: (h * np.linspace(1, 2, c.shape[0], dtype=np.float32)[None]) @ c,
+        lambda h, c: (h * jnp.arange(1.0, 1 + c.shape[0])[None]) @ c,
+    ],
+)
+def test_a_layer_that_is_scaled_by_the_number_or_the_places_of_its_inputs_is_refused_or_kept(
+    scaled: Callable[[jax.Array, jax.Array], jax.Array],
+) -> None:
+    """As in the parametrisation of neural tangent kernels, and of networks with equal learning rates."""
+
+    def fn(p: Params, x: jax.Array) -> jax.Array:
+        return scaled(n(x @ p["a"]), p["c"])
+
+    refused = find_groups(fn, P, X)
+    assert len(refused) == 0
+    assert "keep_counts=True" in dict(refused.rejected)["a axis 1"]
+    assert list(assert_removable(fn, P, X, keep_counts=True)) == ["a"]
+
+
+def test_how_often_a_function_of_any_width_is_traced_does_not_depend_on_how_many_groups_it_has() -> None:
+    def traces(layers: int) -> int:
+        params = {"qkv": [normal(4, 48)] * layers, "out": [normal(16, 4)] * layers}
+        calls = []
+
+        def fn(p: Any, x: jax.Array) -> jax.Array:
+            calls.append(1)
+            for qkv, out in zip(p["qkv"], p["out"], strict=True):
+                x = x + attention({"qkv": qkv, "out": out}, x, 16)
+            return x
+
+        assert len(find_groups(fn, params, X)) == 2 * layers
+        return len(calls)
+
+    assert traces(5) == traces(1)
+
+
 # --- outputs of any type ---
 
 
