@@ -26,6 +26,7 @@ from prune_rl.training.engine import over_seeds as over_seeds
 from prune_rl.training.engine import seed_keys as seed_keys
 from prune_rl.training.faults import fault_metrics
 from prune_rl.training.rollouts import host_rollout, reset_envs, rollout
+from prune_rl.training.seed_devices import SeedDevices
 
 
 @struct.dataclass
@@ -65,11 +66,13 @@ def iterate(env: JaxEnv[Any], runner: Runner, config: LearnerConfig) -> tuple[Ru
     return Runner(state, env_state, obs, key), metrics | fault_metrics(transitions)
 
 
-def make_chunk(env: JaxEnv[Any], config: LearnerConfig, length: int) -> Any:
+def make_chunk(
+    env: JaxEnv[Any], config: LearnerConfig, length: int, devices: SeedDevices | None = None
+) -> Any:
     """A compiled function (runner, n) -> (runner, metrics [length, S]) that makes n <= ``length`` updates.
 
     ``n`` is traced, so that a shorter last chunk compiles nothing anew; rows of metrics from n on are zeros. The runner
-    is donated.
+    is donated. Each of the ``devices`` makes the updates of its own seeds; None: one device makes all.
     """
     axes = runner_axes(config)
 
@@ -91,17 +94,29 @@ def make_chunk(env: JaxEnv[Any], config: LearnerConfig, length: int) -> Any:
         result: tuple[Runner, Metrics] = jax.lax.fori_loop(0, n, body, (runner, rows))
         return result
 
-    return jax.jit(chunk, donate_argnums=0)
+    return (devices or SeedDevices.choose(1)).jit(chunk, (axes, None), (axes, 1), donate_argnums=0)
 
 
 class DeviceEngine(Engine[Any]):
-    """Everything on the device: up to ``length`` updates in one compiled program without a host round trip."""
+    """Everything on the device: up to ``length`` updates in one compiled program without a host round trip.
 
-    def __init__(self, env: JaxEnv[Any], seeds: Sequence[int], config: LearnerConfig, length: int) -> None:
-        self._chunk = make_chunk(env, config, length)
-        self._dense_chunk = make_chunk(env, dense_method.learner_config(config), length)
+    ``devices``: those that may share the seeds, by default all local ones.
+    """
+
+    def __init__(
+        self,
+        env: JaxEnv[Any],
+        seeds: Sequence[int],
+        config: LearnerConfig,
+        length: int,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
+        chosen = SeedDevices.choose(len(seeds), devices)
+        self._chunk = make_chunk(env, config, length, chosen)
+        self._dense_chunk = make_chunk(env, dense_method.learner_config(config), length, chosen)
         self._length = length
-        super().__init__(init_runner(env, seed_keys(seeds), config), config, env.spec, seeds)
+        runner = init_runner(env, seed_keys(seeds), config)
+        super().__init__(runner, runner_axes(config), config, env.spec, seeds, chosen)
 
     def advance(self, n: int) -> Metrics:
         """``n`` updates; n may exceed the chunk's length."""
@@ -157,6 +172,8 @@ class HostEngine(Engine[HostPrograms]):
 
     If the configuration ``acts_ahead``, the rollout after an update is made while the update runs, with the state of
     before it, unless the environments are reset in between.
+
+    ``devices``: those that may share the seeds, by default all local ones.
     """
 
     def __init__(
@@ -165,6 +182,7 @@ class HostEngine(Engine[HostPrograms]):
         seeds: Sequence[int],
         config: LearnerConfig,
         reset_every: int,
+        devices: Sequence[jax.Device] | None = None,
     ) -> None:
         self._seeds, self._reset_every = list(seeds), reset_every
         self._envs = [make_envs() for _ in seeds]
@@ -180,13 +198,17 @@ class HostEngine(Engine[HostPrograms]):
             key, noise_key = jax.random.split(key)
             return key, learner.action_noise(noise_key, (config.num_steps, config.num_envs), spec)
 
+        def copy(state: Any) -> Any:
+            # A copy, since an update is given the state's memory.
+            return jax.tree.map(jnp.copy, cast(Any, learner).acting(state))
+
         axes: Any = Learners(learner.VMAP_AXES, 0)  # type: ignore[arg-type]
-        self._draw = jax.jit(jax.vmap(draw))
-        # A copy, since an update is given the state's memory.
-        self._acting = jax.jit(lambda state: jax.tree.map(jnp.copy, cast(Any, learner).acting(state)))
-        self._jitted = host_functions(config, len(self._seeds))
-        self._dense_jitted = host_functions(dense_method.learner_config(config), len(self._seeds))
-        super().__init__(init_seeds(init, seed_keys(seeds), axes), config, spec, seeds)
+        chosen = SeedDevices.choose(len(seeds), devices)
+        self._draw = chosen.jit(jax.vmap(draw), (0,), 0)
+        self._acting = chosen.jit(copy, (learner.VMAP_AXES,), learner.VMAP_AXES)
+        self._jitted = host_functions(config, chosen)
+        self._dense_jitted = host_functions(dense_method.learner_config(config), chosen)
+        super().__init__(init_seeds(init, seed_keys(seeds), axes), axes, config, spec, seeds, chosen)
 
     def advance(self, n: int) -> Metrics:
         """``n`` updates, each on a fresh rollout."""
@@ -291,7 +313,7 @@ class HostEngine(Engine[HostPrograms]):
         return HostPrograms(act, update)
 
 
-def host_functions(config: LearnerConfig, num_seeds: int) -> HostPrograms:
+def host_functions(config: LearnerConfig, devices: SeedDevices) -> HostPrograms:
     """``act`` (states, obs, noise, t) and ``update`` (learners, rollouts) of all seeds, to be compiled."""
     learner = learner_of(config)
 
@@ -303,10 +325,14 @@ def host_functions(config: LearnerConfig, num_seeds: int) -> HostPrograms:
         return Learners(state, learners.key), metrics
 
     axes: Any = Learners(learner.VMAP_AXES, 0)  # type: ignore[arg-type]
+    acting, number = (learner.VMAP_AXES, 0, 0, None), devices.seeds_each
     return HostPrograms(
-        act=jax.jit(over_seeds(act, num_seeds, in_axes=(learner.VMAP_AXES, 0, 0, None))),
-        update=jax.jit(
-            over_seeds(update, num_seeds, in_axes=(axes, 0), out_axes=(axes, 0)), donate_argnums=0
+        act=devices.jit(over_seeds(act, number, in_axes=acting), acting, 0),
+        update=devices.jit(
+            over_seeds(update, number, in_axes=(axes, 0), out_axes=(axes, 0)),
+            (axes, 0),
+            (axes, 0),
+            donate_argnums=0,
         ),
     )
 

@@ -88,6 +88,8 @@ def train(
                     "episode reaches its time limit; ask for fewer --host-resets, or leave the flag out"
                 )
             engine = make_engine(config, task)
+            if engine.devices.note():
+                console.print(engine.devices.note())
             try:
                 with engine.timing.counting_programs():
                     run_updates(engine, config, run.path, console, keep_dense_part=keep_dense_part)
