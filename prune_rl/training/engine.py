@@ -46,12 +46,13 @@ class Engine(Generic[Compiled]):
         spec: Spec,
         seeds: Sequence[int],
         devices: SeedDevices,
+        names: Sequence[str] = (),
     ) -> None:
-        """``axes``: a prefix of ``tree``, the seed axis of each leaf or None."""
+        """``axes``: a prefix of ``tree``, the seed axis of each leaf or None; ``names`` as in ``Faults``."""
         self.devices, self._axes = devices, axes
         self.tree = tree
         self.spec = spec
-        self.faults = Faults(seeds, config, spec)
+        self.faults = Faults(seeds, config, spec, names)
         self._filled = self.faults.frozen
         self.timing = Timing()
         self._config = config
