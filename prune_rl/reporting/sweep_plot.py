@@ -59,8 +59,9 @@ def draw_sweep(title: str, results: Sequence[Mapping[str, Any]]) -> bytes:
             capsize=4,
             label=label("IQM, 95% interval"),
         )
-    panel.set_xticks(range(len(results)), [result["name"].replace(",", "\n") for result in results])
-    panel.tick_params(axis="x", labelrotation=0 if len(results) <= 4 else 45)
+    turned: dict[str, Any] = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    names = [result["name"].replace(",", "\n") for result in results]
+    panel.set_xticks(range(len(results)), names, **(turned if len(results) > 4 else {}))
     panel.set_xlim(-0.6, len(results) - 0.4)
     panel.set_ylabel("return")
     legend_above(panel, 3)

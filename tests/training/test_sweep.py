@@ -199,6 +199,19 @@ def test_the_flags_of_a_run_give_its_values(words: tuple[str, ...]) -> None:
     assert again == run.config
 
 
+def test_fields_of_several_flags_count_wherever_the_environment_stands() -> None:
+    """As `make sweep` gives them: what follows in ARGS counts last."""
+    words = shlex.split(
+        "--sweep gamma=0.9,0.99 CartPole-v1 --no-control --sweep=ent_coef=1 --control --sweep"
+    )
+    config, options = parse_train(words)
+    assert config.env == "CartPole-v1"
+    assert options.sweep == ("gamma=0.9,0.99", "ent_coef=1")
+    assert options.control
+    assert parse_train(["CartPole-v1", "--sweep", "--seeds", "3"])[1].sweep == ()
+    assert parse_train(["CartPole-v1"])[1].sweep is None
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
