@@ -34,7 +34,7 @@ $(STAMP): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv experiment evaluate report examples bench device proof soak test lint format types lock clean FORCE
+.PHONY: help venv experiment sweep evaluate report examples bench device proof soak test lint format types lock clean FORCE
 
 help: ## list targets and variables
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo; echo "targets"
@@ -48,6 +48,7 @@ help: ## list targets and variables
 	  STEPS 'environment steps per seed' \
 	  METHOD 'dynamic: prune; dense: do not; small: few neurons from scratch (needs LIKE); linear: no hidden neuron' \
 	  LIKE 'a run of whose final widths METHOD=small makes its actor' \
+	  SWEEP 'values to compare, e.g. "learning_rate=1e-4,1e-3 prune.tolerance=0.01,0.05"; none: seeds alone' \
 	  RUN 'run directory, for evaluate; one or several for report' \
 	  ARGS 'any further flags of the command, e.g. ARGS="--any.flag value"' \
 	  SBX '1: make bench installs SBX too (.venv-sbx) and measures its SAC and PPO beside ours' \
@@ -60,6 +61,9 @@ venv: $(STAMP) ## make or update .venv from the lock file
 
 experiment: $(STAMP) ## train, prune, compact and evaluate: ENV ALGO SEED SEEDS STEPS METHOD LIKE ARGS
 	$(BIN)/prune-rl train '$(ENV)' $(TRAIN_FLAGS) $(ARGS)
+
+sweep: $(STAMP) ## many seeds, and values of hyperparameters, in one program; no dense control: ENV SEEDS SWEEP ARGS
+	$(BIN)/prune-rl train '$(ENV)' $(TRAIN_FLAGS) --no-control --sweep $(SWEEP) $(ARGS)
 
 evaluate: $(STAMP) ## measure a run's compact policy again: RUN=runs/... ARGS
 	@test -n '$(RUN)' || { echo 'make evaluate needs a run directory: make evaluate RUN=runs/...' >&2; exit 2; }

@@ -9,8 +9,11 @@ from rich.markup import escape
 
 ENVIRONMENT_CRASHED = 1
 USAGE_ERROR = 2
-# A seed has no policy, since its environment gave values that nothing can be learned from, or its training diverged.
+# Some seeds have no policy, since their environments gave values that nothing can be learned from, or their training
+# diverged; the others ended normally.
 SEED_WITHOUT_POLICY = 3
+# All seeds do: training cannot go on.
+NO_SEED_LEFT = 4
 
 
 def print_error(error: Exception) -> None:

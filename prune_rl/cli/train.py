@@ -16,13 +16,14 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from prune_rl import compilation_cache
-from prune_rl.cli.errors import SEED_WITHOUT_POLICY, print_error
+from prune_rl.cli.errors import NO_SEED_LEFT, SEED_WITHOUT_POLICY, print_error
 from prune_rl.cli.flags import with_types
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
 from prune_rl.training.config import Config
 from prune_rl.training.export_run import ExportRequest, To, export_run
 from prune_rl.training.presets import find_preset, load_preset
+from prune_rl.training.sweep_values import flags_of, read_axes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,10 @@ class Train(Config):
     a folder of its own."""
     export: tuple[To, ...] = ()
     """Also write the compact policies for other runtimes into RUN/export, as prune-rl export does."""
+    sweep: Annotated[tuple[str, ...] | None, arg(metavar="[FIELD=VALUE,VALUE,… ...]")] = None
+    """Train a run for every value of these fields of the learner, such as learning_rate=1e-4,1e-3 (of several fields:
+    for every combination), each in a folder of its own, and compare them; without a field, compare the seeds. Numbers
+    that change neither shapes nor the program train in one program. May be given several times."""
     preset: Path | None = None
     """TOML file with defaults, instead of the one in experiments/presets."""
 
@@ -66,10 +71,16 @@ def run(arguments: list[str], console: Console) -> int:
         console.print(f"[yellow]note:[/] {escape(note)}")
     command = shlex.join(["prune-rl", "train", *arguments])
     try:
+        if options.sweep is not None:
+            from prune_rl.training.sweep import sweep
+
+            axes = read_axes(options.sweep, config)
+            complete = sweep(config, axes, options.run_dir, options.control, command, console)
+            return 0 if complete else SEED_WITHOUT_POLICY
         complete = experiment(config, options.run_dir, options.control, command, console, options.extend)
     except TrainingFailed as error:
         print_error(error)
-        return SEED_WITHOUT_POLICY
+        return NO_SEED_LEFT
     if options.export:
         path = options.run_dir or config.resolved().default_run_dir()
         export_run(path, request, lambda text: console.print(escape(text), soft_wrap=True))
@@ -86,6 +97,7 @@ def parse_train(arguments: list[str]) -> tuple[Config, Train]:
     first.add_argument("--preset", type=Path)
     known, _ = first.parse_known_args(arguments)
     base = Config(algo=known.algo)
+    arguments = _joined_sweeps(arguments)
     env = _environment_of(arguments, base)
     preset = known.preset or (find_preset(env, known.algo) if env is not None else None)
     if preset is not None:
@@ -100,7 +112,46 @@ def parse_train(arguments: list[str]) -> tuple[Config, Train]:
         from prune_rl.training.small_network import as_wide_as
 
         config = as_wide_as(config, parsed.like)
+    if parsed.sweep is not None:
+        _check_sweep(parsed, arguments)
     return config, parsed
+
+
+def _joined_sweeps(arguments: list[str]) -> list[str]:
+    """The arguments with the fields of all `--sweep` behind one at the end: of a flag given twice the last counts.
+
+    A word without "=" behind the flag is none of its fields, but ENV.
+    """
+    words, kept, fields, given = list(arguments), list[str](), list[str](), False
+    while words:
+        word = words.pop(0)
+        if word == "--sweep":
+            given = True
+            while words and "=" in words[0] and not words[0].startswith("-"):
+                fields.append(words.pop(0))
+        elif word.startswith("--sweep="):
+            given = True
+            fields.append(word.removeprefix("--sweep="))
+        else:
+            kept.append(word)
+    return [*kept, "--sweep", *fields] if given else kept
+
+
+def _check_sweep(parsed: Train, arguments: list[str]) -> None:
+    """Raise ``ValueError`` for flags that exclude `--sweep`, or give a single value to a swept field."""
+    for name in ("extend", "export", "like"):
+        if getattr(parsed, name):
+            raise ValueError(
+                f"--{name} is for a single run, and --sweep makes several: leave one of them out (each folder of a "
+                "sweep is a run directory)"
+            )
+    flags = {word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")}
+    for axis in read_axes(parsed.sweep or (), Config(algo=parsed.algo, learner=parsed.learner)):
+        flag = flags_of({axis.field: axis.values[0]})[0]
+        if flag in flags:
+            raise ValueError(
+                f"{axis.field} has the values of --sweep and one of {flag}: leave one of them out"
+            )
 
 
 def _environment_of(arguments: list[str], base: Config) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.validation import (
@@ -19,6 +20,9 @@ from prune_rl.learners.validation import (
 @dataclasses.dataclass(frozen=True)
 class LearnerConfig:
     """Hyperparameters that every learner has; frozen and hashable, so static under ``jit``."""
+
+    TRACED: ClassVar[tuple[str, ...]] = ("learning_rate", "learning_rate_end", "gamma")
+    # Numbers that one program can have many values of, see `prune_rl.learners.traced_numbers`.
 
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers of the actor; none for a linear policy."""

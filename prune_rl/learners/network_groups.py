@@ -13,6 +13,7 @@ from prune_rl.dependency.find_groups import find_groups
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.dependency.tree_paths import Params, make_struct
 from prune_rl.learners.config import LearnerConfig
+from prune_rl.learners.traced_numbers import without_values
 
 Outputs = Callable[..., Any]
 
@@ -27,7 +28,7 @@ def network_groups(
     """
     leaves, structure = jax.tree.flatten(params)
     shapes = tuple((leaf.shape, leaf.dtype) for leaf in leaves)
-    return _find(outputs_of, config, structure, shapes, input_sizes)
+    return _find(outputs_of, without_values(config), structure, shapes, input_sizes)
 
 
 @functools.lru_cache(maxsize=128)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 # Share of training for which importance is tracked before the first neuron may go.
 WARM_UP = 0.01
@@ -15,6 +15,9 @@ MASK_UPDATES = 120
 @dataclasses.dataclass(frozen=True)
 class Pruning:
     """How neurons are removed while training goes on."""
+
+    TRACED: ClassVar[tuple[str, ...]] = ("tolerance", "strength", "gate", "energy")
+    # Numbers that one program can have many values of, see `prune_rl.learners.traced_numbers`.
 
     tolerance: float | None = 0.02
     """How much return may go, as a share. Neurons go while the return of training holds, and are taken back where it

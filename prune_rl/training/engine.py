@@ -20,6 +20,7 @@ from prune_rl.training.array_widths import Shrinking, Widths, next_shrinking
 from prune_rl.training.dense_part import DensePart, dense_state, num_dense_updates
 from prune_rl.training.faults import Faults
 from prune_rl.training.programs import Programs
+from prune_rl.training.seed_devices import SeedDevices
 from prune_rl.training.timing import Timing
 
 Compiled = TypeVar("Compiled")
@@ -29,19 +30,29 @@ class Engine(Generic[Compiled]):
     """Advances the training of S seeds; a subclass says with which programs.
 
     Attributes:
-        tree: everything that training changes, all arrays: save it, or assign one that was saved.
+        tree: everything that training changes, all arrays: save it, or assign one that was saved, on any devices.
+        devices: those that share the seeds.
         spec: what the learner knows of the environment.
         faults: the seeds whose environment or training broke, see ``Faults``.
         timing: where the time went.
         num_dense: updates at the start in which a pruned run is its dense control; 0 in other runs.
     """
 
-    tree: Any
-
-    def __init__(self, tree: Any, config: LearnerConfig, spec: Spec, seeds: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tree: Any,
+        axes: Any,
+        config: LearnerConfig,
+        spec: Spec,
+        seeds: Sequence[int],
+        devices: SeedDevices,
+        names: Sequence[str] = (),
+    ) -> None:
+        """``axes``: a prefix of ``tree``, the seed axis of each leaf or None; ``names`` as in ``Faults``."""
+        self.devices, self._axes = devices, axes
         self.tree = tree
         self.spec = spec
-        self.faults = Faults(seeds, config, spec)
+        self.faults = Faults(seeds, config, spec, names)
         self._filled = self.faults.frozen
         self.timing = Timing()
         self._config = config
@@ -53,6 +64,15 @@ class Engine(Generic[Compiled]):
             self._part = DensePart(tree, tree.replace(state=dense))
             self._state_part = DensePart(tree.state, dense)
         self._report: Metrics | None = None
+
+    @property
+    def tree(self) -> Any:
+        """See ``Engine``."""
+        return self._tree
+
+    @tree.setter
+    def tree(self, tree: Any) -> None:
+        self._tree = self.devices.place(tree, self._axes)
 
     @property
     def state(self) -> State:

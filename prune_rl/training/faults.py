@@ -79,41 +79,70 @@ class TrainingFailed(RuntimeError):
 
 
 class Faults:
-    """The faults of a run's seeds, at most one each."""
+    """The faults of the members that train together, at most one each: the seeds of a run, or of several.
 
-    def __init__(self, seeds: Sequence[int], config: LearnerConfig, spec: Spec) -> None:
-        self._seeds, self._config, self._spec = list(seeds), config, spec
-        self._found: dict[int, Fault] = {}
-        self._untold: list[Fault] = []
+    Args:
+        seeds: of each member.
+        config: of the learner.
+        spec: of the environment.
+        names: what tells members with the same seed apart, such as "learning_rate=0.01"; none in a single run.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], config: LearnerConfig, spec: Spec, names: Sequence[str] = ()
+    ) -> None:
+        self._seeds, self._config, self._spec, self._names = list(seeds), config, spec, list(names)
+        self._found: dict[int, Fault] = {}  # by member
+        self._untold: list[int] = []
 
     @property
     def frozen(self) -> npt.NDArray[np.bool_]:
-        """bool[S]: seeds that have a fault."""
-        return np.array([seed in self._found for seed in self._seeds])
+        """bool[S]: members that have a fault."""
+        return np.array([member in self._found for member in range(len(self._seeds))])
 
-    def add(self, fault: Fault) -> None:
-        """Freeze a seed; of one that is frozen the first fault stays."""
-        if fault.seed not in self._found:
-            self._found[fault.seed] = fault
-            self._untold.append(fault)
+    def add(self, fault: Fault, member: int | None = None) -> None:
+        """Freeze a member, by default the one of the fault's seed; of one that is frozen the first fault stays."""
+        member = self._seeds.index(fault.seed) if member is None else member
+        if member not in self._found:
+            self._found[member] = fault
+            self._untold.append(member)
 
     def untold(self) -> list[Fault]:
-        """Those that were added since the last call."""
+        """Those that were added since the last call of this or of ``sentences``."""
         told, self._untold = self._untold, []
-        return told
+        return [self._found[member] for member in told]
 
-    def restore(self, data: Iterable[Mapping[str, Any]]) -> None:
-        """Those of a checkpoint, from ``to_json``; they count as told."""
-        self._found = {entry["seed"]: Fault(**entry) for entry in data}
+    def sentences(self, env_id: str) -> list[str]:
+        """What happened to the members that were frozen since the last call of this or of ``untold``."""
+        members = list(self._untold)
+        names = [f"with {self._names[member]}, " if self._names else "" for member in members]
+        return [f"{name}{fault.sentence(env_id)}" for name, fault in zip(names, self.untold(), strict=True)]
+
+    @property
+    def members(self) -> list[int]:
+        """The members that have a fault, in order, as ``to_json``."""
+        return sorted(self._found)
+
+    def restore(self, data: Iterable[Mapping[str, Any]], members: Iterable[int] | None = None) -> None:
+        """Those of a checkpoint, from ``to_json`` and ``members``; they count as told.
+
+        Without ``members`` they are those of the faults' seeds.
+        """
+        faults = [Fault(**entry) for entry in data]
+        found = [self._seeds.index(fault.seed) for fault in faults] if members is None else members
+        self._found = dict(zip(found, faults, strict=True))
         self._untold = []
 
     def to_json(self) -> list[dict[str, Any]]:
-        """JSON data, in order of seeds."""
-        return [dataclasses.asdict(self._found[seed]) for seed in sorted(self._found)]
+        """JSON data, in order of members."""
+        return [dataclasses.asdict(self._found[member]) for member in self.members]
 
-    def records(self, env_id: str) -> list[dict[str, Any]]:
-        """The same with a "sentence" each, for faults.json."""
-        return [entry | {"sentence": Fault(**entry).sentence(env_id)} for entry in self.to_json()]
+    def records(self, env_id: str, members: range | None = None) -> list[dict[str, Any]]:
+        """The same of some or all members, with a "sentence" each, for faults.json."""
+        mine = [
+            fault for member, fault in sorted(self._found.items()) if members is None or member in members
+        ]
+        return [dataclasses.asdict(fault) | {"sentence": fault.sentence(env_id)} for fault in mine]
 
     def look_at_rollout(self, index: int, rollout: Rollout, done: int) -> bool:
         """Freeze seed number ``index`` if its rollout [T, N, …], the one after ``done`` updates, has a fault.
@@ -142,7 +171,7 @@ class Faults:
         }
         broken = {name: np.isnan(value) for name, value in floats.items() if name not in COUNTS}
         for index, seed in enumerate(self._seeds):
-            before = seed in self._found
+            before = index in self._found
             rows = [int(np.argmax(bad[:, index])) for bad in broken.values() if bad[:, index].any()]
             first = min(rows, default=None)
             if places is not None and values is not None and np.any(places[:, index, 0] >= 0):
@@ -153,8 +182,8 @@ class Faults:
             if first is not None:
                 name = next((name for name, bad in broken.items() if bad[first, index]), None)
                 step = (done + int(first) + 1) * self._config.steps_per_update
-                self.add(Fault(seed, step, "metric", name, "NaN"))
-            if seed in self._found:
+                self.add(Fault(seed, step, "metric", name, "NaN"), index)
+            if index in self._found:
                 for value in floats.values():
                     value[0 if before else first :, index] = np.nan
         return metrics | floats
@@ -183,7 +212,8 @@ class Faults:
                 value="NaN" if math.isnan(value) else f"{float(value):g}",
                 environment=n,
                 environment_step=done * config.num_steps + t + 1,
-            )
+            ),
+            index,
         )
 
 

@@ -43,16 +43,19 @@ class FrontierKeeper:
                 if self._folder.policy(step, seed).exists():
                     self._now_kept(step, seed, load_policy(self._folder.policy(step, seed)))
 
-    def keep(self, state: State, step: int, frozen: Sequence[bool]) -> None:
+    def keep(self, state: State, step: int, frozen: Sequence[bool], first: int = 0) -> None:
         """Save what ``state`` holds after ``step`` environment steps, and remove what it replaces.
 
-        A seed that is ``frozen``, [S], or whose network holds NaN, gets no policy; the end of training says so.
+        The seeds of this run are those from ``first`` on. One that is ``frozen``, [S], or whose network holds NaN, gets
+        no policy; the end of training says so.
         """
         for index, seed in enumerate(self._config.all_seeds):
             if frozen[index]:
                 continue
             try:
-                policy = compact_policy(state_of_seed(state, index), self._config, self._spec, seed, step)
+                policy = compact_policy(
+                    state_of_seed(state, first + index), self._config, self._spec, seed, step
+                )
             except ValueError:
                 continue
             self._folder.save(step, seed, policy)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 
@@ -19,23 +17,20 @@ from prune_rl.envs.task import Task
 from prune_rl.envs.vector import make_vector
 from prune_rl.export.files import MAX_TENSORS_BYTES
 from prune_rl.export.policy import load_policy, save_policy
-from prune_rl.learners.registry import Metrics, State, learner_of
+from prune_rl.learners.registry import State, learner_of
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.runs.directory import RunDirectory
 from prune_rl.runs.faults_file import write_faults
-from prune_rl.runs.frontier import FrontierFolder
-from prune_rl.runs.log_rows import joined, record, without_placeholders
-from prune_rl.runs.logging import MetricsLog
-from prune_rl.runs.mask_history import MaskHistory
+from prune_rl.runs.log_rows import without_placeholders
 from prune_rl.runs.progress import Progress
 from prune_rl.spaces import Spec
 from prune_rl.training.array_widths import check_every
 from prune_rl.training.config import NOT_PART_OF_THE_RESULT, Config
 from prune_rl.training.control_start import last_shared_checkpoint, save_dense_part
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
-from prune_rl.training.faults import Fault, Faults, TrainingFailed
-from prune_rl.training.frontier import FrontierKeeper
+from prune_rl.training.faults import Fault, Faults
 from prune_rl.training.frontier_points import frontier_updates
+from prune_rl.training.members import members_of
 from prune_rl.training.policy_export import (
     compact_policy,
     masked_policy,
@@ -43,6 +38,8 @@ from prune_rl.training.policy_export import (
     seeds_with_policy,
     state_of_seed,
 )
+from prune_rl.training.run_notes import tell_faults, without_episodes
+from prune_rl.training.run_records import RunRecords, records_of
 
 TIMING = "timing.json"
 # Updates in one compiled call: enough that a call's overhead vanishes, few enough that progress shows.
@@ -82,22 +79,44 @@ def train(
         if prepare is not None:
             prepare(run.path)
         if not is_trained(run.path, config):
-            if config.truncates_every_episode(task):
-                console.print(
-                    f"[yellow]note:[/] {config.env} is reset {config.host_resets} times in this run, so that no "
-                    "episode reaches its time limit; ask for fewer --host-resets, or leave the flag out"
-                )
-            engine = make_engine(config, task)
-            try:
-                with engine.timing.counting_programs():
-                    run_updates(engine, config, run.path, console, keep_dense_part=keep_dense_part)
-                console.print(engine.timing.compilation())
-                write_policies(engine.state, engine.faults, config, task.spec, run.path)
-                tell_faults(engine.faults, config, console)
-                write_faults(run.path, engine.faults.records(config.env))
-                write_json(run.path / TIMING, engine.timing.to_json())
-            finally:
-                engine.close()
+            train_together([(config, run.path)], task, run.path, console, keep_dense_part=keep_dense_part)
+
+
+def train_together(
+    runs: Sequence[tuple[Config, Path]],
+    task: Task,
+    home: Path,
+    console: Console,
+    *,
+    keep_dense_part: bool = False,
+) -> None:
+    """Train runs that share a program, see ``share_program``, until their compact policies are written.
+
+    Each has its own folder, which is locked; ``home`` is where checkpoints and timing.json are.
+    """
+    config = runs[0][0]
+    if config.truncates_every_episode(task):
+        console.print(
+            f"[yellow]note:[/] {config.env} is reset {config.host_resets} times in this run, so that no "
+            "episode reaches its time limit; ask for fewer --host-resets, or leave the flag out"
+        )
+    engine = make_engine(config, task, *(other for other, _ in runs[1:]))
+    if engine.devices.note():
+        console.print(engine.devices.note())
+    try:
+        records = records_of(runs)
+        with engine.timing.counting_programs():
+            run_updates(engine, config, home, console, keep_dense_part=keep_dense_part, together=records)
+        console.print(engine.timing.compilation())
+        for each in records:
+            first = each.members.start
+            write_policies(engine.state, engine.faults, each.config, task.spec, each.path, first)
+        tell_faults(engine.faults, config, console)
+        for each in records:
+            write_faults(each.path, engine.faults.records(config.env, each.members))
+        write_json(home / TIMING, engine.timing.to_json())
+    finally:
+        engine.close()
 
 
 def is_trained(path: Path, config: Config) -> bool:
@@ -128,24 +147,40 @@ def check_engine(config: Config, task: Task) -> None:
         )
 
 
-def make_engine(config: Config, task: Task) -> Engine[Any]:
-    """The engine for the backend of a resolved configuration, with fresh learners and environments."""
+def make_engine(config: Config, task: Task, *others: Config) -> Engine[Any]:
+    """The engine for the backend of a resolved configuration, with fresh learners and environments.
+
+    ``others``: runs that train in the same program, see ``share_program``.
+    """
+    runs = (config, *others)
+    seeds, members = [seed for run in runs for seed in run.all_seeds], members_of(runs)
     if config.reset_every is None:
-        return DeviceEngine(task.jax_env(), config.all_seeds, config.learner, CHUNK)
+        return DeviceEngine(task.jax_env(), seeds, config.learner, CHUNK, members=members)
     return HostEngine(
         lambda: make_vector(task, config.learner.num_envs),
-        config.all_seeds,
+        seeds,
         config.learner,
         config.reset_every,
+        members=members,
     )
 
 
 def run_updates(
-    engine: Engine[Any], config: Config, path: Path, console: Console, *, keep_dense_part: bool = False
+    engine: Engine[Any],
+    config: Config,
+    path: Path,
+    console: Console,
+    *,
+    keep_dense_part: bool = False,
+    together: Sequence[RunRecords] = (),
 ) -> None:
-    """Advance ``engine`` to the end of the run, from the newest checkpoint in ``path`` if there is one."""
+    """Advance ``engine`` to the end of the run, from the newest checkpoint in ``path`` if there is one.
+
+    ``together``: the records of the runs that train in this program, of which ``config`` is the first; by default of
+    this run alone, in ``path``.
+    """
     checkpoints = Checkpoints(path / "checkpoints")
-    log, history = MetricsLog(path / "metrics.jsonl"), MaskHistory(path / "masks")
+    records = list(together) or records_of([(config, path)])
     restored = checkpoints.restore(lambda metadata: engine.template(metadata["widths"]))
     for note in checkpoints.notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
@@ -155,35 +190,30 @@ def run_updates(
         # The clock goes on where the checkpoint left it, so that wall_time never falls.
         start -= restored.metadata["timing"]["total"]
         engine.timing.add(restored.metadata["timing"])
-        engine.faults.restore(restored.metadata.get("faults", ()))
+        engine.faults.restore(restored.metadata.get("faults", ()), restored.metadata.get("faulty_members"))
         console.print(f"continuing from the checkpoint at {done * config.learner.steps_per_update:,} steps")
     lines = None if restored is None else restored.metadata.get("log_lines")
-    log.rewind(done * config.learner.steps_per_update, lines)
-    history.rewind(done * config.learner.steps_per_update)
-    FrontierFolder(path).rewind(done * config.learner.steps_per_update)
-    for note in (*log.take_notes(), *history.notes):
+    for note in [note for each in records for note in each.rewind(done, lines)]:
         console.print(f"[yellow]note:[/] {escape(note)}")
     total, every = config.learner.num_updates, config.checkpoint_every
-    rows: list[Metrics] = []
+    num_seeds = records[-1].members.stop
     widths = {name: mask.shape[-1] for name, mask in engine.masks.items()}
     check = check_every(total)
     looks = frontier_updates(config.learner, config.frontier)
-    keeper = FrontierKeeper(config, engine.spec, path)
     engine.shrink()
-    title = f"{config.env} {config.algo} {config.method}, " + (
-        f"seed {config.seed}" if config.seeds == 1 else f"{config.seeds} seeds"
-    )
-    with (
-        contextlib.closing(checkpoints),
-        contextlib.closing(log),
-        Progress(
-            config.steps,
-            title,
-            start=done * config.learner.steps_per_update,
-            start_widths=widths,
-            console=console,
-        ) as progress,
-    ):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(checkpoints))
+        for each in records:
+            stack.enter_context(contextlib.closing(each))
+        progress = stack.enter_context(
+            Progress(
+                config.steps,
+                _title(config, len(records)),
+                start=done * config.learner.steps_per_update,
+                start_widths=widths,
+                console=console,
+            )
+        )
         while done < total:
             step = CHUNK if isinstance(engine, DeviceEngine) else 1
             to_look = min((update - done for update in looks if update > done), default=total)
@@ -191,29 +221,28 @@ def run_updates(
             metrics = without_placeholders(engine.advance(n))
             tell_faults(engine.faults, config, console)
             for i in range(n):
-                rows.append(jax.tree.map(lambda x, i=i: x[i], metrics))
+                row = jax.tree.map(lambda x, i=i: x[i], metrics)
                 done += 1
                 # A line at every checkpoint too, so that the log of a continued run is that of an uninterrupted one.
-                if done % config.log_every == 0 or done % every == 0 or done == total:
-                    log.write(done * config.learner.steps_per_update, record(joined(rows), done, start))
-                    rows.clear()
-                    for note in log.take_notes():
-                        progress.note(f"note: {note}")
-            steps = done * config.learner.steps_per_update
+                end = done % config.log_every == 0 or done % every == 0 or done == total
+                for note in [note for each in records for note in each.add(row, done, end, start)]:
+                    progress.note(f"note: {note}")
             last = jax.tree.map(lambda x: x[-1], metrics)
             note = without_episodes(config, last.get("total_episodes"), done, n)
             if note:
                 console.print(f"[yellow]note:[/] {escape(note)}")
             if done % check == 0 and done < total:
                 engine.shrink()
-            history.write(steps, engine.masks)
-            if looks and (done in looks or done == total):
-                keeper.keep(engine.state, steps, engine.faults.frozen.tolist())
+            masks = engine.masks
+            for each in records:
+                each.add_masks(masks, done)
+                if looks and (done in looks or done == total):
+                    each.keep_policies(engine, done)
             kept = {name: report["width"].tolist() for name, report in last.get("prune", {}).items()}
             progress.update(
-                steps,
+                done * config.learner.steps_per_update,
                 last["running_return"].tolist(),
-                kept or {name: [width] * config.seeds for name, width in widths.items()},
+                kept or {name: [width] * num_seeds for name, width in widths.items()},
             )
             if done % every == 0 or done == total:
                 engine.timing.total = time.monotonic() - start
@@ -221,59 +250,32 @@ def run_updates(
                     metadata: dict[str, Any] = {
                         "widths": engine.widths,
                         "timing": engine.timing.to_json(),
-                        "log_lines": log.sync(),  # before the checkpoint, which must not know more than the log
+                        # Before the checkpoint, which must not know more than the logs, all of as many lines.
+                        "log_lines": min([each.sync() for each in records]),
                     }
                     if engine.faults.frozen.any():
                         metadata["faults"] = engine.faults.to_json()
+                        metadata["faulty_members"] = engine.faults.members
                     if keep_dense_part and done == last_shared_checkpoint(engine.num_dense, every):
                         save_dense_part(path, done, engine.dense_tree, metadata)
                     checkpoints.save(done, engine.tree, metadata)
         engine.timing.total = time.monotonic() - start
 
 
-def without_episodes(config: Config, episodes: np.ndarray | None, done: int, n: int) -> str:
-    """A sentence if no episode has ended when that should be said, in the last ``n`` of ``done`` updates; else "".
+def _title(config: Config, runs: int) -> str:
+    seeds = f"seed {config.seed}" if config.seeds == 1 else f"{config.seeds} seeds"
+    values = f" of each of {runs} values" if runs > 1 else ""
+    return f"{config.env} {config.algo} {config.method}, {seeds}{values}"
 
-    It is said where host environments are reset for the first time, and where neurons could go
-    first, if that depends on the return. ``episodes``:
-    those that have ended so far, int[S], if the learner counts them.
+
+def write_policies(
+    state: State, faults: Faults, config: Config, spec: Spec, path: Path, first: int = 0
+) -> None:
+    """Save the policy of every seed without a fault, compact and wide; a network that holds NaN is one.
+
+    The seeds of this run are those from ``first`` on in ``state``.
     """
-    if episodes is None or np.any(episodes):
-        return ""
-    steps = config.learner.num_steps
-    sentences = []
-    if config.reset_every is not None and done == config.reset_every:
-        sentences.append(
-            f"no episode of {config.env} has ended in the first {done * steps:,} steps of each environment, after "
-            "which the environments are reset each time, so there is no return: if episodes are longer, set a time "
-            "limit (--env-kwargs max_episode_steps=N), or ask for fewer --host-resets"
-        )
-    prune = config.learner.prune
-    if prune is not None and (prune.gate is not None or prune.tolerance is not None):
-        asked = max(math.ceil(prune.begin * config.learner.num_updates), config.learner.first_mask_update, 1)
-        if done - n < asked <= done:
-            sentences.append(
-                "the gate has no return to look at, and stays open until an episode ends"
-                if prune.tolerance is None
-                else "there is no return that could hold, so no neuron goes until episodes end"
-            )
-    return "; ".join(sentences)
-
-
-def tell_faults(faults: Faults, config: Config, console: Console) -> None:
-    """Say which seeds were frozen since the last call; raises ``TrainingFailed`` if none is left."""
-    sentences = [fault.sentence(config.env) for fault in faults.untold()]
-    if faults.frozen.all():
-        raise TrainingFailed(
-            f"{'; '.join(sentences)}. No seed is left to train. The same command goes on from the last checkpoint"
-        )
-    for sentence in sentences:
-        console.print(f"[yellow]note:[/] {escape(sentence)}. This seed is frozen, the others go on.")
-
-
-def write_policies(state: State, faults: Faults, config: Config, spec: Spec, path: Path) -> None:
-    """Save the policy of every seed without a fault, compact and wide; a network that holds NaN is one."""
-    for index, seed in enumerate(config.all_seeds):
+    for index, seed in enumerate(config.all_seeds, first):
         if faults.frozen[index]:
             continue
         mine = state_of_seed(state, index)
@@ -283,7 +285,7 @@ def write_policies(state: State, faults: Faults, config: Config, spec: Spec, pat
                 for kind, make in (("wide", masked_policy), ("policy", compact_policy))
             }
         except ValueError as error:
-            faults.add(Fault(seed, config.steps, "network", None, str(error)))
+            faults.add(Fault(seed, config.steps, "network", None, str(error)), index)
             continue
         for kind, policy in policies.items():
             folder = policy_paths(path, config, kind)[seed]

@@ -23,6 +23,12 @@ def read_config(run: Path) -> Config:
             f"{COPY_NAME} beside it, or give the command that trained the run again, which does so"
         ) from error
     data.pop("command", None)
+    if "sweep" in data:
+        inside = sorted(each.parent.name for each in run.glob("*/config.json"))
+        example = f", such as {run / inside[0]}" if inside else ""
+        raise RunDirectoryError(
+            f"{run} is a sweep, not a run: give one of the run directories in it{example}"
+        )
     try:
         return from_json(data)
     except (ValueError, TypeError, AttributeError) as error:

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from prune_rl.reporting.statistics import bootstrap_interval, paired_difference, t_interval
+from prune_rl.reporting.statistics import (
+    bootstrap_interval,
+    interquartile_interval,
+    interquartile_mean,
+    paired_difference,
+    t_interval,
+)
 from prune_rl.reporting.tables import difference_text
 
 
@@ -97,3 +103,32 @@ def test_what_cannot_be_paired() -> None:
     for left, right in (([1.0, 2.0], [1.0]), ([], [])):
         with pytest.raises(ValueError, match=f"same episodes, got {len(left)} and {len(right)}"):
             paired_difference([([1.0], [1.0]), (left, right)])
+
+
+def test_the_interquartile_mean_leaves_out_a_quarter_at_either_end() -> None:
+    assert interquartile_mean(np.array([1.0, 2.0, 4.0, 1000.0])) == 3.0
+    assert interquartile_mean(np.array([1.0, 2.0, 6.0])) == 3.0, "the mean of fewer than four"
+
+
+def test_the_interval_of_an_interquartile_mean_covers_the_truth() -> None:
+    """Of normal values the interquartile mean is the mean, whatever the outliers."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(60):
+        values = rng.normal(3.0, 2.0, 40)
+        values[0] = 1e6
+        low, high = interquartile_interval([values]) or (np.nan, np.nan)
+        assert low < interquartile_mean(values) < high
+        covered += low <= 3.0 <= high
+    assert covered >= 52  # 57 of 60 are expected; fewer than 52 in 2 % of such tests
+
+
+def test_strata_are_resampled_by_themselves() -> None:
+    """Two strata without spread of their own have none together, however far apart; one sample of all has."""
+    low, high = np.zeros(8), np.full(8, 10.0)
+    assert interquartile_interval([low, high]) == (5.0, 5.0)
+    mixed = interquartile_interval([np.concatenate([low, high])])
+    assert mixed is not None
+    assert mixed[0] < 4.0
+    assert mixed[1] > 6.0
+    assert interquartile_interval([low]) is None

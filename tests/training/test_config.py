@@ -17,7 +17,7 @@ from prune_rl.learners import ppo, sac
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.training.config import Config
-from prune_rl.training.loop import without_episodes
+from prune_rl.training.run_notes import without_episodes
 from prune_rl.training.structuring import from_json, merged
 from tests.learners.schedules import by_schedule
 

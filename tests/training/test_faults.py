@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from prune_rl.cli import main
-from prune_rl.cli.errors import SEED_WITHOUT_POLICY
+from prune_rl.cli.errors import NO_SEED_LEFT, SEED_WITHOUT_POLICY
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.task import resolve_task
 from prune_rl.envs.vector import make_vector
@@ -233,7 +233,7 @@ def test_a_run_without_a_healthy_seed_ends_at_once(
         f"train {broken.MODULE}:FaultyBox-v0 --hidden 4 --num-envs 2 --num-steps 16 --steps 1000 --no-control"
         f" --run-dir {tmp_path / 'run'}"
     )
-    assert main(command) == SEED_WITHOUT_POLICY
+    assert main(command) == NO_SEED_LEFT
     error = capsys.readouterr().err
     assert "gave seed 0 NaN as component 1 of an observation at step 40 (environment 1, its step 20)" in error
     assert "No seed is left to train" in error

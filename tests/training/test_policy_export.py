@@ -26,8 +26,9 @@ from prune_rl.pruning.ranking import update_masks
 from prune_rl.spaces import Box, Spec
 from prune_rl.training.config import Config
 from prune_rl.training.faults import Fault, Faults, TrainingFailed
-from prune_rl.training.loop import make_engine, tell_faults, write_policies
+from prune_rl.training.loop import make_engine, write_policies
 from prune_rl.training.policy_export import Trained, compact_policy, masked_policy, state_of_seed
+from prune_rl.training.run_notes import tell_faults
 from tests.learners.schedules import by_schedule
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import ClassVar
 
 from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.validation import (
@@ -17,6 +18,16 @@ from prune_rl.learners.validation import (
 @dataclasses.dataclass(frozen=True)
 class Config(LearnerConfig):
     """Hyperparameters of PPO; frozen and hashable, so static under ``jit``."""
+
+    TRACED: ClassVar[tuple[str, ...]] = (
+        *LearnerConfig.TRACED,
+        "gae_lambda",
+        "clip_eps",
+        "clip_range_vf",
+        "ent_coef",
+        "vf_coef",
+        "max_grad_norm",
+    )
 
     update_epochs: int = 4
     """Passes over each rollout."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.validation import (
@@ -17,6 +18,14 @@ from prune_rl.learners.validation import (
 @dataclasses.dataclass(frozen=True)
 class Config(LearnerConfig):
     """Hyperparameters of SAC, for Box and for Discrete actions; frozen and hashable, so static under ``jit``."""
+
+    TRACED: ClassVar[tuple[str, ...]] = (
+        *LearnerConfig.TRACED,
+        "tau",
+        "target_entropy",
+        "target_entropy_end",
+        "reward_scale",
+    )
 
     activation: str = "relu"
     """Activation of the hidden layers: tanh, relu, silu, gelu or elu."""

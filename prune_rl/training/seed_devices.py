@@ -1,0 +1,110 @@
+"""The seed axis over the local devices: which of them, and programs that run on each of them for its own seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXIS = "seeds"
+
+
+@dataclasses.dataclass(frozen=True)
+class SeedDevices:
+    """The devices that share the seeds of a run, equally many on each.
+
+    Programs are mapped over the devices by ``jax.shard_map``, not partitioned by XLA: seeds have nothing to tell each
+    other, and a program that is partitioned gathers the operands of every linear-algebra call on all devices.
+
+    Attributes:
+        num_seeds: seeds that are trained at once.
+        devices: those that are used, at least one.
+        available: how many there were to choose from.
+    """
+
+    num_seeds: int
+    devices: tuple[jax.Device, ...]
+    available: int
+
+    @classmethod
+    def choose(cls, num_seeds: int, devices: Sequence[jax.Device] | None = None) -> SeedDevices:
+        """The largest number of ``devices``, by default all local ones, that divides the seeds."""
+        found = tuple(jax.local_devices() if devices is None else devices)
+        number = max(n for n in range(1, len(found) + 1) if num_seeds % n == 0)
+        return cls(num_seeds, found[:number], len(found))
+
+    @property
+    def seeds_each(self) -> int:
+        """Seeds on one device."""
+        return self.num_seeds // len(self.devices)
+
+    def note(self) -> str:
+        """A sentence about the use of the devices; "" where there is one only."""
+        if self.available == 1:
+            return ""
+        seeds = f"{self.num_seeds} seed{'s' if self.num_seeds > 1 else ''}"
+        if len(self.devices) == self.available:
+            return f"{seeds} on {self.available} devices, {self.seeds_each} on each"
+        return (
+            f"{seeds} on {len(self.devices)} of {self.available} devices: every device has equally many, so for all "
+            f"of them give a multiple of {self.available} seeds"
+        )
+
+    def place(self, tree: Any, axes: Any) -> Any:
+        """``tree`` on the devices, on a single one as it is.
+
+        ``axes``: a prefix of it, the seed axis of each leaf or None.
+        """
+        if len(self.devices) == 1:
+            return tree
+        return jax.device_put(tree, self._broadcast(axes, tree))
+
+    def jit(self, fn: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any, **options: Any) -> Any:
+        """``jax.jit`` of ``fn``, which is called for the seeds of one device, on all devices.
+
+        Args:
+            fn: a function of arrays with ``seeds_each`` seeds.
+            in_axes: per argument a prefix of it, the seed axis of each leaf or None where it is the same for all seeds.
+            out_axes: likewise of the result.
+            options: of ``jax.jit``.
+        """
+        if len(self.devices) == 1:
+            return jax.jit(fn, **options)
+        mapped = jax.shard_map(
+            fn,
+            mesh=self._mesh,
+            in_specs=_map_axes(_spec, in_axes),
+            out_specs=_map_axes(_spec, out_axes),
+            check_vma=False,  # what is the same for all seeds is computed on every device
+        )
+        # Said here too, so that programs compiled ahead take and give what `place` makes.
+        return jax.jit(
+            mapped,
+            in_shardings=_map_axes(self._sharding, in_axes),
+            out_shardings=_map_axes(self._sharding, out_axes),
+            **options,
+        )
+
+    @property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), (AXIS,))
+
+    def _sharding(self, axis: int | None) -> NamedSharding:
+        return NamedSharding(self._mesh, _spec(axis))
+
+    def _broadcast(self, axes: Any, tree: Any) -> Any:
+        shardings = _map_axes(self._sharding, axes)
+        return jax.tree.broadcast(shardings, tree, is_leaf=lambda x: isinstance(x, NamedSharding))
+
+
+def _spec(axis: int | None) -> PartitionSpec:
+    entries = [] if axis is None else [*[None] * axis, AXIS]
+    return PartitionSpec(*entries)  # type: ignore[no-untyped-call]
+
+
+def _map_axes(fn: Callable[[int | None], Any], axes: Any) -> Any:
+    return jax.tree.map(fn, axes, is_leaf=lambda axis: axis is None)
