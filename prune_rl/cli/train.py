@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import math
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,7 @@ from prune_rl.methods.registry import METHODS
 from prune_rl.training.config import Config
 from prune_rl.training.export_run import ExportRequest, To, export_run
 from prune_rl.training.presets import find_preset, load_preset
+from prune_rl.training.seed_devices import use_all_cores
 from prune_rl.training.sweep_values import flags_of, read_axes
 
 
@@ -75,8 +77,10 @@ def run(arguments: list[str], console: Console) -> int:
             from prune_rl.training.sweep import sweep
 
             axes = read_axes(options.sweep, config)
+            use_all_cores(config.seeds * math.prod(len(axis.values) for axis in axes))
             complete = sweep(config, axes, options.run_dir, options.control, command, console)
             return 0 if complete else SEED_WITHOUT_POLICY
+        use_all_cores(config.seeds)
         complete = experiment(config, options.run_dir, options.control, command, console, options.extend)
     except TrainingFailed as error:
         print_error(error)

@@ -19,9 +19,10 @@ from prune_rl.learners.traced_numbers import with_values
 from prune_rl.methods import dense as dense_method
 from prune_rl.runs.log_rows import with_equal_names
 from prune_rl.training.array_widths import Widths
-from prune_rl.training.engine import Engine, init_seeds, over_seeds, seed_keys
+from prune_rl.training.engine import Engine, init_seeds, seed_keys
 from prune_rl.training.faults import fault_metrics
 from prune_rl.training.members import ALIKE, Members, Values
+from prune_rl.training.over_seeds import in_turn, over_seeds
 from prune_rl.training.rollouts import reset_envs, rollout
 from prune_rl.training.seed_devices import SeedDevices
 
@@ -83,7 +84,11 @@ def make_chunk(
     def chunk(runner: Runner, n: jax.Array) -> tuple[Runner, Metrics]:
         num_seeds = runner.obs.shape[0]
         batched = over_seeds(
-            lambda r: iterate(env, r, config), num_seeds, in_axes=(axes,), out_axes=(axes, 0)
+            lambda r: iterate(env, r, config),
+            num_seeds,
+            in_axes=(axes,),
+            out_axes=(axes, 0),
+            turns=in_turn(runner, runner.state.params),
         )
         # Inlined, it is no call in the program; its trace serves both for the shapes and for the loop's body.
         batched = jax.jit(batched, inline=True)

@@ -245,25 +245,3 @@ def init_seeds(init: Callable[[jax.Array], Any], keys: jax.Array, axes: Any) -> 
         )
 
     return stacked(*trees)
-
-
-def over_seeds(
-    fn: Callable[..., Any], num_seeds: int, in_axes: Any = 0, out_axes: Any = 0
-) -> Callable[..., Any]:
-    """``jax.vmap`` of ``fn`` over a leading axis of ``num_seeds``.
-
-    One seed is taken out and put back instead: XLA makes slower programs of arrays with a leading axis of 1.
-    """
-    if num_seeds > 1:
-        return jax.vmap(fn, in_axes=in_axes, out_axes=out_axes)
-
-    def change(axes: Any, tree: Any, of_leaf: Callable[[jax.Array], jax.Array]) -> Any:
-        each = jax.tree.broadcast(axes, tree, is_leaf=lambda axis: axis is None)
-        return jax.tree.map(
-            lambda axis, x: x if axis is None else of_leaf(x), each, tree, is_leaf=lambda axis: axis is None
-        )
-
-    def one(*args: Any) -> Any:
-        return change(out_axes, fn(*change(in_axes, args, lambda x: x[0])), lambda x: x[None])
-
-    return one

@@ -20,6 +20,7 @@ from prune_rl.learners import ppo, sac
 from prune_rl.learners.registry import Metrics
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.training import engines
+from prune_rl.training import over_seeds as over_seeds_module
 from tests.learners.schedules import by_schedule
 
 CONFIG = ppo.Config(
@@ -140,6 +141,48 @@ def test_a_seed_alone_is_the_same_as_among_others(device: Interrupted) -> None:
     metrics = alone.advance(2)
     assert_close(of_seed(alone.tree, 0), of_seed(device.middle, 1))
     assert_close(jax.tree.map(lambda x: x[:, 0], metrics), jax.tree.map(lambda x: x[:, 1], device.first))
+
+
+def test_seeds_in_turn_have_the_bits_of_each_alone(
+    device: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(over_seeds_module, "IN_TURN_FROM", 0)
+    (one,) = jax.local_devices()[:1]
+    engine = engines.DeviceEngine(CartPole(), [0, 1, 2], CONFIG, length=2, devices=[one])
+    metrics = engine.advance(5)
+    assert_close(plain(engine.tree), plain(device.engine.tree))
+    for index in range(3):
+        alone = engines.DeviceEngine(CartPole(), [index], CONFIG, length=2, devices=[one])
+        expected = alone.advance(5)
+        assert_identical(of_seed(plain(engine.tree), index), of_seed(plain(alone.tree), 0))
+        mine = jax.tree.map(lambda x, i=index: x[:, i], metrics)
+        assert_identical(mine, jax.tree.map(lambda x: x[:, 0], expected))
+
+
+@pytest.mark.parametrize("turns", [False, True])
+def test_over_seeds_takes_every_axis_and_what_all_share(turns: bool) -> None:
+    def fn(x: jax.Array, tree: Any, n: jax.Array) -> Any:
+        return {"sum": x.sum() + n, "next": n + 1, "rows": x[None] + tree["y"]}, x
+
+    x, y = jnp.arange(6.0).reshape(3, 2), jnp.arange(12.0).reshape(2, 3, 2)
+    mapped = engines.over_seeds(
+        fn, 3, in_axes=(0, {"y": 1}, None), out_axes=({"sum": 0, "next": None, "rows": 1}, 0), turns=turns
+    )
+    made, same = jax.jit(mapped)(x, {"y": y}, jnp.int32(4))
+    np.testing.assert_array_equal(made["sum"], x.sum(1) + 4)
+    np.testing.assert_array_equal(made["next"], 5)
+    np.testing.assert_array_equal(made["rows"], x[None] + y)
+    np.testing.assert_array_equal(same, x)
+
+
+def test_seeds_go_in_turn_on_a_cpu_where_their_params_are_large_and_nothing_else_is() -> None:
+    def arrays(size: int) -> Any:
+        return jax.ShapeDtypeStruct((4, size), jnp.float32)
+
+    few, many = over_seeds_module.IN_TURN_FROM // 16 - 1, over_seeds_module.IN_TURN_FROM // 16
+    assert not over_seeds_module.in_turn([arrays(few)] * 3, arrays(few))
+    assert over_seeds_module.in_turn([arrays(many)] * 3, arrays(many))
+    assert not over_seeds_module.in_turn([arrays(many), arrays(40 * many)], arrays(many))
 
 
 def test_seeds_differ(device: Interrupted) -> None:
