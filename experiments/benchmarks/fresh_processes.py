@@ -28,8 +28,8 @@ def train_a_little(algo: str, env: str, width: int) -> dict[str, float]:
     from experiments.benchmarks.our_training import Training
     from prune_rl import compilation_cache
     from prune_rl.training.config import Config
+    from prune_rl.training.engines.timing import Timing
     from prune_rl.training.presets import find_preset, load_preset
-    from prune_rl.training.timing import Timing
 
     compilation_cache.enable()
     path = find_preset(env, algo)

@@ -38,7 +38,7 @@ class Options:
 
 def seconds(seeds: int, hidden: tuple[int, ...]) -> float:
     """Per update and seed, in this process."""
-    from prune_rl.training.seed_devices import use_all_cores
+    from prune_rl.training.engines.seed_devices import use_all_cores
 
     use_all_cores(seeds)
     from prune_rl.cli.train import parse_train

@@ -22,9 +22,9 @@ from prune_rl.cli.flags import with_types
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
 from prune_rl.training.config import Config
+from prune_rl.training.engines.seed_devices import use_all_cores
 from prune_rl.training.export_run import ExportRequest, To, export_run
 from prune_rl.training.presets import find_preset, load_preset
-from prune_rl.training.seed_devices import use_all_cores
 from prune_rl.training.sweep_values import flags_of, read_axes
 
 
@@ -61,8 +61,8 @@ class Train(Config):
 
 def run(arguments: list[str], console: Console) -> int:
     """Run it; returns the exit status."""
+    from prune_rl.training.engines.faults import TrainingFailed
     from prune_rl.training.experiment import experiment
-    from prune_rl.training.faults import TrainingFailed
 
     config, options = parse_train(arguments)
     request = ExportRequest(options.export, trusted=True)
@@ -71,7 +71,7 @@ def run(arguments: list[str], console: Console) -> int:
     note = compilation_cache.enable()
     if note:
         console.print(f"[yellow]note:[/] {escape(note)}")
-    command = shlex.join(["prune-rl", "train", *arguments])
+    command = shlex.join(["prune-rl", "train", *_joined_sweeps(arguments)])
     try:
         if options.sweep is not None:
             from prune_rl.training.sweep import sweep

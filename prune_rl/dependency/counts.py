@@ -70,11 +70,14 @@ def counted_anew(
     if not any(constants for _, constants in original):
         return set()
     components = _components(groups.values())
-    if not components or changes(_shares(components)) is False:
+    together = changes(_shares(components)) if components else False
+    if together is False:
         return set()
     anew = set().union(*map(of_component, components))
+    if not anew:
+        # What only several groups change together is counted by all of them.
+        return set(groups) if together else set()
     left = [rest for c in components if (rest := [g for g in c if g.name not in anew])]
-    # What only several groups change together is counted by all of them.
     if left and changes(_shares(left)):
         anew |= {g.name for c in left for g in c}
     return anew

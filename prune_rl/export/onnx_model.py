@@ -119,11 +119,19 @@ def onnx_int8_model(quantized: QuantizedPolicy, metadata: Mapping[str, str] | No
     x = graph.add("Mul", x, graph.constant("obs_factor", quantized.factor))
     x = inputs = _rounded(graph, x, LARGEST_ACTIVATION)
     for index, layer in enumerate(quantized.hidden):
-        x = _integer_affine(graph, x, layer.kernel, layer.bias, layer.scale, f"layer_{index}")
+        name = f"layer_{index}"
+        x = _integer_affine(graph, x, layer.kernel, layer.bias, layer.scale, name)
+        unit, largest = (1, LARGEST_ACTIVATION) if layer.table is None else (TABLE_UNIT, LARGEST)
+        if layer.table is not None:
+            # A table is read at whole steps of the sum.
+            step = layer.scale * 2.0**layer.shift / layer.multiplier
+            x = _rounded(
+                graph, graph.add("Div", x, graph.constant(f"{name}/step", step.astype(np.float32))), largest
+            )
+            x = graph.add("Mul", x, f"{name}/step")
         x = _activation(graph, x, policy.activation)
-        unit = 1 if layer.table is None else TABLE_UNIT
-        steps = graph.constant(f"layer_{index}/steps", (1.0 / (unit * layer.step)).astype(np.float32))
-        x = _rounded(graph, graph.add("Mul", x, steps), LARGEST_ACTIVATION if unit == 1 else LARGEST)
+        steps = graph.constant(f"{name}/steps", (1.0 / (unit * layer.step)).astype(np.float32))
+        x = _rounded(graph, graph.add("Mul", x, steps), largest)
         if unit != 1:
             x = graph.add("Mul", x, graph.constant("table_unit", unit))
     if quantized.skip:

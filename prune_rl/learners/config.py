@@ -21,8 +21,8 @@ from prune_rl.learners.validation import (
 class LearnerConfig:
     """Hyperparameters that every learner has; frozen and hashable, so static under ``jit``."""
 
-    TRACED: ClassVar[tuple[str, ...]] = ("learning_rate", "learning_rate_end", "gamma")
     # Numbers that one program can have many values of, see `prune_rl.learners.traced_numbers`.
+    TRACED: ClassVar[tuple[str, ...]] = ("learning_rate", "learning_rate_end", "gamma")
 
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers of the actor; none for a linear policy."""

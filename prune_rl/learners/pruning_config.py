@@ -16,8 +16,8 @@ MASK_UPDATES = 120
 class Pruning:
     """How neurons are removed while training goes on."""
 
-    TRACED: ClassVar[tuple[str, ...]] = ("tolerance", "strength", "gate", "energy")
     # Numbers that one program can have many values of, see `prune_rl.learners.traced_numbers`.
+    TRACED: ClassVar[tuple[str, ...]] = ("tolerance", "strength", "gate", "energy")
 
     tolerance: float | None = 0.02
     """How much return may go, as a share. Neurons go while the return of training holds, and are taken back where it

@@ -11,7 +11,7 @@ update depends on it. A test traces each of them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from prune_rl.learners.config import LearnerConfig
@@ -44,11 +44,12 @@ def with_values(config: C, values: Mapping[str, Any]) -> C:
 
 
 def without_values(config: C) -> C:
-    """``config`` with the defaults of all fields that may be traced: equal and hashable for all members of a batch.
+    """``config`` with 1 in all fields that may be traced: equal and hashable for all members of a batch.
 
     What is None, or a strength of 0, which leaves the proximal step out, stays: it makes another program.
     """
-    return with_values(config, dict(_defaults(config)))
+    names = [name for name in traced_fields(config) if not _is_another_program(name, number_of(config, name))]
+    return with_values(config, dict.fromkeys(names, 1.0))
 
 
 def number_of(config: LearnerConfig, name: str) -> Any:
@@ -57,9 +58,5 @@ def number_of(config: LearnerConfig, name: str) -> Any:
     return getattr(owner, name.removeprefix(PRUNE))
 
 
-def _defaults(config: LearnerConfig) -> Iterator[tuple[str, Any]]:
-    for name in traced_fields(config):
-        value = number_of(config, name)
-        if value is None or (name == f"{PRUNE}strength" and isinstance(value, int | float) and value == 0):
-            continue
-        yield name, 1.0
+def _is_another_program(name: str, value: Any) -> bool:
+    return value is None or (name == f"{PRUNE}strength" and isinstance(value, int | float) and value == 0)

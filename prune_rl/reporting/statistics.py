@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import scipy
@@ -101,18 +101,7 @@ def bootstrap_interval(values: NDArray[np.float64]) -> Interval | None:
     References:
       Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3
     """
-    if _without_spread(values):
-        return None
-    found = scipy.stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=max(1, 1_000_000 // len(values)),  # bounds the memory
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    return _percentile_interval([values], np.mean)
 
 
 def interquartile_mean(values: NDArray[np.float64]) -> float:
@@ -133,18 +122,25 @@ def interquartile_interval(strata: Sequence[NDArray[np.float64]]) -> Interval | 
     Returns:
       Deterministic: the same values give the same interval. None for fewer than two values, or equal ones.
     """
-    if _without_spread(np.concatenate(strata)):
-        return None
 
     def statistic(*resampled: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
         trimmed: NDArray[np.float64] = scipy.stats.trim_mean(np.concatenate(resampled, axis), 0.25, axis=axis)
         return trimmed
 
+    return _percentile_interval(strata, statistic)
+
+
+def _percentile_interval(
+    samples: Sequence[NDArray[np.float64]], statistic: Callable[..., Any]
+) -> Interval | None:
+    """The bootstrap's interval of ``statistic``; each sample [n] is resampled by itself, always in the same way."""
+    if _without_spread(np.concatenate(samples)):
+        return None
     found = scipy.stats.bootstrap(
-        tuple(strata),
+        tuple(samples),
         statistic,
         n_resamples=RESAMPLES,
-        batch=max(1, 1_000_000 // sum(map(len, strata))),  # bounds the memory
+        batch=max(1, 1_000_000 // sum(map(len, samples))),  # bounds the memory
         confidence_level=CONFIDENCE,
         method="percentile",
         vectorized=True,

@@ -26,13 +26,13 @@ from prune_rl.runs.frontier import FrontierFolder
 from prune_rl.training.config import Config
 from prune_rl.training.control import control_command, control_of
 from prune_rl.training.control_start import forget_dense_part, start_of_control
+from prune_rl.training.engines.faults import TrainingFailed
+from prune_rl.training.engines.timing import Timing
 from prune_rl.training.extension import extended_config, extension
-from prune_rl.training.faults import TrainingFailed
 from prune_rl.training.frontier import Wish, choose_policies, measure_frontier
 from prune_rl.training.loop import TIMING, check_engine, is_trained, make_engine, train
 from prune_rl.training.policy_export import policy_paths, seeds_with_policy
 from prune_rl.training.run_config import read_config
-from prune_rl.training.timing import Timing
 from prune_rl.training.trust import Trust as Trust
 
 

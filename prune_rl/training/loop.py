@@ -24,11 +24,11 @@ from prune_rl.runs.faults_file import write_faults
 from prune_rl.runs.log_rows import without_placeholders
 from prune_rl.runs.progress import Progress
 from prune_rl.spaces import Spec
-from prune_rl.training.array_widths import check_every
 from prune_rl.training.config import NOT_PART_OF_THE_RESULT, Config
 from prune_rl.training.control_start import last_shared_checkpoint, save_dense_part
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
-from prune_rl.training.faults import Fault, Faults
+from prune_rl.training.engines.array_widths import check_every
+from prune_rl.training.engines.faults import Fault, Faults
 from prune_rl.training.frontier_points import frontier_updates
 from prune_rl.training.members import members_of
 from prune_rl.training.policy_export import (

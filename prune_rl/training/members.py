@@ -5,33 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
-
 from prune_rl.learners.traced_numbers import number_of, traced_fields, without_values
 from prune_rl.training.config import Config
-
-Values = dict[str, jax.Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class Members:
-    """What the members of an engine differ in beside their seeds; a member is one seed of one run.
-
-    Attributes:
-        numbers: {field: one number per member}, of the fields of ``traced_fields`` that differ.
-        names: of each member, for sentences; none where they differ in their seeds only.
-    """
-
-    numbers: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
-    names: tuple[str, ...] = ()
-
-    def values(self) -> Values:
-        """The numbers as arrays, float32[S]."""
-        return {name: jnp.asarray(numbers, jnp.float32) for name, numbers in self.numbers.items()}
-
-
-ALIKE = Members()
+from prune_rl.training.engines.members import Members
 
 
 def share_program(one: Config, other: Config) -> bool:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from prune_rl.training.config import Config
-from prune_rl.training.faults import Faults, TrainingFailed
+from prune_rl.training.engines.faults import Faults, TrainingFailed
 
 
 def without_episodes(config: Config, episodes: np.ndarray | None, done: int, n: int) -> str:

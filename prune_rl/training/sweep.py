@@ -25,8 +25,8 @@ from prune_rl.runs.evaluation_file import read_evaluation
 from prune_rl.runs.faults_file import read_faults
 from prune_rl.training.config import NOT_PART_OF_THE_RESULT, Config
 from prune_rl.training.control import control_command, control_of
+from prune_rl.training.engines.faults import TrainingFailed
 from prune_rl.training.experiment import evaluate_timed
-from prune_rl.training.faults import TrainingFailed
 from prune_rl.training.loop import check_engine, is_trained, train_together
 from prune_rl.training.policy_export import seeds_with_policy
 from prune_rl.training.sweep_values import Axis, SweptRun, by_program, check_effect, flags_of, swept_runs
@@ -36,6 +36,8 @@ def sweep(
     config: Config, axes: Sequence[Axis], home: Path | None, control: bool, command: str, console: Console
 ) -> bool:
     """Train, evaluate and compare all runs of a sweep; returns whether every seed of every run has a policy.
+
+    ``command`` is the command line, with ``--sweep`` and its fields at the end.
 
     With ``control``, one dense run for each that the runs are compared with is trained, too. Everything that can be
     refused is refused before training starts; raises ``TrainingFailed`` if no seed of any run is left.
@@ -160,16 +162,12 @@ def _is_evaluated(path: Path, config: Config) -> bool:
 
 def _command(command: str, run: SweptRun) -> str:
     """The command that trains this run alone, in a folder of its own."""
-    words, kept = shlex.split(command), list[str]()
-    while words:
-        word = words.pop(0)
-        if word == "--sweep":
-            while words and "=" in words[0] and not words[0].startswith("--"):
-                words.pop(0)
-        elif word == "--run-dir":
-            words.pop(0)
-        elif not word.startswith(("--sweep=", "--run-dir=")):
-            kept.append(word)
+    words = shlex.split(command)
+    kept = words[: words.index("--sweep")]
+    for index, word in enumerate(kept):
+        if word.partition("=")[0] == "--run-dir":
+            del kept[index : index + (1 if "=" in word else 2)]
+            break
     alone = shlex.join([*kept, *flags_of(run.values)])
     return control_command(run.config, alone) if isinstance(run, _Control) else alone
 

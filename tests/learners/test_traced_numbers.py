@@ -16,7 +16,7 @@ from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import LEARNERS, learner_of
 from prune_rl.learners.traced_numbers import number_of, traced_fields, with_values, without_values
-from prune_rl.training.rollouts import reset_envs, rollout
+from prune_rl.training.engines.rollouts import reset_envs, rollout
 
 SCHEDULED = Pruning(tolerance=None, gate=0.5, energy=0.5, begin=0.0, critic=True, score="taylor")
 SMALL: dict[str, Any] = {"hidden": (4,), "num_envs": 2, "num_steps": 4, "total_timesteps": 64}

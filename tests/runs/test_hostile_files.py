@@ -23,7 +23,7 @@ from prune_rl.runs.frontier import FrontierFolder, read_frontier
 from prune_rl.runs.json_text import parse
 from prune_rl.runs.logging import MetricsLog, read_metrics
 from prune_rl.runs.mask_history import MaskHistory
-from prune_rl.training.timing import Timing
+from prune_rl.training.engines.timing import Timing
 from tests.reporting.drawn_runs import make_run
 from tests.runs.train_states import make_state, step_folder
 

@@ -28,12 +28,12 @@ from prune_rl.runs.mask_history import MaskHistory
 from prune_rl.spaces import Discrete, Spec
 from prune_rl.training import config as config_module
 from prune_rl.training.config import Config
-from prune_rl.training.engine import shrink_tree
 from prune_rl.training.engines import Learners, init_runner, seed_keys
-from prune_rl.training.faults import Faults
+from prune_rl.training.engines.engine import shrink_tree
+from prune_rl.training.engines.faults import Faults
+from prune_rl.training.engines.timing import Timing
 from prune_rl.training.loop import run_updates
 from prune_rl.training.run_config import read_config
-from prune_rl.training.timing import Timing
 
 TIMEOUT = 240.0
 

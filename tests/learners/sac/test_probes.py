@@ -20,7 +20,7 @@ from prune_rl.learners.distributions import Categorical
 from prune_rl.learners.sac import values as sac_values
 from prune_rl.learners.sac.values import Architecture
 from prune_rl.training import engines
-from prune_rl.training.rollouts import reset_envs
+from prune_rl.training.engines.rollouts import reset_envs
 from tests.compilation import quick_jit
 from tests.learners import probe_environments as probes
 

@@ -19,7 +19,7 @@ from prune_rl.learners.mask_rules import dense_updates
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.runs.log_rows import joined, with_equal_names
 from prune_rl.training import engines
-from prune_rl.training.dense_part import LEAST, num_dense_updates
+from prune_rl.training.engines.dense_part import LEAST, num_dense_updates
 
 UPDATES = 48
 PPO = ppo.Config(

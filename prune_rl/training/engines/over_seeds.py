@@ -18,7 +18,7 @@ LARGEST_STATE = 32
 def in_turn(state: Any, params: Any) -> bool:
     """Whether seeds should be updated one after the other: on a CPU, if together they do not fit into its cache.
 
-    There a seed then costs what it costs alone; side by side it costs more (docs/speed.md). Accelerators want seeds
+    There a seed then costs what it costs alone; side by side it costs more (docs/sweeps.md). Accelerators want seeds
     side by side at any size.
 
     Args:
@@ -40,23 +40,16 @@ def over_seeds(
     if num_seeds > 1 and not turns:
         return jax.vmap(fn, in_axes=in_axes, out_axes=out_axes)
 
+    def of(seed: Any, args: Any) -> Any:
+        mine = _with_axes(lambda axis, x: jax.lax.dynamic_index_in_dim(x, seed, axis, False), in_axes, args)
+        return fn(*mine)
+
     def one(*args: Any) -> Any:
-        result = fn(
-            *_with_axes(lambda axis, x: jax.lax.index_in_dim(x, 0, axis, keepdims=False), in_axes, args)
-        )
-        return _with_axes(lambda axis, x: jnp.expand_dims(x, axis), out_axes, result)
+        return _with_axes(lambda axis, x: jnp.expand_dims(x, axis), out_axes, of(0, args))
 
     def each(*args: Any) -> Any:
-        def of(seed: jax.Array) -> Any:
-            return fn(
-                *_with_axes(
-                    lambda axis, x: jax.lax.dynamic_index_in_dim(x, seed, axis, keepdims=False), in_axes, args
-                )
-            )
-
-        results = jax.lax.map(of, jnp.arange(num_seeds))
-        moved = _with_axes(lambda axis, x: jnp.moveaxis(x, 0, axis), out_axes, results, shared=lambda x: x[0])
-        return moved
+        results = jax.lax.map(lambda seed: of(seed, args), jnp.arange(num_seeds))
+        return _with_axes(lambda axis, x: jnp.moveaxis(x, 0, axis), out_axes, results, shared=lambda x: x[0])
 
     return one if num_seeds == 1 else each
 

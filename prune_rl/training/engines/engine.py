@@ -16,12 +16,12 @@ from prune_rl.learners.mask_rules import report_before
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, State, learner_of, masks_at_start, shrinks
 from prune_rl.spaces import Spec
-from prune_rl.training.array_widths import Shrinking, Widths, next_shrinking
-from prune_rl.training.dense_part import DensePart, dense_state, num_dense_updates
-from prune_rl.training.faults import Faults
-from prune_rl.training.programs import Programs
-from prune_rl.training.seed_devices import SeedDevices
-from prune_rl.training.timing import Timing
+from prune_rl.training.engines.array_widths import Shrinking, Widths, next_shrinking
+from prune_rl.training.engines.dense_part import DensePart, dense_state, num_dense_updates
+from prune_rl.training.engines.faults import Faults
+from prune_rl.training.engines.programs import Programs
+from prune_rl.training.engines.seed_devices import SeedDevices
+from prune_rl.training.engines.timing import Timing
 
 Compiled = TypeVar("Compiled")
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from prune_rl.training.seed_devices import SeedDevices
+from prune_rl.training.engines.seed_devices import SeedDevices
 from tests.conftest import DEVICES
 
 TIMEOUT = 600.0

@@ -20,7 +20,7 @@ from prune_rl.learners import ppo, sac
 from prune_rl.learners.registry import Metrics
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.training import engines
-from prune_rl.training import over_seeds as over_seeds_module
+from prune_rl.training.engines import over_seeds as over_seeds_module
 from tests.learners.schedules import by_schedule
 
 CONFIG = ppo.Config(
@@ -165,7 +165,7 @@ def test_over_seeds_takes_every_axis_and_what_all_share(turns: bool) -> None:
         return {"sum": x.sum() + n, "next": n + 1, "rows": x[None] + tree["y"]}, x
 
     x, y = jnp.arange(6.0).reshape(3, 2), jnp.arange(12.0).reshape(2, 3, 2)
-    mapped = engines.over_seeds(
+    mapped = over_seeds_module.over_seeds(
         fn, 3, in_axes=(0, {"y": 1}, None), out_axes=({"sum": 0, "next": None, "rows": 1}, 0), turns=turns
     )
     made, same = jax.jit(mapped)(x, {"y": y}, jnp.int32(4))

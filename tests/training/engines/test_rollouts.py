@@ -15,7 +15,7 @@ from prune_rl.envs.cartpole import RESET_RANGE, CartPole, CartPoleState
 from prune_rl.learners import ppo
 from prune_rl.learners.running_statistics import normalize
 from prune_rl.spaces import Discrete, Spec
-from prune_rl.training.rollouts import host_rollout, reset_envs, rollout
+from prune_rl.training.engines.rollouts import host_rollout, reset_envs, rollout
 from tests.learners import probe_environments as probes
 
 # Short enough that some episodes reach the limit and some fall before it.

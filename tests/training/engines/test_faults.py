@@ -25,7 +25,7 @@ from prune_rl.learners import ppo, sac
 from prune_rl.runs.logging import read_metrics
 from prune_rl.spaces import Discrete, Spec
 from prune_rl.training import engines
-from prune_rl.training.faults import Fault
+from prune_rl.training.engines.faults import Fault
 from tests.training import broken_environments as broken
 
 SEEDS = [4, 5, 6]

@@ -18,13 +18,13 @@ from prune_rl.learners.registry import Metrics, learner_of
 from prune_rl.learners.traced_numbers import with_values
 from prune_rl.methods import dense as dense_method
 from prune_rl.runs.log_rows import with_equal_names
-from prune_rl.training.array_widths import Widths
-from prune_rl.training.engine import Engine, init_seeds, seed_keys
-from prune_rl.training.faults import fault_metrics
-from prune_rl.training.members import ALIKE, Members, Values
-from prune_rl.training.over_seeds import in_turn, over_seeds
-from prune_rl.training.rollouts import reset_envs, rollout
-from prune_rl.training.seed_devices import SeedDevices
+from prune_rl.training.engines.array_widths import Widths
+from prune_rl.training.engines.engine import Engine, init_seeds, seed_keys
+from prune_rl.training.engines.faults import fault_metrics
+from prune_rl.training.engines.members import ALIKE, Members, Values
+from prune_rl.training.engines.over_seeds import in_turn, over_seeds
+from prune_rl.training.engines.rollouts import reset_envs, rollout
+from prune_rl.training.engines.seed_devices import SeedDevices
 
 
 @struct.dataclass

@@ -15,36 +15,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.task import resolve_task
-from prune_rl.learners import ppo, sac
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.training import engines
 from tests.learners.schedules import by_schedule
-from tests.training.test_engines import assert_close, assert_identical, of_seed, plain
+from tests.training.engines.test_engines import CONFIG, assert_close, assert_identical, of_seed, plain
+from tests.training.engines.test_engines import SAC as OFF_POLICY
 
 # Arrays of 16 neurons, then of 8: the last of 8 updates run in the smaller ones.
 SHRINKING = by_schedule(sparsity=0.8, critic=True, critic_sparsity=0.7, begin=0.1, end=0.6, shrink="always")
-PPO = ppo.Config(
-    hidden=(16,),
-    num_envs=3,
-    num_steps=16,
-    update_epochs=2,
-    num_minibatches=2,
-    learning_rate=3e-3,
-    total_timesteps=8 * 3 * 16,
-    prune=SHRINKING,
-)
-SAC = sac.Config(
-    hidden=(16,),
-    num_envs=2,
-    num_steps=8,
-    utd_ratio=0.25,
-    batch_size=8,
-    learning_starts=16,
-    learning_rate=3e-3,
-    total_timesteps=8 * 2 * 8,
-    overlap=True,
-    prune=SHRINKING,
-)
+PPO = dataclasses.replace(CONFIG, hidden=(16,), total_timesteps=8 * 3 * 16, prune=SHRINKING)
+SAC = dataclasses.replace(OFF_POLICY, hidden=(16,), total_timesteps=8 * 2 * 8, overlap=True, prune=SHRINKING)
 Make = Callable[[list[int], int], Any]
 
 

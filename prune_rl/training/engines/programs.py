@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from prune_rl.training.array_widths import Widths
+from prune_rl.training.engines.array_widths import Widths
 
 Compiled = TypeVar("Compiled")
 

@@ -23,12 +23,13 @@ from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.registry import learner_of
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.spaces import Box, Spec
-from prune_rl.training import array_widths, engines
-from prune_rl.training.array_widths import bucket, check_every, next_shrinking, touched_weights
+from prune_rl.training import engines
 from prune_rl.training.config import Config
+from prune_rl.training.engines import array_widths
+from prune_rl.training.engines.array_widths import bucket, check_every, next_shrinking, touched_weights
 from prune_rl.training.loop import make_engine, run_updates
 from tests.learners.schedules import by_schedule
-from tests.training.test_engines import CONFIG, assert_identical, plain
+from tests.training.engines.test_engines import CONFIG, assert_identical, plain
 
 HOPPER = Spec(observation_size=11, action=Box((-1.0,) * 3, (1.0,) * 3, (3,)))
 BOTH = by_schedule(sparsity=0.9336, critic=True, critic_sparsity=0.9, begin=0.15, end=0.6, every=8)
