@@ -86,7 +86,7 @@ device: $(STAMP) ## exported C code on an emulated Cortex-M4, installs what it n
 	  echo 'make device: apt-get could not install $(DEVICE_PACKAGES)' >&2
 	$(BIN)/python -m experiments.device $(ARGS)
 
-proof: $(STAMP) ## 200 random policies in C, int8, ONNX Runtime and StableHLO against NumPy (about 10 minutes)
+proof: $(STAMP) ## 200 random policies in C, int8, ONNX Runtime and StableHLO against NumPy (about a minute)
 	PRUNE_RL_RANDOM_POLICIES=200 $(BIN)/python -m pytest -n $(WORKERS) $(addprefix tests/export/test_,c.py quantize.py \
 	  onnx.py stablehlo.py) $(ARGS)
 
