@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prune_rl.dependency.groups import NeuronGroup
+from prune_rl.dependency.groups import NeuronGroup, Slice
 from prune_rl.dependency.jaxpr import Equation, Program, Traced, primitives, trace
 from prune_rl.dependency.tree_paths import KeyPath, Params, make_struct, shape_struct
 
-# Groups by the parts of them that go together, and how many neurons of each go.
+# How many neurons of each group go.
 Removed = Sequence[tuple[NeuronGroup, int]]
+# Groups that have axes of leaves in common, directly or through others.
+Component = Sequence[NeuronGroup]
+
+
+class Verdict(NamedTuple):
+    """What fn does without neurons of one component.
+
+    changed: whether it has other constants, None where it refuses the sizes. accepted: whether it also runs without
+    neurons of each group alone. counted: the groups that it counts, by their place in the component.
+    """
+
+    changed: bool | None
+    accepted: bool
+    counted: set[int]
 
 
 def counted_anew(
@@ -34,7 +49,9 @@ def counted_anew(
     axis into equal parts refuses others.
 
     All groups are tried at once, in one trace; one after the other only where fn refuses these sizes or has other
-    constants. Where those change only without several groups, as many are named as are needed, the first ones first.
+    constants. Of groups that the same calls of fn use alike, such as those of equal layers in a loop, the first, the
+    last and all others together are tried, and each only where these differ. Where constants change only without
+    several groups, as many are named as are needed, the first ones first.
 
     Args:
       fn: as in `find_groups`.
@@ -55,17 +72,23 @@ def counted_anew(
             return None
         return _constants(smaller.program) != original
 
-    def of_component(component: Sequence[NeuronGroup]) -> set[str]:
+    def without(component: Component) -> Verdict:
         together = changes(_shares([component]))
-        if together is False:
-            return set()
-        if len(component) == 1:
-            return {component[0].name} if together else set()
-        found = {g.name for g in component if changes([(g, g.size - _half(g))])}
-        rest = [g for g in component if g.name not in found]
-        while together and rest and changes(_shares([rest])):
-            found.add(rest.pop(0).name)
-        return found
+        if together is False or len(component) == 1:
+            return Verdict(together, together is not None, {0} if together else set())
+        alone = [changes([(group, group.size - _half(group))]) for group in component]
+        counted = {i for i, change in enumerate(alone) if change}
+        rest = [i for i in range(len(component)) if i not in counted]
+        while together and rest and changes(_shares([[component[i] for i in rest]])):
+            counted.add(rest.pop(0))
+        return Verdict(together, None not in (together, *alone), counted)
+
+    def verdicts(alike: Sequence[Component]) -> list[Verdict]:
+        first, between = without(alike[0]), alike[1:-1]
+        agree = len(alike) == 1 or without(alike[-1]) == first
+        if agree and (not between or changes(_shares(between)) == first.changed):
+            return [first] * len(alike)
+        return [without(component) for component in alike]
 
     if not any(constants for _, constants in original):
         return set()
@@ -73,17 +96,65 @@ def counted_anew(
     together = changes(_shares(components)) if components else False
     if together is False:
         return set()
-    anew = set().union(*map(of_component, components))
-    if not anew:
+    anew: set[str] = set()
+    accepted: list[Component] = []
+    refused: list[Component] = []
+    for alike in _alike(components, traced):
+        for component, verdict in zip(alike, verdicts(alike), strict=True):
+            anew |= {component[k].name for k in verdict.counted}
+            rest = [group for k, group in enumerate(component) if k not in verdict.counted]
+            if rest:
+                (accepted if verdict.accepted else refused).append(rest)
+    left = [*accepted, *refused]
+    change = changes(_shares(left)) if anew and left else together
+    if change is None and accepted and refused:
+        left, change = accepted, changes(_shares(accepted))
+    if change and left:
         # What only several groups change together is counted by all of them.
-        return set(groups) if together else set()
-    left = [rest for c in components if (rest := [g for g in c if g.name not in anew])]
-    if left and changes(_shares(left)):
-        anew |= {g.name for c in left for g in c}
+        anew |= {group.name for rest in left for group in rest}
     return anew
 
 
-def _components(groups: Iterable[NeuronGroup]) -> list[list[NeuronGroup]]:
+def _alike(components: Iterable[Component], traced: Traced) -> list[list[Component]]:
+    """The components by how fn uses their parameters: the same primitives, from the same calls, on equal shapes."""
+    program, path_of = traced.program, dict(zip(traced.program.inputs, traced.paths, strict=False))
+    uses: dict[KeyPath, list[Any]] = {path: [] for path in traced.paths}
+    for equation in _equations(program.equations):
+        used = [path_of[value] for value in equation.ins if value in path_of]
+        call = (equation.name, _call_stack(equation)) if used else None
+        for path in used:
+            uses[path].append(call)
+    shapes = {path: program.shape(value) for value, path in path_of.items()}
+
+    def of_slice(piece: Slice) -> Any:
+        return dataclasses.replace(piece, path=()), shapes[piece.path], tuple(uses[piece.path])
+
+    alike: dict[Any, list[Component]] = {}
+    for component in components:
+        key = tuple((group.size, tuple(map(of_slice, group.slices))) for group in component)
+        alike.setdefault(key, []).append(component)
+    return list(alike.values())
+
+
+def _equations(equations: Iterable[Equation]) -> Iterator[Equation]:
+    """Every equation: calls, loops and branches, and what they run."""
+    for equation in equations:
+        yield equation
+        yield from _equations(equation.body or ())
+        for block in equation.blocks:
+            yield from _equations(block.equations)
+
+
+def _call_stack(equation: Equation) -> Any:
+    """The places in the code, from the primitive to the call of `find_groups`; without them, like no other equation."""
+    traceback = equation.source.source_info.traceback
+    if traceback is None:
+        return equation
+    codes, instructions = traceback.raw_frames()
+    return tuple(codes), tuple(instructions)
+
+
+def _components(groups: Iterable[NeuronGroup]) -> list[Component]:
     """The groups, those with a leaf axis in common together."""
     components: list[tuple[set[tuple[KeyPath, int]], list[NeuronGroup]]] = []
     for group in groups:
@@ -103,7 +174,7 @@ def _half(group: NeuronGroup) -> int:
     return max(group.size // 2, min(group.size - 1, 2), 1)
 
 
-def _shares(components: Sequence[Sequence[NeuronGroup]]) -> Removed:
+def _shares(components: Sequence[Component]) -> Removed:
     """Half of the neurons of one component, three quarters of the next: a ratio of two widths changes too."""
     return [
         (group, group.size - (_half(group) if k % 2 == 0 else max(group.size // 4, min(_half(group), 2))))

@@ -288,7 +288,8 @@ def test_a_layer_that_is_scaled_by_the_number_or_the_places_of_its_inputs_is_ref
     assert list(assert_removable(fn, P, X, keep_counts=True)) == ["a"]
 
 
-def test_how_often_a_function_of_any_width_is_traced_does_not_depend_on_how_many_groups_it_has() -> None:
+@pytest.mark.parametrize("kind", ["any width", "counts anew", "fixed width"])
+def test_how_often_a_function_is_traced_does_not_depend_on_how_many_groups_it_has(kind: str) -> None:
     def traces(layers: int) -> int:
         params = {"qkv": [normal(4, 48)] * layers, "out": [normal(16, 4)] * layers}
         calls = []
@@ -296,13 +297,42 @@ def test_how_often_a_function_of_any_width_is_traced_does_not_depend_on_how_many
         def fn(p: Any, x: jax.Array) -> jax.Array:
             calls.append(1)
             for qkv, out in zip(p["qkv"], p["out"], strict=True):
-                x = x + attention({"qkv": qkv, "out": out}, x, 16)
+                wide = qkv.reshape(4, 48) if kind == "fixed width" else qkv
+                features = None if kind == "counts anew" else 16
+                x = x + attention({"qkv": wide, "out": out}, x, features)
             return x
 
-        assert len(find_groups(fn, params, X)) == 2 * layers
+        groups = find_groups(fn, params, X)
+        assert len(groups) == (1 if kind == "counts anew" else 2) * layers
         return len(calls)
 
-    assert traces(5) == traces(1)
+    assert traces(6) == traces(3)
+
+
+@pytest.mark.parametrize("fixed", [(0,), (4,), (0, 4), (0, 1, 2), (1, 2, 3, 4)])
+def test_layers_of_one_loop_of_which_some_fix_their_width_are_each_tried(fixed: tuple[int, ...]) -> None:
+    params = {"a": [normal(4, 16)] * 5, "c": [normal(16, 4)] * 5}
+
+    def fn(p: Any, x: jax.Array) -> jax.Array:
+        for i, (a, c) in enumerate(zip(p["a"], p["c"], strict=True)):
+            h = n(x @ a).reshape(-1, 16 if i in fixed else a.shape[1])
+            x = x + h @ c / c.shape[0]
+        return x
+
+    assert list(find_groups(fn, params, X)) == [f"a/{i}" for i in fixed]
+
+
+def test_groups_whose_parameters_the_same_code_uses_in_other_places_are_tried_apart() -> None:
+    params = {
+        name: normal(*shape)
+        for name, shape in (("a", (4, 16)), ("c", (16, 4)), ("d", (4, 16)), ("e", (16, 4)))
+    }
+
+    def fn(p: Params, x: jax.Array) -> jax.Array:
+        x = x + (n(x @ p["a"]) / 16).reshape(8, 16) @ p["c"]
+        return (n(x @ p["d"]) / p["d"].shape[1]).reshape(8, p["d"].shape[1]) @ p["e"]
+
+    assert list(find_groups(fn, params, X)) == ["a"]
 
 
 # --- outputs of any type ---
