@@ -77,6 +77,20 @@ def signals_as_interrupts() -> Iterator[None]:
             sys.unraisablehook = hook_before
 
 
+def interrupt_behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """The interrupt that ``error`` is, or that it was raised from, or while it was handled; None if there is none.
+
+    A compiled module that is interrupted while it is imported raises ``ImportError`` instead.
+    """
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _interrupt_main_thread() -> None:
     """SIGINT to the main thread, so that it leaves a system call too; where there is no such call, a simulated one."""
     if hasattr(signal, "pthread_kill"):

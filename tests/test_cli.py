@@ -438,6 +438,28 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
+def test_a_signal_that_a_compiled_module_turns_into_an_import_error_is_one_line(
+    number: int, status: int
+) -> None:
+    code = (
+        "import os, sys\n"
+        "import prune_rl.__main__ as program\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'tensorstore':\n"
+        "            try:\n"
+        f"                os.kill(os.getpid(), {int(number)})\n"
+        "            except BaseException as error:\n"
+        "                raise ImportError('initialization failed') from error\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "sys.exit(program.main())"
+    )
+    done = run_process("train", "CartPole-v1", "--steps", "1000000", "--no-control", code=code)
+    assert done.returncode == status, done.stderr
+    assert (done.stdout.strip(), done.stderr) == (INTERRUPTED, "")
+
+
+@pytest.mark.parametrize(("number", "status"), SIGNALS)
 @pytest.mark.parametrize("delay", [0.1, 0.4, 1.0])
 def test_a_signal_while_the_program_starts_is_one_line(number: int, status: int, delay: float) -> None:
     """During its imports, and (the last delay, as a rule) while it makes the environment."""

@@ -14,7 +14,7 @@ from rich.console import Console
 from prune_rl.__main__ import INTERRUPTED
 from prune_rl.cli.errors import ENVIRONMENT_CRASHED, USAGE_ERROR, print_error
 from prune_rl.envs.errors import EnvironmentCrashed
-from prune_rl.interrupts import Terminated, signals_as_interrupts
+from prune_rl.interrupts import Terminated, interrupt_behind, signals_as_interrupts
 from prune_rl.plain_text import let_output_fall_back
 
 COMMAND_NAMES = ("train", "evaluate", "choose", "report", "export")
@@ -52,16 +52,17 @@ def main(arguments: list[str] | None = None) -> int:
         with signals_as_interrupts():
             status: int = command.run(arguments[1:], console)
             return status
-    except EnvironmentCrashed as error:
-        # Not our mistake: its author needs the lines of their own code.
-        traceback.print_exception(error.__cause__ or error)
-        print_error(error)
-        return ENVIRONMENT_CRASHED
-    except (ValueError, OSError) as error:
-        if os.environ.get("PRUNE_RL_TRACEBACK"):
-            raise
-        print_error(error)
-        return USAGE_ERROR
-    except KeyboardInterrupt as error:
-        console.print(INTERRUPTED)
-        return 128 + (signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT)
+    except BaseException as error:
+        interrupt = interrupt_behind(error)
+        if interrupt is not None:
+            console.print(INTERRUPTED)
+            return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+        if isinstance(error, EnvironmentCrashed):
+            # Not our mistake: its author needs the lines of their own code.
+            traceback.print_exception(error.__cause__ or error)
+            print_error(error)
+            return ENVIRONMENT_CRASHED
+        if isinstance(error, ValueError | OSError) and not os.environ.get("PRUNE_RL_TRACEBACK"):
+            print_error(error)
+            return USAGE_ERROR
+        raise
