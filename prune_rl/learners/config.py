@@ -72,6 +72,11 @@ class LearnerConfig:
         return -(-self.total_timesteps // self.steps_per_update)
 
     @property
+    def warmup_updates(self) -> int:
+        """Updates at the start that make no gradient step."""
+        return 0
+
+    @property
     def learning_steps(self) -> int:
         """Gradient steps in the whole of training; each learner defines it."""
         raise NotImplementedError(f"{type(self).__name__} does not say how many gradient steps it makes")

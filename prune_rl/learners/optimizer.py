@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import chex
+import jax.numpy as jnp
 import optax
 
 from prune_rl.dependency.groups import NeuronGroups
 from prune_rl.learners.config import LearnerConfig
+from prune_rl.learners.mask_rules import mask_schedules
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.pruning.transforms.group_sparse import group_sparse
 from prune_rl.pruning.transforms.scale_by_width import scale_by_width
@@ -14,8 +17,21 @@ B2 = 0.999
 
 
 def learning_rate(config: LearnerConfig) -> optax.Schedule:
-    """Adam's step size, linear from start to end over all gradient steps, as a function of the steps made."""
-    return optax.linear_schedule(config.learning_rate, config.learning_rate_end, config.learning_steps)
+    """Adam's step size as a function of the gradient steps made: linear from start to end over all of them.
+
+    In a pruned run it has a floor from the first mask update of the actor on.
+    """
+    schedule = optax.linear_schedule(config.learning_rate, config.learning_rate_end, config.learning_steps)
+    if config.prune is None or config.prune.learning_rate_floor is None:
+        return schedule
+    floor = config.prune.learning_rate_floor * config.learning_rate
+    narrowing = mask_schedules(config)["actor"].first - config.warmup_updates
+    before = config.learning_steps * narrowing // (config.num_updates - config.warmup_updates)
+
+    def rate(step: chex.Numeric) -> chex.Numeric:
+        return jnp.where(step < before, schedule(step), jnp.maximum(schedule(step), floor))
+
+    return rate
 
 
 def pruned_adam(

@@ -67,6 +67,9 @@ class Pruning:
     shrink: Literal["auto", "always", "never"] = "auto"
     """Gather what is left into smaller arrays while training goes on, which makes it cheaper and leaves the result the
     same up to rounding. auto: where the work saved is worth a compilation; never: neurons are masked only."""
+    learning_rate_floor: float | None = None
+    """Adam's step size is at least this share of learning_rate from the first mask update on: a network that has just
+    narrowed has to learn. None: it goes on as in the dense control."""
     importance_decay: float = 0.99
     """Decay of the running mean of importance over gradient steps."""
 
@@ -114,6 +117,9 @@ class Pruning:
             raise ValueError(f"prune.tolerance must be a finite number >= 0, got {self.tolerance}")
         if not (self.strength >= 0 and math.isfinite(self.strength)):
             raise ValueError(f"prune.strength must be a finite number >= 0, got {self.strength}")
+        floor = self.learning_rate_floor
+        if floor is not None and not (floor >= 0 and math.isfinite(floor)):
+            raise ValueError(f"prune.learning_rate_floor must be a finite number >= 0 or absent, got {floor}")
         if self.every is not None and self.every < 1:
             raise ValueError(f"prune.every must be >= 1, got {self.every}")
         if self.tolerance is not None:

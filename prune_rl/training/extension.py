@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from prune_rl.envs.task import Task
 from prune_rl.learners.mask_rules import mask_schedules
+from prune_rl.learners.optimizer import learning_rate
 from prune_rl.learners.registry import learner_of
 from prune_rl.pruning.mask_schedule import MaskSchedule
 from prune_rl.runs.checkpoints import Checkpoints
@@ -126,10 +127,11 @@ def _meaning(run: Path, old: Config, new: Config, state: Any) -> str:
     """What the longer training means for what counts against its length."""
     learner = new.learner
     share = old.steps / new.steps
-    rate = learner.learning_rate + share * (learner.learning_rate_end - learner.learning_rate)
+    reached = float(learning_rate(old.learner)(old.learner.learning_steps))
+    rate = float(learning_rate(learner)(round(share * learner.learning_steps)))
     parts = [
         f"this run goes on from the end of {run} at {old.steps:,} steps per seed, and leaves that as it is; the "
-        f"learning rate, which had reached {learner.learning_rate_end:.2g}, starts again at about {rate:.2g}"
+        f"learning rate, which had reached {reached:.2g}, starts again at about {rate:.2g}"
     ]
     if learner.prune is not None:
         number = MaskSchedule.covering(list(mask_schedules(learner).values())).number
