@@ -12,7 +12,7 @@ from rich.console import Console
 
 from prune_rl.atomic_files import write_bytes, write_json
 from prune_rl.envs.task import Task
-from prune_rl.evaluation.evaluate import EVALUATION_ENVS, evaluate_policies
+from prune_rl.evaluation.selection import selection_returns
 from prune_rl.export.policy import Policy, load_policy, save_policy
 from prune_rl.learners.registry import State
 from prune_rl.reporting.frontier_plot import draw_frontier
@@ -25,9 +25,9 @@ from prune_rl.training.policy_export import compact_policy, policy_paths, seeds_
 
 # Apart from every evaluation seed that is likely to be given.
 SELECTION = 2**31
-# Candidates of one level play this share of the selection episodes first, and so many of them all.
-FIRST = 5
-BEST = 2
+# Rounds in which the candidates of one level are compared: each plays the selection episodes divided by the first
+# number, others in each round, and so many of them stay. What stays in the end plays all of the selection episodes.
+ROUNDS = ((10, 6), (5, 2))
 
 
 class FrontierKeeper:
@@ -73,13 +73,19 @@ class FrontierKeeper:
 def measure_frontier(config: Config, task: Task, path: Path, control: Path | None, console: Console) -> None:
     """Play the selection episodes with the best candidates of each level, and with the dense control's policy.
 
-    Every policy that was kept plays a few episodes first; those that are not among the best of their level are removed
-    then. The others, and the control, play ``config.selection_episodes`` others: their returns are what frontier.json
-    holds, and they are no part of the first choice. Policies that were measured before are not played again.
+    Every policy that was kept plays a few episodes first, and the better ones of each level a few more; those that are
+    not among the best are removed then. The others, and the control, play ``config.selection_episodes`` others: their
+    returns are what frontier.json holds, and they are no part of the first choice. Policies that were measured before
+    are not played again.
     """
     folder, episodes = FrontierFolder(path), config.selection_episodes
     seed = SELECTION + config.evaluation_seed
-    result: dict[str, Any] = {"env_id": config.env, "episodes": episodes, "seed": seed}
+    result: dict[str, Any] = {
+        "env_id": config.env,
+        "backend": task.backend,
+        "episodes": episodes,
+        "seed": seed,
+    }
     result |= {"points": [], "dense": {}, "chosen": {}}
     before = _measured_before(path, result)
     known = {(point["seed"], point["step"]): point for point in before["points"]}
@@ -129,12 +135,8 @@ def _play(
     if not policies:
         return {}
     console.print(f"playing {len(policies)} policies of the frontier, {episodes} episodes each")
-    count = min(EVALUATION_ENVS, episodes)
-    played = evaluate_policies(policies.values(), task, episodes=episodes, seed=seed, num_envs=count)
-    return {
-        key: [float(value) for value in evaluation.returns]
-        for key, evaluation in zip(policies, played, strict=True)
-    }
+    played = selection_returns(policies.values(), task, episodes=episodes, seed=seed)
+    return {key: [float(value) for value in returns] for key, returns in zip(policies, played, strict=True)}
 
 
 def _best_of_level(config: Config, play: Play, candidates: Mapping[Key, Policy]) -> set[Key]:
@@ -144,15 +146,20 @@ def _best_of_level(config: Config, play: Play, candidates: Mapping[Key, Policy])
     for key, policy in candidates.items():
         level = frontier_level(policy.num_neurons, total, config.frontier)
         levels.setdefault((key[0], level), []).append(key)
-    crowded = [key for keys in levels.values() if len(keys) > BEST for key in keys]
-    episodes = max(1, config.selection_episodes // FIRST)
-    seed = SELECTION + config.evaluation_seed - 1
-    returns = play({key: candidates[key] for key in crowded}, episodes, seed)
-    best = set()
-    for keys in levels.values():
-        ranked = sorted(keys, key=lambda key: (mean(returns.get(key, [0.0])), key[1]), reverse=True)
-        best |= set(ranked[:BEST])
-    return best
+    returns: dict[Key, list[float]] = {key: [] for key in candidates}
+    for number, (share, stay) in enumerate(ROUNDS, start=1):
+        crowded = {key: candidates[key] for keys in levels.values() if len(keys) > stay for key in keys}
+        episodes, seed = (
+            max(1, config.selection_episodes // share),
+            SELECTION + config.evaluation_seed - number,
+        )
+        for key, played in play(crowded, episodes, seed).items():
+            returns[key] += played
+        for place, keys in levels.items():
+            if len(keys) > stay:
+                keys.sort(key=lambda key: (mean(returns[key]), key[1]), reverse=True)
+            levels[place] = keys[:stay]
+    return {key for keys in levels.values() for key in keys}
 
 
 def _point(seed: int, step: int, policy: Policy) -> dict[str, Any]:
@@ -168,7 +175,9 @@ def _measured_before(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError:  # none yet, or a damaged one, which is written anew
         return nothing
     return (
-        before if all(before.get(key) == wanted[key] for key in ("env_id", "episodes", "seed")) else nothing
+        before
+        if all(before.get(key) == wanted[key] for key in ("env_id", "backend", "episodes", "seed"))
+        else nothing
     )
 
 

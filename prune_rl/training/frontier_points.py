@@ -12,7 +12,7 @@ LOOKS = 150
 # From this many neurons on, one level for every number of them.
 FEW = 12
 # Of each level, so many of the newest policies are kept until they have been played.
-NEWEST = 8
+NEWEST = 16
 
 
 def frontier_updates(config: LearnerConfig, number: int) -> list[int]:

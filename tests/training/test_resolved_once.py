@@ -66,7 +66,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_one_environment_more_is_made_than_is_played(compared: Any) -> None:
     """Those of training, of the choice among all policies that were kept, of evaluation, and one to read the spaces."""
     trained = 2 * NUM_ENVS * SEEDS  # by the run and by its control
-    chosen = 2 * (1 + SELECTION)  # a fifth of the episodes first, at least one; by both again
+    # A round of at least one episode, and the selection episodes, by both; the run kept enough for one round more.
+    chosen = 2 * (1 + SELECTION) + 1
     measured = json.loads((compared.run / "evaluation.json").read_text())["seeds"]
     own, beside = EPISODES * SEEDS, EPISODES * sum(len(entry["policies"]) for entry in measured)
     assert compared.environments == trained + chosen + own + beside + 1
