@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 INTERRUPTED = "\ninterrupted; the same command continues from the last checkpoint"
@@ -23,10 +25,16 @@ def main() -> int:
     try:
         from prune_rl import cli
 
-        return cli.main()  # which handles them in its own way
+        status = cli.main()  # which handles them in its own way
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if status in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        # Threads of libraries that were left in the middle of their work, such as a checkpoint, find the interpreter
+        # ending and would print that.
+        logging.disable()
+        threading.excepthook = lambda left: None
+    return status
 
 
 if __name__ == "__main__":

@@ -459,6 +459,28 @@ def test_a_signal_that_a_compiled_module_turns_into_an_import_error_is_one_line(
     assert (done.stdout.strip(), done.stderr) == (INTERRUPTED, "")
 
 
+@pytest.mark.parametrize(("status", "said"), [(130, False), (143, False), (2, True)])
+def test_threads_that_an_interrupt_left_at_work_print_nothing(status: int, said: bool) -> None:
+    code = (
+        "import logging, sys, threading\n"
+        "import prune_rl.__main__ as program\n"
+        "from prune_rl import cli\n"
+        "def left():\n"
+        "    threading.main_thread().join()\n"
+        "    logging.getLogger('absl').error('cannot schedule new futures')\n"
+        "    raise RuntimeError('cannot schedule new futures')\n"
+        "def main():\n"
+        "    threading.Thread(target=left).start()\n"
+        f"    return {status}\n"
+        "cli.main = main\n"
+        "sys.exit(program.main())"
+    )
+    done = run_process(code=code)
+    assert done.returncode == status
+    assert (done.stderr.count("cannot schedule new futures") > 1) == said, done.stderr
+    assert bool(done.stderr) == said
+
+
 @pytest.mark.parametrize(("number", "status"), SIGNALS)
 @pytest.mark.parametrize("delay", [0.1, 0.4, 1.0])
 def test_a_signal_while_the_program_starts_is_one_line(number: int, status: int, delay: float) -> None:

@@ -2,6 +2,6 @@
 
 import sys
 
-from prune_rl.cli import main
+from prune_rl.__main__ import main
 
 sys.exit(main())

@@ -19,19 +19,23 @@ B2 = 0.999
 def learning_rate(config: LearnerConfig) -> optax.Schedule:
     """Adam's step size as a function of the gradient steps made: linear from start to end over all of them.
 
-    In a pruned run it has a floor from the first mask update of the actor on.
+    In a pruned run it has a floor while neurons of the actor may go, and then falls linearly to the same end.
     """
     schedule = optax.linear_schedule(config.learning_rate, config.learning_rate_end, config.learning_steps)
     if config.prune is None or config.prune.learning_rate_floor is None:
         return schedule
     floor = config.prune.learning_rate_floor * config.learning_rate
-    narrowing = mask_schedules(config)["actor"].first - config.warmup_updates
-    before = config.learning_steps * narrowing // (config.num_updates - config.warmup_updates)
+    updates_before = mask_schedules(config)["actor"].first - config.warmup_updates
+    begin = config.learning_steps * updates_before // (config.num_updates - config.warmup_updates)
+    end = max(begin, int(config.prune.end * config.learning_steps))
 
-    def rate(step: chex.Numeric) -> chex.Numeric:
-        return jnp.where(step < before, schedule(step), jnp.maximum(schedule(step), floor))
+    def narrowing(step: chex.Numeric) -> chex.Numeric:
+        return jnp.maximum(schedule(begin + step), floor)
 
-    return rate
+    last = optax.linear_schedule(
+        narrowing(end - begin), config.learning_rate_end, config.learning_steps - end
+    )
+    return optax.join_schedules([schedule, narrowing, last], [begin, end])
 
 
 def pruned_adam(

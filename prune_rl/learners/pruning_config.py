@@ -68,8 +68,8 @@ class Pruning:
     """Gather what is left into smaller arrays while training goes on, which makes it cheaper and leaves the result the
     same up to rounding. auto: where the work saved is worth a compilation; never: neurons are masked only."""
     learning_rate_floor: float | None = None
-    """Adam's step size is at least this share of learning_rate from the first mask update on: a network that has just
-    narrowed has to learn. None: it goes on as in the dense control."""
+    """While neurons may go, Adam's step size is at least this share of learning_rate: a network that has just narrowed
+    has to learn. After end it falls linearly to learning_rate_end. None: it goes on as in the dense control."""
     importance_decay: float = 0.99
     """Decay of the running mean of importance over gradient steps."""
 

@@ -21,7 +21,7 @@ CONFIGS = [
 
 
 def with_floor(config: LearnerConfig, share: float | None) -> LearnerConfig:
-    return dataclasses.replace(config, prune=Pruning(begin=0.6, learning_rate_floor=share))
+    return dataclasses.replace(config, prune=Pruning(begin=0.6, end=0.9, learning_rate_floor=share))
 
 
 def steps_before_narrowing(config: LearnerConfig) -> int:
@@ -40,8 +40,12 @@ def test_the_step_size_has_a_floor_while_neurons_go(config: LearnerConfig, share
     assert 0.5 * total < first < 0.7 * total
     for step in (0, first // 2, first - 1):
         assert float(rate(step)) == float(dense(step))
-    for step in (first, (first + total) // 2, total):
+    end = int(0.9 * total)
+    for step in (first, (first + end) // 2, end):
         assert float(rate(step)) == pytest.approx(max(float(dense(step)), share * 1e-3))
+    halfway = (end + total) // 2
+    assert float(rate(halfway)) == pytest.approx((float(rate(end)) + 1e-4) / 2, rel=1e-2)
+    assert float(rate(total)) == pytest.approx(1e-4)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["ppo", "sac"])
