@@ -67,7 +67,7 @@ class Pruning:
     shrink: Literal["auto", "always", "never"] = "auto"
     """Gather what is left into smaller arrays while training goes on, which makes it cheaper and leaves the result the
     same up to rounding. auto: where the work saved is worth a compilation; never: neurons are masked only."""
-    learning_rate_floor: float | None = None
+    learning_rate_floor: float | None = 1.0
     """While neurons may go, Adam's step size is at least this share of learning_rate: a network that has just narrowed
     has to learn. After end it falls linearly to learning_rate_end. None: it goes on as in the dense control."""
     importance_decay: float = 0.99
