@@ -64,7 +64,8 @@ def _state_of(grid: Grid, job: Job, queued: bool) -> JobState:
     said = folder.last_line()
     if end is not None and not end.interrupted and end.status not in (0, 3):
         return _with_progress(JobState(job, "failed", reason=f"exit status {end.status}: {said}"), run, None)
-    return _with_progress(JobState(job, "stopped", reason=said), run, None)
+    why = "ended by a signal" if end is not None else "its process is gone, killed or with its machine"
+    return _with_progress(JobState(job, "stopped", reason=f"{why}: {said}"), run, None)
 
 
 def _with_evaluation(state: JobState, run: Path) -> JobState:
