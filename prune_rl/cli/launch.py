@@ -92,13 +92,16 @@ def _parse(arguments: list[str]) -> tuple[Config, bool]:
 
 
 def _sentence(text: str) -> str:
-    """The first paragraph of the framed text that tyro prints, in one line."""
-    words: list[str] = []
+    """What tyro says of a wrong command line, in one line: the paragraph between the title and the first rule.
+
+    The title is in the frame, or above a rule where the output has no characters for frames.
+    """
+    paragraphs: list[list[str]] = [[]]
     for line in text.splitlines():
-        line = line.strip().strip("│|").strip()
-        if not line or line[0] in "╭╰+":
-            continue
-        if line[0] in "─-" and set(line) <= set("─-"):
-            break
-        words.append(line)
-    return " ".join(words) or "prune-rl train refuses its options"
+        words = line.strip().strip("│|").strip()
+        if words.startswith(("╭", "╰")) or (words and set(words) <= set("─-")):
+            paragraphs.append([])
+        elif words:
+            paragraphs[-1].append(words)
+    sentences = [" ".join(words) for words in paragraphs]
+    return (sentences[1] if len(sentences) > 1 else sentences[0]) or "prune-rl train refuses its options"

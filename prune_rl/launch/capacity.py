@@ -40,6 +40,11 @@ def places(options: EngineOptions, environment: Mapping[str, str] = os.environ) 
     return [None if not found else ""] * number
 
 
+def at_a_time(number: int) -> str:
+    """So many jobs, in words."""
+    return f"{number} job{'s' * (number != 1)} at a time"
+
+
 def gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
     """The NVIDIA GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them.
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from prune_rl.launch.capacity import places
+from prune_rl.launch.capacity import at_a_time, places
 from prune_rl.launch.grid import Grid, Job
 from prune_rl.launch.job_process import GRACE
 from prune_rl.launch.spec import EngineOptions
@@ -25,7 +25,7 @@ class LocalEngine:
         self._places = places(options)
         self._processes: dict[str, tuple[subprocess.Popen[bytes], str | None]] = {}
         on = [place for place in self._places if place]
-        many = f"{len(self._places)} job{'s' * (len(self._places) > 1)} at a time on this machine"
+        many = f"{at_a_time(len(self._places))} on this machine"
         say(f"{many}, on GPU {' and '.join(on)}" if on else many)
 
     @property

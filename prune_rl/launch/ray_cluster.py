@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from prune_rl.launch.capacity import gpus, places
+from prune_rl.launch.capacity import at_a_time, gpus, places
 from prune_rl.launch.grid import Grid, Job
 from prune_rl.launch.job_process import GRACE, run_job
 from prune_rl.launch.spec import EngineOptions
@@ -44,18 +44,18 @@ class RayEngine:
         address = options.ray.address
         with _own_signal_handlers():
             if address is None:
-                at_a_time = places(options)
+                number = len(places(options))
                 self._temporary = tempfile.mkdtemp(prefix="ray-", dir=_short_folder())
                 ray.init(
-                    num_cpus=len(at_a_time) * options.cpus_per_job,
+                    num_cpus=number * options.cpus_per_job,
                     num_gpus=len(gpus()),
                     include_dashboard=False,
                     log_to_driver=False,
                     logging_level=logging.ERROR,
                     _temp_dir=self._temporary,
                 )
-                self._capacity: int | None = len(at_a_time)
-                say(f"{len(at_a_time)} jobs at a time in a Ray cluster on this machine")
+                self._capacity: int | None = number
+                say(f"{at_a_time(number)} in a Ray cluster on this machine")
             else:
                 try:
                     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

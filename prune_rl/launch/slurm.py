@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prune_rl.launch.capacity import gpus, places
+from prune_rl.launch.capacity import at_a_time, gpus, places
 from prune_rl.launch.grid import Grid, Job
 from prune_rl.launch.job_process import GRACE, run_job
 from prune_rl.launch.spec import EngineOptions
@@ -56,9 +56,11 @@ class SlurmEngine:
         gpus_per_job = options.gpus_per_job
         if self._local:
             self._capacity: int | None = len(places(options))
+            where = f"{at_a_time(len(places(options)))} through submitit on this machine"
             gpus_per_job = min(1, len(gpus())) if gpus_per_job is None else gpus_per_job
         else:
             self._capacity = None
+            where = "jobs in the queue of Slurm"
         named = {
             f"slurm_{name}": getattr(slurm, name)
             for name in ("partition", "account", "qos", "constraint")
@@ -82,11 +84,7 @@ class SlurmEngine:
             **more,
         )
         self._jobs: dict[str, submitit.Job[int]] = {}
-        say(
-            f"{self._capacity} jobs at a time through submitit on this machine"
-            if self._local
-            else "jobs in the queue of Slurm"
-        )
+        say(where)
 
     @property
     def capacity(self) -> int | None:
