@@ -66,7 +66,7 @@ def run(arguments: list[str], console: Console) -> int:
         return 0
     grid.write(Path.cwd())
     states = launch(grid, engine, console, wait=options.wait)
-    unfinished = [state for state in states if state.state in ("failed", "stopped")]
+    unfinished = [state for state in states if state.state in ("failed", "stopped", "waiting")]
     done = [state for state in states if state.state == "done"]
     if unfinished and len(unfinished) == len(states):
         return NO_SEED_LEFT

@@ -56,7 +56,11 @@ def launch(grid: Grid, options: EngineOptions, console: Console, *, wait: bool =
         say(summary_line(states))
         for line in problems(states):
             say(line)
-        if all(state.state in ("done", "failed", "stopped") for state in states):
+        if any(state.state in ("queued", "running") for state in states):
+            say(
+                "the jobs go on without this command: `prune-rl status` shows them; given again, it writes the results"
+            )
+        else:
             done = [state.job for state in states if state.state == "done"]
             if done:
                 say(f"\n{collect(grid, done)}\n\nresults {grid.path / 'results.md'}")

@@ -67,6 +67,8 @@ class SlurmEngine:
             if getattr(slurm, name)
         }
         more: dict[str, Any] = {"slurm_additional_parameters": slurm.parameters} if slurm.parameters else {}
+        if gpus_per_job:
+            more["gpus_per_node"] = gpus_per_job
         if slurm.setup:
             more |= {"slurm_setup": list(slurm.setup), "local_setup": list(slurm.setup)}
         if options.max_jobs:
@@ -76,7 +78,6 @@ class SlurmEngine:
             timeout_min=slurm.time_limit,
             cpus_per_task=options.cpus_per_job,
             mem_gb=options.memory_per_job,
-            gpus_per_node=gpus_per_job or 0,
             tasks_per_node=1,
             nodes=1,
             stderr_to_stdout=True,

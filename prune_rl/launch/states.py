@@ -60,7 +60,13 @@ def _state_of(grid: Grid, job: Job, queued: bool) -> JobState:
     if queued:
         return _with_progress(JobState(job, "queued"), run, None)
     if not folder.log.exists():
-        return JobState(job, "waiting")
+        submission = folder.submission() or {}
+        if submission.get("cluster") != "slurm":
+            return JobState(job, "waiting")
+        name = f"Slurm's job {submission.get('job_id')}"
+        return JobState(
+            job, "failed", reason=f"{name}, which ended before it began, see {submission.get('folder')}"
+        )
     said = folder.last_line()
     if end is not None and not end.interrupted and end.status not in (0, 3):
         return _with_progress(JobState(job, "failed", reason=f"exit status {end.status}: {said}"), run, None)

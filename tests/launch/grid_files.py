@@ -16,6 +16,7 @@ num_envs = 4
 num_steps = 64
 update_epochs = 1
 episodes = 2
+checkpoints = 8
 frontier = 0
 """
 BOTH = '[grid]\nenv = "CartPole-v1"\nmethod = ["dynamic", "dense"]\n' + OPTIONS

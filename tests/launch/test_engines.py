@@ -8,11 +8,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import pytest
 
 import prune_rl
@@ -88,6 +90,7 @@ def killed_and_continued(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return grid_folder
 
 
+@pytest.mark.slow
 def test_a_killed_grid_goes_on(killed_and_continued: Path, capsys: pytest.CaptureFixture[str]) -> None:
     logs = {path.parent.name: path.read_text() for path in killed_and_continued.glob("jobs/*/log.txt")}
     (dense,) = (text for name, text in logs.items() if "-dense-" in name)
@@ -120,7 +123,8 @@ def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
 
 
-def test_submitit_fails_and_then_has_the_same_results(
+@pytest.mark.slow
+def test_a_failed_job_is_tried_again_and_submitit_has_the_same_results(
     killed_and_continued: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = write_spec(DENSE + SUBMITIT)
@@ -128,19 +132,31 @@ def test_submitit_fails_and_then_has_the_same_results(
     obstacle = folder / "runs/grid/runs" / same.name / "notes.txt"
     obstacle.parent.mkdir(parents=True)
     obstacle.touch()
-    done = launch()
-    assert (done.returncode, done.stderr) == (4, "")
+    assert main(["launch", str(spec), "--engine", "local"]) == 4
     assert main(["status", str(spec)]) == 0
     line = f"failed: CartPole-v1 ppo dense, seed 0 ({same.name}), exit status 2: error: runs/grid/runs/{same.name} is"
-    assert done.stdout.count(line) == 2  # when it happens, and at the end
-    assert capsys.readouterr().out.count(line) == 1
-    assert "1 job: 1 failed" in done.stdout
+    output = capsys.readouterr().out
+    assert output.count(line) == 3  # when it happens, at the end, and by `prune-rl status`
+    assert "1 job: 1 failed" in output
     obstacle.unlink()
+    # Another process trains in the same folder, such as a run whose dense control it is: it is waited for.
+    log = next((folder / "runs/grid/jobs").glob("*/log.txt"))
+    lock = filelock.FileLock(obstacle.parent / ".lock", thread_local=False)
+
+    def release_when_waited_for() -> None:
+        wait_for(lambda: "waiting for it to end" in log.read_text())
+        lock.release()
+
+    lock.acquire()
+    other = threading.Thread(target=release_when_waited_for)
+    other.start()
     done = launch()
+    other.join()
     assert (done.returncode, done.stderr) == (0, "")
     assert_same_dense_cell(folder / "runs/grid", killed_and_continued)
 
 
+@pytest.mark.slow
 def test_ray_has_the_same_results_and_leaves_nothing(
     killed_and_continued: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +200,55 @@ def test_an_interrupt_ends_the_jobs(folder: Path, monkeypatch: pytest.MonkeyPatc
         end = grid.folder(it).exit()
         assert end is not None
         assert end.interrupted
+
+
+# Stands for a Slurm whose queue never moves: the real one needs a cluster.
+SLURM = {
+    "sbatch": 'cp "$1" script.$$; echo "Submitted batch job $$"',
+    "srun": "exit 1",
+    "sacct": """echo "JobID|State|NodeList"
+for id; do
+  case $id in [0-9]*) echo "${id}_[0-1]|$(cat state.$id 2>/dev/null || echo PENDING)|";; esac
+done""",
+}
+COMMANDS = """
+import sys
+from prune_rl.cli import main
+print([main([command, "grid.toml"]) for command in sys.argv[1:]])
+"""
+
+
+def test_jobs_in_the_queue_of_slurm_are_not_submitted_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = 'kind = "slurm"\nmax_jobs = 1\n[engine.slurm]\npartition = "short"\ntime_limit = 90\n'
+    write_spec(f"{BOTH}[engine]\n{options}")
+    (folder / "bin").mkdir()
+    for name, lines in SLURM.items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{lines}\n")
+        (folder / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+
+    def run(*commands: str) -> str:
+        command = [sys.executable, "-c", COMMANDS, *commands]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"[{', '.join('0' for _ in commands)}]\n" in done.stdout
+        return done.stdout
+
+    output = run("launch", "launch", "status")
+    assert output.count("\n2 jobs: 2 queued; time left unknown\n") >= 3
+    assert output.count("the jobs go on without this command") == 2
+    (first,) = folder.glob("script.*")
+    (folder / f"state{first.suffix}").write_text("NODE_FAIL")
+    output = run("status", "launch")
+    assert output.count("which ended before it began") == 2
+    assert "2 jobs: 2 failed" in output
+    assert "2 jobs: 2 queued" in output
+    assert len(list(folder.glob("script.*"))) == 2
+    script = first.read_text()
+    for line in ("--array=0-1%1", "--partition=short", "--time=90", "--cpus-per-task=2", "--mem=2GB"):
+        assert f"#SBATCH {line}\n" in script
 
 
 def test_missing_packages_and_commands(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
