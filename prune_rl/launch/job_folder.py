@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import signal
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -93,6 +94,15 @@ class JobFolder:
         """Record that it still runs."""
         with contextlib.suppress(OSError):  # a full disk ends the run itself, with its own sentence
             (self.path / "heartbeat").touch()
+
+    def interrupt(self) -> bool:
+        """SIGINT to the process of this host that runs the job; returns whether there is one."""
+        process = _read(self.path / "process.json") or {}
+        if process.get("host") != socket.gethostname() or not self.is_running():
+            return False
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(process["pid"]), signal.SIGINT)
+        return True
 
     def ended(self, end: Exit) -> None:
         """Record how it ended."""

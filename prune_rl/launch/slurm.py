@@ -117,11 +117,15 @@ class SlurmEngine:
     def stop(self) -> None:
         if not self._local:
             return
-        for handle in self._jobs.values():
-            if not handle.done():
-                handle.cancel()
-        deadline = time.monotonic() + GRACE
-        while time.monotonic() < deadline and self.active():
+        active = self.active()
+        for job in self._grid.jobs:
+            if job.name in active and not self._grid.folder(job).interrupt():
+                self._jobs[job.name].cancel()  # it has not begun
+        deadline = time.monotonic() + GRACE + 10
+        while self.active():
+            if time.monotonic() > deadline:
+                for name in self.active():
+                    self._jobs[name].cancel()  # submitit kills it a second later
             with contextlib.suppress(KeyboardInterrupt):
                 time.sleep(0.05)
 
