@@ -34,7 +34,7 @@ $(STAMP): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv experiment sweep evaluate report examples bench device proof soak test lint format types lock clean FORCE
+.PHONY: help venv experiment sweep evaluate report launch status grids examples bench device proof soak test lint format types lock clean FORCE
 
 help: ## list targets and variables
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo; echo "targets"
@@ -49,6 +49,7 @@ help: ## list targets and variables
 	  METHOD 'dynamic: prune; dense: do not; small: few neurons from scratch (needs LIKE); linear: no hidden neuron' \
 	  LIKE 'a run of whose final widths METHOD=small makes its actor' \
 	  SWEEP 'values to compare, e.g. "learning_rate=1e-4,1e-3 prune.tolerance=0.01,0.05"; none: seeds alone' \
+	  SPEC 'TOML file of a grid, for launch and status' \
 	  RUN 'run directory, for evaluate; one or several for report' \
 	  ARGS 'any further flags of the command, e.g. ARGS="--any.flag value"' \
 	  SBX '1: make bench installs SBX too (.venv-sbx) and measures its SAC and PPO beside ours' \
@@ -71,6 +72,17 @@ evaluate: $(STAMP) ## measure a run's compact policy again: RUN=runs/... ARGS
 
 report: $(STAMP) ## compare runs: RUN="runs/... runs/..." ARGS
 	$(BIN)/prune-rl report $(RUN) $(ARGS)
+
+launch: $(STAMP) ## train a grid of runs from one file; given again, it goes on: SPEC=grid.toml ARGS
+	@test -n '$(SPEC)' || { echo 'make launch needs the file of a grid: make launch SPEC=grid.toml' >&2; exit 2; }
+	$(BIN)/prune-rl launch '$(SPEC)' $(ARGS)
+
+status: $(STAMP) ## how the runs of a grid are: SPEC=grid.toml
+	@test -n '$(SPEC)' || { echo 'make status needs the file of a grid: make status SPEC=grid.toml' >&2; exit 2; }
+	@$(BIN)/prune-rl status '$(SPEC)' $(ARGS)
+
+grids: $(STAMP) ## the same grid on every engine, whose results have to be equal (minutes): ARGS=--kill
+	$(BIN)/python -m experiments.grid_engines $(ARGS)
 
 examples: $(STAMP) ## pruning in other JAX projects: run every script of experiments/examples
 	@set -e; for example in experiments/examples/*.py; do echo "$$example"; $(BIN)/python "$$example"; done

@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments import grid_engines
 from experiments.benchmarks import __main__ as benchmarks
 from experiments.device import onnx2c
 from prune_rl import cli
@@ -103,12 +104,14 @@ def flags() -> set[str]:
         ["choose"],
         ["report"],
         ["export"],
+        ["launch"],
+        ["status"],
     ):
         output = io.StringIO()
         with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
             cli.main([*arguments, "--help"])
         shown.append(output.getvalue())
-    for main in (benchmarks.main, onnx2c.main):
+    for main in (benchmarks.main, onnx2c.main, grid_engines.main):
         output = io.StringIO()
         with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
             main(["--help"])

@@ -1,4 +1,4 @@
-"""The command `prune-rl`: train, evaluate, choose, report, export; one module each."""
+"""The command `prune-rl`: train, evaluate, choose, report, export, launch, status; one module each."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from prune_rl.envs.errors import EnvironmentCrashed
 from prune_rl.interrupts import Terminated, interrupt_behind, signals_as_interrupts
 from prune_rl.plain_text import let_output_fall_back
 
-COMMAND_NAMES = ("train", "evaluate", "choose", "report", "export")
+COMMAND_NAMES = ("train", "evaluate", "choose", "report", "export", "launch", "status")
 COMMANDS = """commands:
   train ENV       train, prune, compact and evaluate; given again, it continues an interrupted run
   evaluate RUN    measure the policies of a run again
   choose RUN      take another of the policies that a run kept while it narrowed
   report RUN...   one table over several runs
   export RUN      the compact policies as ONNX, C, StableHLO, or a folder for the Hugging Face hub
+  launch SPEC     train a grid of runs from one file: on this machine, Slurm or Ray; given again, it continues
+  status SPEC     how the runs of a grid are
 
 Each command explains its options: prune-rl train --help"""
 
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False)
     parser = argparse.ArgumentParser(
         prog="prune-rl",
-        usage="prune-rl [-h] {train,evaluate,choose,report,export} ...",
+        usage="prune-rl [-h] {train,evaluate,choose,report,export,launch,status} ...",
         description="Train reinforcement-learning policies that shrink while they learn.",
         epilog=COMMANDS,
         formatter_class=argparse.RawDescriptionHelpFormatter,

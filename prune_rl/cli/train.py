@@ -49,6 +49,8 @@ class Train(Config):
     extend: Path | None = None
     """A finished run with the same options but fewer --steps, or another evaluation: training goes on from its end, in
     a folder of its own."""
+    wait: bool = False
+    """Where another process trains in the same folder, wait for it to end instead of refusing."""
     export: tuple[To, ...] = ()
     """Also write the compact policies for other runtimes into RUN/export, as prune-rl export does."""
     sweep: Annotated[tuple[str, ...] | None, arg(metavar="[FIELD=VALUE,VALUE,… ...]")] = None
@@ -81,7 +83,9 @@ def run(arguments: list[str], console: Console) -> int:
             complete = sweep(config, axes, options.run_dir, options.control, command, console)
             return 0 if complete else SEED_WITHOUT_POLICY
         use_all_cores(config.seeds)
-        complete = experiment(config, options.run_dir, options.control, command, console, options.extend)
+        complete = experiment(
+            config, options.run_dir, options.control, command, console, options.extend, options.wait
+        )
     except TrainingFailed as error:
         print_error(error)
         return NO_SEED_LEFT
@@ -143,7 +147,7 @@ def _joined_sweeps(arguments: list[str]) -> list[str]:
 
 def _check_sweep(parsed: Train, arguments: list[str]) -> None:
     """Raise ``ValueError`` for flags that exclude `--sweep`, or give a single value to a swept field."""
-    for name in ("extend", "export", "like"):
+    for name in ("extend", "export", "like", "wait"):
         if getattr(parsed, name):
             raise ValueError(
                 f"--{name} is for a single run, and --sweep makes several: leave one of them out (each folder of a "

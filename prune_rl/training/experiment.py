@@ -43,12 +43,14 @@ def experiment(
     command: str,
     console: Console,
     extend: Path | None = None,
+    wait: bool = False,
 ) -> bool:
     """Train, compact, evaluate and summarise; returns whether every seed has a policy, the control's too.
 
-    With ``control`` the run is compared with a dense one of the same seeds and steps beside it, which is trained
-    too if it is not there yet. With ``extend``, a finished run, training goes on from its end. The environment is
-    resolved once, here. Everything that can be refused is refused before training starts.
+    With ``control`` the run is compared with a dense one of the same seeds and steps beside it, which is trained too if
+    it is not there yet. With ``extend``, a finished run, training goes on from its end. With ``wait``, a folder that
+    another process trains in is waited for, not refused. The environment is resolved once, here. Everything that can be
+    refused is refused before training starts.
     """
     task = resolve_task(config.env, config.backend, config.env_kwargs)
     config = config.resolved(task)
@@ -73,7 +75,7 @@ def experiment(
     dense = control_of(config)
     dense_path = path.parent / dense.default_run_dir().name
     shares = control and extend is None and config.method != "dense" and not is_trained(dense_path, dense)
-    train(config, task, path, command, console, prepare=prepare, keep_dense_part=shares)
+    train(config, task, path, command, console, wait=wait, prepare=prepare, keep_dense_part=shares)
     if shares:
         prepare_control = start_of_control(path, dense, task, make_engine, say)
     complete = not read_faults(path)

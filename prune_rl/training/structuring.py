@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast, get_args, get_origin
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 from cattrs import Converter
-from cattrs.errors import (
-    BaseValidationError,
-    ClassValidationError,
-    ForbiddenExtraKeysError,
-)
-from cattrs.gen import make_dict_structure_fn, override
+from cattrs.errors import BaseValidationError
+from cattrs.gen import override
 
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
+from prune_rl.runs.strict_tables import choice, first_error, strict_converter
 from prune_rl.training.config import Config
-
-Hook = Callable[[Any, Any], Any]
 
 
 def from_json(data: Any) -> Config:
@@ -33,7 +28,7 @@ def from_json(data: Any) -> Config:
     try:
         config: Config = _converter(LEARNERS[known].Config).structure(data, Config)
     except BaseValidationError as error:
-        raise ValueError(_first_error(error)) from error
+        raise ValueError(first_error(error)) from error
     return config
 
 
@@ -57,84 +52,15 @@ def _overlay(base: Mapping[str, Any], data: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _converter(learner: type) -> Converter:
-    """Structures a ``Config`` whose hyperparameters are those of ``learner``.
+    """Structures a ``Config`` whose hyperparameters are those of ``learner``."""
 
-    Values are checked, not converted as cattrs would by default ("3" is no whole number, 1 is not true); only JSON's
-    lists become tuples, and whole numbers become floats where a number is wanted.
-    """
-    converter = Converter(forbid_extra_keys=True)
-    for kind, wanted in ((int, "a whole number"), (bool, "true or false"), (str, "a text")):
-        converter.register_structure_hook(kind, _exactly(kind, wanted))
-    converter.register_structure_hook(float, _number)
-    converter.register_structure_hook_func(_is(Literal), _choice)
-    converter.register_structure_hook_func(
-        _is(tuple),
-        lambda value, hint: _list(value, get_args(hint)[0], converter),
-    )
-
-    def table(kind: Any) -> Hook:
-        fixed: Any = {
-            "algo": override(struct_hook=lambda value, _: _choice(value, Literal[tuple(LEARNERS)])),
-            "method": override(struct_hook=lambda value, _: _choice(value, Literal[tuple(METHODS)])),
+    def fields(kind: Any, converter: Converter) -> Mapping[str, Any]:
+        if kind is not Config:
+            return {}
+        return {
+            "algo": override(struct_hook=lambda value, _: choice(value, Literal[tuple(LEARNERS)])),
+            "method": override(struct_hook=lambda value, _: choice(value, Literal[tuple(METHODS)])),
             "learner": override(struct_hook=lambda value, _: converter.structure(value, learner)),
         }
-        structure = make_dict_structure_fn(kind, converter, **(fixed if kind is Config else {}))
 
-        def hook(value: Any, _: Any) -> Any:
-            if not isinstance(value, Mapping):
-                raise ValueError(f"must be a table of fields, got {value!r}")
-            return structure(value, kind)
-
-        return hook
-
-    converter.register_structure_hook_factory(dataclasses.is_dataclass, table)
-    return converter
-
-
-def _is(origin: Any) -> Callable[[Any], bool]:
-    return lambda hint: get_origin(hint) is origin
-
-
-def _exactly(kind: type, wanted: str) -> Hook:
-    def hook(value: Any, _: Any) -> Any:
-        if type(value) is not kind:
-            raise ValueError(f"must be {wanted}, got {value!r}")
-        return value
-
-    return hook
-
-
-def _number(value: Any, _: Any) -> float:
-    if type(value) not in (int, float):
-        raise ValueError(f"must be a number, got {value!r}")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ValueError("is too large for a floating-point number") from None
-
-
-def _choice(value: Any, hint: Any) -> Any:
-    if value not in get_args(hint):
-        raise ValueError(f"must be one of {', '.join(map(str, get_args(hint)))}, got {value!r}")
-    return value
-
-
-def _list(value: Any, kind: Any, converter: Converter) -> tuple[Any, ...]:
-    if not isinstance(value, list | tuple):
-        entries = {int: " of whole numbers", float: " of numbers", str: " of texts"}.get(kind, "")
-        raise ValueError(f"must be a list{entries}, got {value!r}")
-    return tuple(converter.structure(entry, kind) for entry in value)
-
-
-def _first_error(error: Exception, path: str = "") -> str:
-    """The first of the errors that cattrs collected, as a sentence that begins with the name of its field."""
-    if isinstance(error, ForbiddenExtraKeysError):
-        known = ", ".join(sorted(field.name for field in dataclasses.fields(error.cl)))
-        return f"unknown field {'.'.join(filter(None, [path, min(error.extra_fields)]))!r}; known are {known}"
-    if not isinstance(error, ClassValidationError):
-        return f"{path} {error}" if path else str(error)
-    with_notes, without = error.group_exceptions()
-    if with_notes:
-        nested, note = with_notes[0]
-        return _first_error(nested, f"{path}.{note.name}" if path else note.name)
-    return _first_error(without[0], path)
+    return strict_converter(fields)

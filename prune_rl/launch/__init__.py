@@ -1,0 +1,1 @@
+"""Grids of training runs: environments × methods × seeds from one file, on this machine, Slurm or Ray."""
