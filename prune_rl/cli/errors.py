@@ -14,6 +14,8 @@ USAGE_ERROR = 2
 SEED_WITHOUT_POLICY = 3
 # All seeds do: training cannot go on.
 NO_SEED_LEFT = 4
+# Of several processes that train together another one ended.
+OTHER_PROCESS_ENDED = 5
 
 
 def print_error(error: Exception) -> None:
