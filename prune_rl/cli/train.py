@@ -28,7 +28,7 @@ from prune_rl.cli.flags import with_types
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
 from prune_rl.processes.group import FirstProcessError, ProcessGroup, ProcessLost
-from prune_rl.processes.join import Distributed, joined
+from prune_rl.processes.join import Distributed, joined, leave_at_once
 from prune_rl.training.config import Config
 from prune_rl.training.engines.seed_devices import use_all_cores
 from prune_rl.training.export_run import ExportRequest, To, export_run
@@ -98,6 +98,8 @@ def run(arguments: list[str], console: Console) -> int:
         return USAGE_ERROR  # process 0 says it
     except ProcessLost as error:
         print_error(error)
+        if error.silent:
+            leave_at_once(OTHER_PROCESS_ENDED)
         return OTHER_PROCESS_ENDED
 
 

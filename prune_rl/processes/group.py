@@ -7,6 +7,7 @@ nothing while they train, so no compiled program spans two processes, and no dev
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,8 +18,8 @@ from jax.errors import JaxRuntimeError
 
 T = TypeVar("T")
 
-# Seconds between two signs of life, and without one after which a process counts as lost. The second leaves time for a
-# process that is stopped for a while; jax.distributed ends the others by itself after `join.HEARTBEAT_TIMEOUT`.
+# Seconds between two signs of life, and without one after which a process counts as lost, unless PRUNE_RL_LOST_AFTER
+# says otherwise. jax.distributed ends the others by itself, with a stack trace, after `join.HEARTBEAT_TIMEOUT`.
 ALIVE_EVERY = 2.0
 LOST_AFTER = 30.0
 _POLL_MS = 1000
@@ -26,7 +27,15 @@ _AGAIN = "The same command on all hosts goes on from the last checkpoint"
 
 
 class ProcessLost(RuntimeError):
-    """Another process of the group has ended or does not answer; the message says which."""
+    """Another process of the group has ended or does not answer; the message says which.
+
+    Attributes:
+        silent: whether it gave no reason, as a killed one.
+    """
+
+    def __init__(self, sentence: str, *, silent: bool) -> None:
+        super().__init__(sentence)
+        self.silent = silent
 
 
 class FirstProcessError(ValueError):
@@ -50,6 +59,7 @@ class ProcessGroup:
         self._client = client
         self._names: list[str] = []
         self._count = 0
+        self._patience = float(os.environ.get("PRUNE_RL_LOST_AFTER") or LOST_AFTER)
         self._ended = threading.Event()
         if size > 1:
             self._say_alive(0)
@@ -85,8 +95,7 @@ class ProcessGroup:
                 # Whoever has sent this message has read the one before.
                 self._client.key_value_delete(self._key(self._count - 1, self.index))
         except JaxRuntimeError as error:
-            self.lost = True
-            raise ProcessLost(f"{self._name(0)} does not answer ({_first_line(error)}). {_AGAIN}") from None
+            raise self._lost(f"{self._name(0)} does not answer ({_first_line(error)})") from None
         for index, message in enumerate(read):
             if message["what"] != what:
                 raise RuntimeError(f"{self._name(index)} is at {message['what']!r}, this one at {what!r}")
@@ -156,16 +165,19 @@ class ProcessGroup:
                     raise
             ended = self._texts("prune_rl/ended")
             for key, why in ended.items():
-                raise ProcessLost(f"{self._name(int(key))} ended: {why}. {_AGAIN}")
+                raise ProcessLost(f"{self._name(int(key))} ended: {why}. {_AGAIN}", silent=False)
             for key, sign in self._texts("prune_rl/alive").items():
                 now = time.monotonic()
                 if signs.get(key) != sign:
                     signs[key], since[key] = sign, now
-                elif now - since[key] > LOST_AFTER:
-                    self.lost = True
-                    raise ProcessLost(
-                        f"{self._name(int(key))} gave no sign of life for {LOST_AFTER:.0f} s. {_AGAIN}"
+                elif now - since[key] > self._patience:
+                    raise self._lost(
+                        f"{self._name(int(key))} gave no sign of life for {self._patience:.0f} s"
                     )
+
+    def _lost(self, sentence: str) -> ProcessLost:
+        self.lost = True
+        return ProcessLost(f"{sentence}. {_AGAIN}", silent=True)
 
     def _texts(self, folder: str) -> dict[str, str]:
         """{process: text} of the keys in a folder of the store."""

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from typing import NoReturn
 
 from prune_rl.processes.group import ALONE, ProcessGroup, ProcessLost
 
@@ -108,12 +109,18 @@ def _reason(error: BaseException) -> str:
     return lines[0].rstrip(".") if lines and lines[0] else type(error).__name__
 
 
+def leave_at_once(status: int) -> NoReturn:
+    """End this process where another one is lost: jax.distributed would wait for it, and then abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def _leave(group: ProcessGroup) -> None:
-    """Disconnect, in step with the others."""
+    """Disconnect, in step with the others, unless one of them is lost."""
     import jax
 
     if group.lost:
-        # A process that is gone never comes to the end, and jax.distributed would wait for it.
         return
     with contextlib.suppress(RuntimeError):
         jax.distributed.shutdown()  # type: ignore[no-untyped-call]
