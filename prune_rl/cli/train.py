@@ -19,7 +19,6 @@ from tyro.conf import Positional, arg
 from prune_rl import compilation_cache
 from prune_rl.cli.errors import (
     NO_SEED_LEFT,
-    OTHER_PROCESS_ENDED,
     SEED_WITHOUT_POLICY,
     USAGE_ERROR,
     print_error,
@@ -28,7 +27,8 @@ from prune_rl.cli.flags import with_types
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
 from prune_rl.processes.group import FirstProcessError, ProcessGroup, ProcessLost
-from prune_rl.processes.join import Distributed, joined, leave_at_once
+from prune_rl.processes.join import Distributed, joined
+from prune_rl.processes.watch import OTHER_PROCESS_ENDED, leave_at_once
 from prune_rl.training.config import Config
 from prune_rl.training.engines.seed_devices import use_all_cores
 from prune_rl.training.export_run import ExportRequest, To, export_run
@@ -99,7 +99,7 @@ def run(arguments: list[str], console: Console) -> int:
     except ProcessLost as error:
         print_error(error)
         if error.silent:
-            leave_at_once(OTHER_PROCESS_ENDED)
+            leave_at_once()
         return OTHER_PROCESS_ENDED
 
 

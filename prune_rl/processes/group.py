@@ -6,24 +6,18 @@ nothing while they train, so no compiled program spans two processes, and no dev
 
 from __future__ import annotations
 
-import contextlib
-import os
-import threading
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from flax import serialization
 from jax.errors import JaxRuntimeError
 
+from prune_rl.processes.watch import Loss, Watch, no_answer
+
 T = TypeVar("T")
 
-# Seconds between two signs of life, and without one after which a process counts as lost, unless PRUNE_RL_LOST_AFTER
-# says otherwise. jax.distributed ends the others by itself, with a stack trace, after `join.HEARTBEAT_TIMEOUT`.
-ALIVE_EVERY = 2.0
-LOST_AFTER = 30.0
+# Between two looks at what the watch found.
 _POLL_MS = 1000
-_AGAIN = "The same command on all hosts goes on from the last checkpoint"
 
 
 class ProcessLost(RuntimeError):
@@ -33,9 +27,9 @@ class ProcessLost(RuntimeError):
         silent: whether it gave no reason, as a killed one.
     """
 
-    def __init__(self, sentence: str, *, silent: bool) -> None:
-        super().__init__(sentence)
-        self.silent = silent
+    def __init__(self, loss: Loss) -> None:
+        super().__init__(loss.sentence)
+        self.silent = loss.silent
 
 
 class FirstProcessError(ValueError):
@@ -50,6 +44,7 @@ class ProcessGroup:
     Attributes:
         index: of this process, from 0.
         size: how many processes there are.
+        lost: whether another one is gone without a word, so that nobody should wait for it.
     """
 
     def __init__(self, index: int = 0, size: int = 1, client: Any = None) -> None:
@@ -59,11 +54,7 @@ class ProcessGroup:
         self._client = client
         self._names: list[str] = []
         self._count = 0
-        self._patience = float(os.environ.get("PRUNE_RL_LOST_AFTER") or LOST_AFTER)
-        self._ended = threading.Event()
-        if size > 1:
-            self._say_alive(0)
-            threading.Thread(target=self._keep_saying_alive, name="alive", daemon=True).start()
+        self._watch = None if size == 1 else Watch(client, index, self._name)
 
     @property
     def is_first(self) -> bool:
@@ -95,7 +86,7 @@ class ProcessGroup:
                 # Whoever has sent this message has read the one before.
                 self._client.key_value_delete(self._key(self._count - 1, self.index))
         except JaxRuntimeError as error:
-            raise self._lost(f"{self._name(0)} does not answer ({_first_line(error)})") from None
+            raise self._lost(no_answer(self._name(0), error)) from None
         for index, message in enumerate(read):
             if message["what"] != what:
                 raise RuntimeError(f"{self._name(index)} is at {message['what']!r}, this one at {what!r}")
@@ -145,17 +136,13 @@ class ProcessGroup:
 
     def end(self, why: str | None = None) -> None:
         """Stop; the others are told ``why`` where this process ends before the run does."""
-        if self.size == 1 or self._ended.is_set():
-            return
-        self._ended.set()
-        if why is not None and not self.lost:
-            with contextlib.suppress(JaxRuntimeError):
-                self._client.key_value_set(f"prune_rl/ended/{self.index}", why)
+        if self._watch is not None:
+            self._watch.stop(None if self.lost else why)
+            self._watch = None
 
     def _read(self, count: int, index: int) -> Any:
-        """The message number ``count`` of a process; waits for it as long as that one lives."""
-        signs: dict[str, str] = {}
-        since: dict[str, float] = {}
+        """The message number ``count`` of a process; waits for it as long as all live."""
+        assert self._watch is not None
         while True:
             try:
                 data = self._client.blocking_key_value_get_bytes(self._key(count, index), _POLL_MS)
@@ -163,37 +150,12 @@ class ProcessGroup:
             except JaxRuntimeError as error:
                 if not str(error).startswith("DEADLINE_EXCEEDED"):
                     raise
-            ended = self._texts("prune_rl/ended")
-            for key, why in ended.items():
-                raise ProcessLost(f"{self._name(int(key))} ended: {why}. {_AGAIN}", silent=False)
-            for key, sign in self._texts("prune_rl/alive").items():
-                now = time.monotonic()
-                if signs.get(key) != sign:
-                    signs[key], since[key] = sign, now
-                elif now - since[key] > self._patience:
-                    raise self._lost(
-                        f"{self._name(int(key))} gave no sign of life for {self._patience:.0f} s"
-                    )
+            if self._watch.loss is not None:
+                raise self._lost(self._watch.loss)
 
-    def _lost(self, sentence: str) -> ProcessLost:
-        self.lost = True
-        return ProcessLost(f"{sentence}. {_AGAIN}", silent=True)
-
-    def _texts(self, folder: str) -> dict[str, str]:
-        """{process: text} of the keys in a folder of the store."""
-        return {key.rpartition("/")[2]: text for key, text in self._client.key_value_dir_get(folder)}
-
-    def _keep_saying_alive(self) -> None:
-        count = 1
-        while not self._ended.wait(ALIVE_EVERY):
-            try:
-                self._say_alive(count)
-            except JaxRuntimeError:  # the main thread finds out by itself
-                return
-            count += 1
-
-    def _say_alive(self, count: int) -> None:
-        self._client.key_value_set(f"prune_rl/alive/{self.index}", str(count), allow_overwrite=True)
+    def _lost(self, loss: Loss) -> ProcessLost:
+        self.lost = loss.silent
+        return ProcessLost(loss)
 
     def _key(self, count: int, index: int) -> str:
         return f"prune_rl/messages/{count}/{index}"
@@ -201,10 +163,6 @@ class ProcessGroup:
     def _name(self, index: int) -> str:
         where = f" ({self._names[index]})" if self._names else ""
         return f"process {index} of {self.size}{where}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 ALONE = ProcessGroup()

@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
 
 from prune_rl.processes.group import ALONE, ProcessGroup, ProcessLost
 
@@ -75,6 +74,8 @@ def _join(distributed: Distributed) -> ProcessGroup:
     from jax._src.distributed import global_state
 
     distributed.check()
+    # It would take SIGTERM for itself, and only set a flag.
+    jax.config.update("jax_enable_preemption_service", False)  # type: ignore[no-untyped-call]
     coordinator = distributed.coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     given = (coordinator, distributed.num_processes, distributed.process_id)
     try:
@@ -107,13 +108,6 @@ def _reason(error: BaseException) -> str:
         return "another one ended"
     lines = str(error).splitlines()
     return lines[0].rstrip(".") if lines and lines[0] else type(error).__name__
-
-
-def leave_at_once(status: int) -> NoReturn:
-    """End this process where another one is lost: jax.distributed would wait for it, and then abort."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _leave(group: ProcessGroup) -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from prune_rl.processes.agreement import check_alike, check_shared
-from prune_rl.processes.group import ProcessLost
+from prune_rl.processes.group import ProcessGroup, ProcessLost
 from prune_rl.processes.join import Distributed, joined
 from prune_rl.runs.checkpoint_parts import Part
 from prune_rl.runs.checkpoints import Checkpoints
@@ -35,7 +35,12 @@ def main(port: str, index: int, folder: Path) -> None:
             said["share"] = list(group.share(6, "seeds"))
             said["uneven"] = refusal(group.share, 3, "seeds")
             calls: list[int] = []
-            said["first"] = group.from_first("value", lambda: calls.append(index) or "of process 0")
+
+            def value() -> str:
+                calls.append(index)
+                return "of process 0"
+
+            said["first"] = group.from_first("value", value)
             said["calls"] = calls
             said["failed"] = refusal(group.from_first, "failure", lambda: int("no number"))
             said["alike"] = refusal(check_alike, group, {"seeds": 4})
@@ -52,15 +57,16 @@ def main(port: str, index: int, folder: Path) -> None:
     (folder / f"said_{index}.json").write_text(json.dumps(said))
 
 
-def checkpoint(group: object, path: Path) -> list[float]:
+def checkpoint(group: ProcessGroup, path: Path) -> list[float]:
     """The sums of what this process gets back of its part; `shared` is the same in both."""
-    part = Part(group, {"x": False, "shared": True, "empty": False, "key": False})  # type: ignore[arg-type]
-    index = part.group.index
+    index = group.index
+    keys = jax.random.split(jax.random.key(index), 2)
+    part = Part(group, {"x": False, "shared": True, "empty": False, "key": False})
     tree = {
         "x": np.full((2, 3), 1.0 + index, np.float32),
         "shared": np.int32(7),
         "empty": np.zeros((2, 0), np.float32),
-        "key": jax.random.split(jax.random.key(index), 2),
+        "key": keys,
     }
     checkpoints = Checkpoints(path, part=part)
     for step in (1, 2, 3):
@@ -71,7 +77,7 @@ def checkpoint(group: object, path: Path) -> list[float]:
     again.close()
     assert found is not None
     assert found.step == 3
-    np.testing.assert_array_equal(jax.random.key_data(found.tree["key"]), jax.random.key_data(tree["key"]))
+    np.testing.assert_array_equal(jax.random.key_data(found.tree["key"]), jax.random.key_data(keys))
     return [float(found.tree["x"].sum()), float(found.tree["shared"])]
 
 
