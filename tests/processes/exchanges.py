@@ -68,6 +68,10 @@ def checkpoint(group: ProcessGroup, path: Path) -> list[float]:
         "empty": np.zeros((2, 0), np.float32),
         "key": keys,
     }
+    if group.is_first:  # as where a dense control goes on from a part of the pruned run
+        alone = Checkpoints(path.with_name("alone"))
+        alone.save(1, tree)
+        alone.close()
     checkpoints = Checkpoints(path, part=part)
     for step in (1, 2, 3):
         checkpoints.save(step, tree, {"widths": {}})
