@@ -65,7 +65,7 @@ class Watch:
                 self._client.key_value_set(f"prune_rl/ended/{self._index}", why)
 
     def _run(self) -> None:
-        count, since = 1, 0.0
+        count, since = 1, time.monotonic()
         while not self._stopped.wait(ALIVE_EVERY):
             try:
                 self._give_sign(count)
