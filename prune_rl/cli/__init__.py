@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
     0; 1 if the environment's own code raised an exception (its traceback is shown); 2 for input that cannot work (said
-    in one sentence); 3 if some seeds have no policy; 4 if training ended since no seed is left; 130 after Ctrl-C and
-    143 after SIGTERM.
+    in one sentence); 3 if some seeds have no policy; 4 if training ended since no seed is left; 5 if another process
+    of the same run ended; 130 after Ctrl-C and 143 after SIGTERM.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     let_output_fall_back()

@@ -14,6 +14,7 @@ USAGE_ERROR = 2
 SEED_WITHOUT_POLICY = 3
 # All seeds do: training cannot go on.
 NO_SEED_LEFT = 4
+# 5 is `prune_rl.processes.watch.OTHER_PROCESS_ENDED`.
 
 
 def print_error(error: Exception) -> None:

@@ -17,10 +17,18 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from prune_rl import compilation_cache
-from prune_rl.cli.errors import NO_SEED_LEFT, SEED_WITHOUT_POLICY, print_error
+from prune_rl.cli.errors import (
+    NO_SEED_LEFT,
+    SEED_WITHOUT_POLICY,
+    USAGE_ERROR,
+    print_error,
+)
 from prune_rl.cli.flags import with_types
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
+from prune_rl.processes.group import FirstProcessError, ProcessGroup, ProcessLost
+from prune_rl.processes.join import Distributed, joined
+from prune_rl.processes.watch import OTHER_PROCESS_ENDED, leave_at_once
 from prune_rl.training.config import Config
 from prune_rl.training.engines.seed_devices import use_all_cores
 from prune_rl.training.export_run import ExportRequest, To, export_run
@@ -59,40 +67,98 @@ class Train(Config):
     that change neither shapes nor the program train in one program. May be given several times."""
     preset: Path | None = None
     """TOML file with defaults, instead of the one in experiments/presets."""
+    distributed: bool = False
+    """Share the seeds with the other processes of this job, which run the same command: on a Slurm, Open MPI or
+    Kubernetes cluster or a TPU pod, JAX finds them."""
+    coordinator: str | None = None
+    """With --distributed where no cluster says so: HOST:PORT of process 0."""
+    num_processes: int | None = None
+    """Likewise: how many processes there are."""
+    process_id: int | None = None
+    """Likewise: the number of this one, from 0."""
 
 
 def run(arguments: list[str], console: Console) -> int:
     """Run it; returns the exit status."""
     from prune_rl.training.engines.faults import TrainingFailed
-    from prune_rl.training.experiment import experiment
 
     config, options = parse_train(arguments)
     request = ExportRequest(options.export, trusted=True)
     if options.export:
         request.check()
+    try:
+        with joined(_distributed(options)) as group:
+            if not group.is_first:
+                console = Console(quiet=True)
+            try:
+                return _train(config, options, request, arguments, console, group)
+            except TrainingFailed as error:
+                if group.is_first:
+                    print_error(error)
+                return NO_SEED_LEFT
+    except FirstProcessError:
+        return USAGE_ERROR  # process 0 says it
+    except ProcessLost as error:
+        print_error(error)
+        if error.silent:
+            leave_at_once()
+        return OTHER_PROCESS_ENDED
+
+
+def _train(
+    config: Config,
+    options: Train,
+    request: ExportRequest,
+    arguments: list[str],
+    console: Console,
+    group: ProcessGroup,
+) -> int:
+    from prune_rl.training.experiment import experiment
+    from prune_rl.training.sweep import sweep
+
     note = compilation_cache.enable()
     if note:
         console.print(f"[yellow]note:[/] {escape(note)}")
-    command = shlex.join(["prune-rl", "train", *_joined_sweeps(arguments)])
-    try:
-        if options.sweep is not None:
-            from prune_rl.training.sweep import sweep
-
-            axes = read_axes(options.sweep, config)
-            use_all_cores(config.seeds * math.prod(len(axis.values) for axis in axes))
-            complete = sweep(config, axes, options.run_dir, options.control, command, console)
-            return 0 if complete else SEED_WITHOUT_POLICY
-        use_all_cores(config.seeds)
-        complete = experiment(
-            config, options.run_dir, options.control, command, console, options.extend, options.wait
-        )
-    except TrainingFailed as error:
-        print_error(error)
-        return NO_SEED_LEFT
-    if options.export:
+    command = shlex.join(["prune-rl", "train", *_joined_sweeps(_of_one_process(arguments))])
+    if options.sweep is not None:
+        axes = read_axes(options.sweep, config)
+        use_all_cores(config.seeds * math.prod(len(axis.values) for axis in axes) // group.size)
+        complete = sweep(config, axes, options.run_dir, options.control, command, console, group)
+        return 0 if complete else SEED_WITHOUT_POLICY
+    use_all_cores(config.seeds // group.size)
+    complete = experiment(
+        config, options.run_dir, options.control, command, console, options.extend, options.wait, group
+    )
+    if options.export and group.is_first:
         path = options.run_dir or config.resolved().default_run_dir()
         export_run(path, request, lambda text: console.print(escape(text), soft_wrap=True))
     return 0 if complete else SEED_WITHOUT_POLICY
+
+
+def _distributed(options: Train) -> Distributed | None:
+    """How to find the other processes; None if there are none. Raises ``ValueError`` for flags without their switch."""
+    found = Distributed(options.coordinator, options.num_processes, options.process_id)
+    if options.distributed:
+        found.check()
+        return found
+    for name, value in vars(found).items():
+        if value is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is for several processes: give --distributed too")
+    return None
+
+
+def _of_one_process(arguments: list[str]) -> list[str]:
+    """The command line for a single process, which leaves the same."""
+    words, kept = list(arguments), list[str]()
+    while words:
+        word = words.pop(0)
+        name, _, value = word.replace("_", "-").partition("=")
+        if name in ("--coordinator", "--num-processes", "--process-id"):
+            if not value:
+                del words[:1]
+        elif name not in ("--distributed", "--no-distributed"):
+            kept.append(word)
+    return kept
 
 
 def parse_train(arguments: list[str]) -> tuple[Config, Train]:

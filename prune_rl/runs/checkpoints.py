@@ -25,11 +25,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from prune_rl.atomic_files import write_json
+from prune_rl.runs import checkpoint_parts as parts
 from prune_rl.runs import serialization as leaf_layout
+from prune_rl.runs.checkpoint_parts import Part
 from prune_rl.runs.json_text import read_object
 from prune_rl.runs.serialization import Layout
 
 FORMAT = 2
+# Written by several processes: the header says which leaves are in parts, and has a checksum of each part.
+PARTS_FORMAT = 3
 DAMAGED_FOLDER = "damaged"
 FILE_SUMS = "sha256.json"
 
@@ -58,34 +62,44 @@ class Checkpoints:
       notes: sentences worth printing, such as a damaged checkpoint that was skipped.
     """
 
-    def __init__(self, path: str | os.PathLike[str], keep: int = 2) -> None:
+    def __init__(self, path: str | os.PathLike[str], keep: int = 2, part: Part | None = None) -> None:
+        """`part`: where several processes save together, what this one holds; all call the methods in step."""
         if keep < 1:
             raise ValueError(f"keep must be at least 1 checkpoint, got {keep}")
         self.notes: list[str] = []
         self._path = Path(path).absolute()
+        self._keep, self._part = keep, part
+        self._path.mkdir(parents=True, exist_ok=True)
+        # Each process reads by itself. What they write together is made when it is needed: reading changes folders.
+        first = part is None or part.group.is_first
+        self._reader = self._open(parts.alone(), cleanup=first)
+        self._writer = self._reader if part is None else None
+
+    def _open(self, processes: ocp.options.MultiprocessingOptions, cleanup: bool) -> ocp.CheckpointManager:
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep,
+            max_to_keep=self._keep,
             step_prefix="step",
             step_format_fixed_length=12,
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=cleanup,
             enable_async_checkpointing=False,
             lightweight_initialize=True,
+            create=False,
+            multiprocessing_options=processes,
         )
         with _quiet():
-            self._manager = ocp.CheckpointManager(
-                self._path, options=options, item_names=("leaves", "header")
-            )
+            return ocp.CheckpointManager(self._path, options=options, item_names=("leaves", "header"))
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first. Damage is detected by `restore` only."""
-        return sorted(int(step) for step in self._manager.all_steps())
+        return sorted(int(step) for step in (self._writer or self._reader).all_steps())
 
     def save(self, step: int, tree: Any, metadata: dict[str, Any] | None = None) -> None:
         """Writes one checkpoint; returns when it is complete on disk.
 
         Args:
           step: larger than every step saved before.
-          tree: any pytree of arrays: JAX or NumPy, of every dtype, typed PRNG keys and empty arrays included.
+          tree: any pytree of arrays: JAX or NumPy, of every dtype, typed PRNG keys and empty arrays included. Of
+            several processes each gives its part.
           metadata: JSON data, returned by `restore` with the tree.
 
         Raises:
@@ -105,17 +119,28 @@ class Checkpoints:
             "metadata": json.loads(json.dumps(metadata or {})),
             "leaves_sha256": leaf_layout.digest(arrays),
         }
-        header["sha256"] = _digest_json(header)
         # orbax rejects arrays without elements; those are restored from the layout alone.
-        stored = {name: array for name, array in arrays.items() if array.size} or {
-            "empty": np.zeros(1, np.int8)
-        }
+        stored: dict[str, Any] = {name: array for name, array in arrays.items() if array.size}
+        if self._part is not None:
+            shared = self._part.shared_names(arrays)
+            header |= {
+                "format": PARTS_FORMAT,
+                "leaves": self._part.whole_layout(layout, shared),
+                "leaves_sha256": self._part.group.gather("checksum", header["leaves_sha256"]),
+                "shared": sorted(shared),
+            }
+            stored = self._part.whole_arrays(stored, shared)
+            if self._writer is None:
+                self._writer = self._open(parts.together(self._part.group), cleanup=False)
+        assert self._writer is not None
+        header["sha256"] = _digest_json(header)
         try:
             with _quiet():
-                self._manager.save(
+                self._writer.save(
                     int(step),
                     args=ocp.args.Composite(
-                        leaves=ocp.args.StandardSave(stored), header=ocp.args.JsonSave(header)
+                        leaves=ocp.args.StandardSave(stored or {"empty": np.zeros(1, np.int8)}),
+                        header=ocp.args.JsonSave(header),
                     ),
                     force=True,
                 )
@@ -124,6 +149,8 @@ class Checkpoints:
         ) as error:  # orbax passes on what it gets: OSError, ValueError, errors of its C++ part
             _silence_late_writes()
             raise _as_os_error(error, step, self._path) from error
+        if self._part is not None and not self._part.group.is_first:
+            return
         folder = self._folder(int(step))
         # If the process is killed before this line, the header's checksum still verifies the checkpoint.
         write_json(folder / FILE_SUMS, _digest_files(folder))
@@ -142,28 +169,58 @@ class Checkpoints:
         Raises:
           CheckpointMismatchError: the checkpoint is undamaged but has other leaves than the template.
         """
+        if self._part is None:
+            return self._restore_newest(template)
+        own: list[Checkpoint | None] = []
+
+        def newest() -> dict[str, int | None]:
+            own.append(self._restore_newest(template))
+            return {"step": None if own[0] is None else own[0].step}
+
+        step = self._part.group.from_first("newest checkpoint", newest)["step"]
+        if own or step is None:
+            return own[0] if own else None
+        try:
+            return self._read(step, template)
+        except _DamagedError as error:
+            raise OSError(
+                f"process {self._part.group.index} cannot read checkpoint {step} in {self._path}, which process 0 can "
+                f"({error}): the folder has to be on a file system that all hosts share"
+            ) from None
+
+    def _restore_newest(self, template: Any) -> Checkpoint | None:
         damaged = 0
         for step in reversed(self.steps()):
             try:
                 self._check_files(step)
-                header = self._read_header(step)
-                wanted = template(header["metadata"]) if callable(template) else template
-                self._check_layout(step, wanted, header["leaves"])
-                arrays = self._read_leaves(step, header)
+                return self._read(step, template)
             except _DamagedError as error:
                 damaged += 1
                 self._move_aside(step, str(error))
-                continue
-            tree = leaf_layout.unflatten(wanted, header["leaves"], arrays)
-            return Checkpoint(step, tree, header["metadata"])
         if damaged:
             self.notes.append(f"none of the {damaged} checkpoints in {self._path.name}/ is usable")
         return None
 
+    def _read(self, step: int, template: Any) -> Checkpoint:
+        header = self._read_header(step)
+        wanted = template(header["metadata"]) if callable(template) else template
+        layout: Layout = header["leaves"]
+        shared = set[str]()
+        if self._part is not None:
+            shared = self._part.shared_names(layout)
+            layout = self._part.own_layout(layout, shared)
+        self._check_layout(step, wanted, layout)
+        arrays = self._read_leaves(step, header)
+        if self._part is not None:
+            arrays = self._part.own_arrays(arrays, shared)
+        return Checkpoint(step, leaf_layout.unflatten(wanted, layout, arrays), header["metadata"])
+
     def close(self) -> None:
         """Stops orbax's threads; the object cannot be used afterwards."""
         with _quiet():
-            self._manager.close()
+            self._reader.close()
+            if self._writer is not None and self._writer is not self._reader:
+                self._writer.close()
 
     def _folder(self, step: int) -> Path:
         for folder in self._path.glob("step_*"):
@@ -189,17 +246,18 @@ class Checkpoints:
     def _read_header(self, step: int) -> dict[str, Any]:
         try:
             with _quiet():
-                read = self._manager.restore(step, args=ocp.args.Composite(header=ocp.args.JsonRestore()))
+                read = self._reader.restore(step, args=ocp.args.Composite(header=ocp.args.JsonRestore()))
             header = dict(read["header"])
             digest = header.pop("sha256")
         except Exception as error:  # a damaged file can make orbax raise anything
             raise _DamagedError(f"its header cannot be read: {_reason(error)}") from None
         if digest != _digest_json(header) or header["step"] != step:
             raise _DamagedError("its header does not match its checksum")
-        if header["format"] != FORMAT:
+        if header["format"] not in (FORMAT, PARTS_FORMAT):
             raise CheckpointMismatchError(
                 f"checkpoint {step} in {self._path} has format {header['format']}, this version reads "
-                f"{FORMAT}: continue with the version that wrote it, or start in another run directory"
+                f"{FORMAT} and {PARTS_FORMAT}: continue with the version that wrote it, or start in another run "
+                "directory"
             )
         return header
 
@@ -218,13 +276,15 @@ class Checkpoints:
             read: dict[str, Any] = {}
             if wanted:
                 with _quiet():
-                    read = self._manager.restore(
+                    read = self._reader.restore(
                         step, args=ocp.args.Composite(leaves=ocp.args.StandardRestore(wanted))
                     )["leaves"]
             arrays = {name: np.asarray(read.get(name, array)) for name, array in empty.items()}
         except Exception as error:  # as above
             raise _DamagedError(f"its arrays cannot be read: {_reason(error)}") from None
-        if leaf_layout.digest(arrays) != header["leaves_sha256"]:
+        sums = header["leaves_sha256"]
+        found: Any = leaf_layout.digest(arrays) if isinstance(sums, str) else parts.digests(arrays, header)
+        if found != sums:
             raise _DamagedError("its arrays do not match their checksum")
         return arrays
 
@@ -240,7 +300,7 @@ class Checkpoints:
             shutil.rmtree(target / folder.name, ignore_errors=True)
             os.replace(folder, target / folder.name)
         with _quiet():
-            self._manager.reload()
+            self._reader.reload()
 
 
 def _digest_files(folder: Path) -> dict[str, str]:

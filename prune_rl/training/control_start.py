@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prune_rl.envs.task import Task
+from prune_rl.runs.checkpoint_parts import Part
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.runs.logging import PER_GROUP, MetricsLog, read_metrics
 from prune_rl.training.config import Config
@@ -20,9 +21,14 @@ def last_shared_checkpoint(num_dense: int, every: int) -> int:
     return num_dense // every * every
 
 
-def save_dense_part(path: Path, step: int, tree: Any, metadata: dict[str, Any]) -> None:
-    """Keep the control's part ``tree`` of a run in the folder ``path`` after ``step`` updates."""
-    checkpoints = Checkpoints(path / FOLDER, keep=1)
+def save_dense_part(
+    path: Path, step: int, tree: Any, metadata: dict[str, Any], part: Part | None = None
+) -> None:
+    """Keep the control's part ``tree`` of a run in the folder ``path`` after ``step`` updates.
+
+    ``part`` as in ``Checkpoints``.
+    """
+    checkpoints = Checkpoints(path / FOLDER, keep=1, part=part)
     try:
         if step not in checkpoints.steps():  # of a run that was interrupted after it
             checkpoints.save(step, tree, {**metadata, "widths": {}})

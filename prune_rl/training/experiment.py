@@ -18,6 +18,7 @@ from prune_rl.evaluation.evaluate import EVALUATION_ENVS, evaluate_policy
 from prune_rl.evaluation.video import check_video, video_paths, write_video
 from prune_rl.export.latency import measure_latency
 from prune_rl.export.policy import Policy, load_policy
+from prune_rl.processes.group import ALONE, ProcessGroup
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.directory import RunDirectoryError
 from prune_rl.runs.evaluation_file import read_evaluation
@@ -30,7 +31,7 @@ from prune_rl.training.engines.faults import TrainingFailed
 from prune_rl.training.engines.timing import Timing
 from prune_rl.training.extension import extended_config, extension
 from prune_rl.training.frontier import Wish, choose_policies, measure_frontier
-from prune_rl.training.loop import TIMING, check_engine, is_trained, make_engine, train
+from prune_rl.training.loop import TIMING, check_engine, check_processes, is_trained, make_engine, train
 from prune_rl.training.policy_export import policy_paths, seeds_with_policy
 from prune_rl.training.run_config import read_config
 from prune_rl.training.trust import Trust as Trust
@@ -44,17 +45,20 @@ def experiment(
     console: Console,
     extend: Path | None = None,
     wait: bool = False,
+    group: ProcessGroup = ALONE,
 ) -> bool:
     """Train, compact, evaluate and summarise; returns whether every seed has a policy, the control's too.
 
     With ``control`` the run is compared with a dense one of the same seeds and steps beside it, which is trained too if
     it is not there yet. With ``extend``, a finished run, training goes on from its end. With ``wait``, a folder that
     another process trains in is waited for, not refused. The environment is resolved once, here. Everything that can be
-    refused is refused before training starts.
+    refused is refused before training starts. The processes of ``group`` share the seeds; the first one reads and
+    writes all else.
     """
     task = resolve_task(config.env, config.backend, config.env_kwargs)
     config = config.resolved(task)
     check_engine(config, task)
+    check_processes(group, config, config.seeds)
     prepare: Callable[[Path], None] | None = None
     prepare_control: Callable[[Path], None] | None = None
 
@@ -63,9 +67,16 @@ def experiment(
 
     if extend is not None:
         config = extended_config(config, extend)
-        if not is_trained(extend, read_config(extend)):
-            raise RunDirectoryError(f"{extend} is not finished: give the command that began it again first")
-        prepare = extension(extend, config, task, make_engine, say)
+
+        def start() -> None:
+            nonlocal prepare
+            if not is_trained(extend, read_config(extend)):
+                raise RunDirectoryError(
+                    f"{extend} is not finished: give the command that began it again first"
+                )
+            prepare = extension(extend, config, task, make_engine, say)
+
+        group.from_first("run to extend", start)
     if task.note:
         console.print(f"{config.env} {task.note}")
     for note in (task.backend_note(jax.default_backend()), task.limit_note()):
@@ -74,25 +85,57 @@ def experiment(
     path = run_dir or config.default_run_dir()
     dense = control_of(config)
     dense_path = path.parent / dense.default_run_dir().name
-    shares = control and extend is None and config.method != "dense" and not is_trained(dense_path, dense)
-    train(config, task, path, command, console, wait=wait, prepare=prepare, keep_dense_part=shares)
+    shares = (
+        control
+        and extend is None
+        and config.method != "dense"
+        and not group.from_first("control", lambda: is_trained(dense_path, dense))
+    )
+    train(
+        config,
+        task,
+        path,
+        command,
+        console,
+        wait=wait,
+        prepare=prepare,
+        keep_dense_part=shares,
+        group=group,
+    )
     if shares:
         prepare_control = start_of_control(path, dense, task, make_engine, say)
-    complete = not read_faults(path)
+    complete = group.from_first("faults", lambda: not read_faults(path))
     if extend is not None and control and config.method != "dense":
-        old_dense = control_of(read_config(extend))
-        old_dense_path = extend.parent / old_dense.default_run_dir().name
-        if control := is_trained(old_dense_path, old_dense):
+
+        def start_control() -> bool:
+            nonlocal prepare_control
+            old_dense = control_of(read_config(extend))
+            old_dense_path = extend.parent / old_dense.default_run_dir().name
+            if not is_trained(old_dense_path, old_dense):
+                say(f"{extend} has no dense control beside it to extend, so there is none to compare with")
+                return False
             prepare_control = extension(old_dense_path, dense, task, make_engine, say)
-        else:
-            say(f"{extend} has no dense control beside it to extend, so there is none to compare with")
+            return True
+
+        control = group.from_first("control to extend", start_control)
     if control and config.method != "dense":
         control = train_control(
-            dense, task, dense_path, control_command(config, command), console, prepare_control
+            dense, task, dense_path, control_command(config, command), console, prepare_control, group
         )
-        complete = complete and not read_faults(dense_path)
-        forget_dense_part(path)
-    evaluate_timed(config, task, path, dense_path if control else None, console)
+        complete = complete and group.from_first("faults", lambda: not read_faults(dense_path))
+
+    def finish() -> None:
+        if control and config.method != "dense":
+            forget_dense_part(path)
+        _finish(config, task, path, dense_path if control else None, console)
+
+    group.from_first("evaluation", finish)
+    return complete
+
+
+def _finish(config: Config, task: Task, path: Path, control: Path | None, console: Console) -> None:
+    """Evaluate a trained run, write its summary, and say where things are."""
+    evaluate_timed(config, task, path, control, console)
     summary = write_summary(path)
     console.print(summary.read_text(encoding="utf-8"), markup=False, soft_wrap=True)
     for what, where in (
@@ -102,7 +145,6 @@ def experiment(
         ("log", path / "metrics.jsonl"),
     ):
         console.print(f"{what:8} {where}", markup=False, soft_wrap=True)
-    return complete
 
 
 def train_control(
@@ -112,16 +154,21 @@ def train_control(
     command: str,
     console: Console,
     prepare: Callable[[Path], None] | None = None,
+    group: ProcessGroup = ALONE,
 ) -> bool:
     """Train and evaluate the dense control, unless it is there; wait for a process that trains it already.
 
     Returns whether there is one. What is wrong with it is said, and does not cost the run its own evaluation.
     """
-    try:
-        train(dense, task, path, command, console, wait=True, prepare=prepare)
+
+    def finish() -> None:
         if not (path / "evaluation.json").exists():
             evaluate_timed(dense, task, path, None, console)
             write_summary(path)
+
+    try:
+        train(dense, task, path, command, console, wait=True, prepare=prepare, group=group)
+        group.from_first("evaluation of the control", finish)
     except (TrainingFailed, ValueError) as error:
         console.print(
             f"[yellow]note:[/] there is no dense control to compare with: {escape(str(error))}",

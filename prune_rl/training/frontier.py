@@ -33,29 +33,40 @@ ROUNDS = ((10, 6), (5, 2))
 class FrontierKeeper:
     """Saves the compact policies of a run while it narrows: of every seed the newest few of each level."""
 
-    def __init__(self, config: Config, spec: Spec, path: Path) -> None:
-        """Goes on with what ``path`` holds already."""
+    def __init__(
+        self, config: Config, spec: Spec, path: Path, first: int = 0, held: range | None = None
+    ) -> None:
+        """Goes on with what ``path`` holds already.
+
+        The seeds of this run are the members from ``first`` on; ``held``: those of this process, by default all.
+        """
         self._config, self._spec = config, spec
+        members = range(first, first + config.seeds)
+        held = members if held is None else held
+        # By seed, its place in a state, and in the run.
+        self._seeds = {
+            seed: (member - held.start, member - first)
+            for seed, member in zip(config.all_seeds, members, strict=True)
+            if member in held
+        }
         self._folder = FrontierFolder(path)
         self._kept: dict[tuple[int, int], list[int]] = {}  # (seed, level): steps, in order
         for step in self._folder.steps():
-            for seed in config.all_seeds:
+            for seed in self._seeds:
                 if self._folder.policy(step, seed).exists():
                     self._now_kept(step, seed, load_policy(self._folder.policy(step, seed)))
 
-    def keep(self, state: State, step: int, frozen: Sequence[bool], first: int = 0) -> None:
+    def keep(self, state: State, step: int, frozen: Sequence[bool]) -> None:
         """Save what ``state`` holds after ``step`` environment steps, and remove what it replaces.
 
-        The seeds of this run are those from ``first`` on. One that is ``frozen``, [S], or whose network holds NaN, gets
-        no policy; the end of training says so.
+        A seed of the run that is ``frozen``, [S], or whose network holds NaN, gets no policy; the end of training says
+        so.
         """
-        for index, seed in enumerate(self._config.all_seeds):
+        for seed, (place, index) in self._seeds.items():
             if frozen[index]:
                 continue
             try:
-                policy = compact_policy(
-                    state_of_seed(state, first + index), self._config, self._spec, seed, step
-                )
+                policy = compact_policy(state_of_seed(state, place), self._config, self._spec, seed, step)
             except ValueError:
                 continue
             self._folder.save(step, seed, policy)

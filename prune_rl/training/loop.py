@@ -18,6 +18,8 @@ from prune_rl.envs.vector import make_vector
 from prune_rl.export.files import MAX_TENSORS_BYTES
 from prune_rl.export.policy import load_policy, save_policy
 from prune_rl.learners.registry import State, learner_of
+from prune_rl.processes.agreement import check_alike, check_shared
+from prune_rl.processes.group import ALONE, ProcessGroup
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.runs.directory import RunDirectory
 from prune_rl.runs.faults_file import write_faults
@@ -56,30 +58,42 @@ def train(
     wait: bool = False,
     prepare: Callable[[Path], None] | None = None,
     keep_dense_part: bool = False,
+    group: ProcessGroup = ALONE,
 ) -> None:
     """Train in ``run_dir``, continuing from its newest checkpoint, until the compact policies are written.
 
     ``config`` must be resolved. Raises ``RunDirectoryError`` before any training if the folder belongs to another
     configuration or is in use; with ``wait`` it waits while another process uses it. ``prepare`` is called with the
     locked folder before that. With ``keep_dense_part``, the dense control can go on from a checkpoint of this run.
+    Of the processes of ``group``, the first one holds the lock and calls ``prepare``.
     """
+    stack = contextlib.ExitStack()
 
     def say_so(sentence: str) -> None:
         console.print(f"[yellow]note:[/] {escape(sentence)}; waiting for it to end", soft_wrap=True)
 
-    with RunDirectory.open(
-        run_dir,
-        {**config.to_json(), "command": command},
-        defaults=config.defaults(task).to_json(),
-        not_compared=("command", *NOT_PART_OF_THE_RESULT),
-        wait=say_so if wait else None,
-    ) as run:
+    def open_folder() -> bool:
+        folder = RunDirectory.open(
+            run_dir,
+            {**config.to_json(), "command": command},
+            defaults=config.defaults(task).to_json(),
+            not_compared=("command", *NOT_PART_OF_THE_RESULT),
+            wait=say_so if wait else None,
+        )
+        run = stack.enter_context(folder)
         for note in run.notes:
             console.print(f"[yellow]note:[/] {escape(note)}")
         if prepare is not None:
             prepare(run.path)
-        if not is_trained(run.path, config):
-            train_together([(config, run.path)], task, run.path, console, keep_dense_part=keep_dense_part)
+        return is_trained(run.path, config)
+
+    with stack:
+        trained = group.from_first("run directory", open_folder)
+        check_shared(group, run_dir)
+        if not trained:
+            train_together(
+                [(config, run_dir)], task, run_dir, console, keep_dense_part=keep_dense_part, group=group
+            )
 
 
 def train_together(
@@ -89,6 +103,7 @@ def train_together(
     console: Console,
     *,
     keep_dense_part: bool = False,
+    group: ProcessGroup = ALONE,
 ) -> None:
     """Train runs that share a program, see ``share_program``, until their compact policies are written.
 
@@ -100,21 +115,28 @@ def train_together(
             f"[yellow]note:[/] {config.env} is reset {config.host_resets} times in this run, so that no "
             "episode reaches its time limit; ask for fewer --host-resets, or leave the flag out"
         )
-    engine = make_engine(config, task, *(other for other, _ in runs[1:]))
+    engine = make_engine(config, task, *(other for other, _ in runs[1:]), group=group)
+    if group.size > 1:
+        number = len(engine.held)
+        console.print(f"{number * group.size} seeds in {group.size} processes, {number} in each")
     if engine.devices.note():
         console.print(engine.devices.note())
     try:
-        records = records_of(runs)
+        records = records_of(runs, group)
         with engine.timing.counting_programs():
-            run_updates(engine, config, home, console, keep_dense_part=keep_dense_part, together=records)
+            run_updates(
+                engine, config, home, console, keep_dense_part=keep_dense_part, together=records, group=group
+            )
         console.print(engine.timing.compilation())
         for each in records:
-            first = each.members.start
-            write_policies(engine.state, engine.faults, each.config, task.spec, each.path, first)
+            first, held = each.members.start, engine.held
+            write_policies(engine.state, engine.faults, each.config, task.spec, each.path, first, held)
+        engine.gather_faults()
         tell_faults(engine.faults, config, console)
-        for each in records:
-            write_faults(each.path, engine.faults.records(config.env, each.members))
-        write_json(home / TIMING, engine.timing.to_json())
+        if group.is_first:
+            for each in records:
+                write_faults(each.path, engine.faults.records(config.env, each.members))
+            write_json(home / TIMING, engine.timing.to_json())
     finally:
         engine.close()
 
@@ -147,21 +169,33 @@ def check_engine(config: Config, task: Task) -> None:
         )
 
 
-def make_engine(config: Config, task: Task, *others: Config) -> Engine[Any]:
+def check_processes(group: ProcessGroup, config: Config, *numbers: int) -> None:
+    """Raise ``ValueError`` if the processes cannot train a run together.
+
+    ``numbers``: of the seeds of each program, which all processes share equally.
+    """
+    check_alike(group, {**config.to_json(), "jax": jax.__version__, "accelerator": jax.default_backend()})
+    for number in numbers:
+        group.share(number, "seeds")
+
+
+def make_engine(config: Config, task: Task, *others: Config, group: ProcessGroup = ALONE) -> Engine[Any]:
     """The engine for the backend of a resolved configuration, with fresh learners and environments.
 
-    ``others``: runs that train in the same program, see ``share_program``.
+    ``others``: runs that train in the same program, see ``share_program``. ``group``: the processes that share the
+    seeds.
     """
     runs = (config, *others)
     seeds, members = [seed for run in runs for seed in run.all_seeds], members_of(runs)
     if config.reset_every is None:
-        return DeviceEngine(task.jax_env(), seeds, config.learner, CHUNK, members=members)
+        return DeviceEngine(task.jax_env(), seeds, config.learner, CHUNK, members=members, group=group)
     return HostEngine(
         lambda: make_vector(task, config.learner.num_envs),
         seeds,
         config.learner,
         config.reset_every,
         members=members,
+        group=group,
     )
 
 
@@ -173,13 +207,14 @@ def run_updates(
     *,
     keep_dense_part: bool = False,
     together: Sequence[RunRecords] = (),
+    group: ProcessGroup = ALONE,
 ) -> None:
     """Advance ``engine`` to the end of the run, from the newest checkpoint in ``path`` if there is one.
 
     ``together``: the records of the runs that train in this program, of which ``config`` is the first; by default of
     this run alone, in ``path``.
     """
-    checkpoints = Checkpoints(path / "checkpoints")
+    checkpoints = Checkpoints(path / "checkpoints", part=None if group.size == 1 else engine.part)
     records = list(together) or records_of([(config, path)])
     restored = checkpoints.restore(lambda metadata: engine.template(metadata["widths"]))
     for note in checkpoints.notes:
@@ -193,7 +228,10 @@ def run_updates(
         engine.faults.restore(restored.metadata.get("faults", ()), restored.metadata.get("faulty_members"))
         console.print(f"continuing from the checkpoint at {done * config.learner.steps_per_update:,} steps")
     lines = None if restored is None else restored.metadata.get("log_lines")
-    for note in [note for each in records for note in each.rewind(done, lines)]:
+    rewound = group.from_first(
+        "rewound logs", lambda: [note for each in records for note in each.rewind(done, lines)]
+    )
+    for note in rewound:
         console.print(f"[yellow]note:[/] {escape(note)}")
     total, every = config.learner.num_updates, config.checkpoint_every
     num_seeds = records[-1].members.stop
@@ -257,7 +295,7 @@ def run_updates(
                         metadata["faults"] = engine.faults.to_json()
                         metadata["faulty_members"] = engine.faults.members
                     if keep_dense_part and done == last_shared_checkpoint(engine.num_dense, every):
-                        save_dense_part(path, done, engine.dense_tree, metadata)
+                        save_dense_part(path, done, engine.dense_tree, metadata, engine.dense_part)
                     checkpoints.save(done, engine.tree, metadata)
         engine.timing.total = time.monotonic() - start
 
@@ -269,16 +307,22 @@ def _title(config: Config, runs: int) -> str:
 
 
 def write_policies(
-    state: State, faults: Faults, config: Config, spec: Spec, path: Path, first: int = 0
+    state: State,
+    faults: Faults,
+    config: Config,
+    spec: Spec,
+    path: Path,
+    first: int = 0,
+    held: range | None = None,
 ) -> None:
     """Save the policy of every seed without a fault, compact and wide; a network that holds NaN is one.
 
-    The seeds of this run are those from ``first`` on in ``state``.
+    The seeds of this run are the members from ``first`` on; ``state`` has those that are ``held``, by default all.
     """
     for index, seed in enumerate(config.all_seeds, first):
-        if faults.frozen[index]:
+        if faults.frozen[index] or (held is not None and index not in held):
             continue
-        mine = state_of_seed(state, index)
+        mine = state_of_seed(state, index - (held.start if held is not None else 0))
         try:
             policies = {
                 kind: make(mine, config, spec, seed)

@@ -17,6 +17,7 @@ from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, learner_of
 from prune_rl.learners.traced_numbers import with_values
 from prune_rl.methods import dense as dense_method
+from prune_rl.processes.group import ALONE, ProcessGroup
 from prune_rl.runs.log_rows import with_equal_names
 from prune_rl.training.engines.array_widths import Widths
 from prune_rl.training.engines.engine import Engine, init_seeds, seed_keys
@@ -110,7 +111,7 @@ class DeviceEngine(Engine[Any]):
     """Everything on the device: up to ``length`` updates in one compiled program without a host round trip.
 
     ``devices``: those that may share the members, by default all local ones. ``members``: what they differ in beside
-    their seeds.
+    their seeds. ``group``: the processes that share them.
     """
 
     def __init__(
@@ -121,15 +122,18 @@ class DeviceEngine(Engine[Any]):
         length: int,
         devices: Sequence[jax.Device] | None = None,
         members: Members = ALIKE,
+        group: ProcessGroup = ALONE,
     ) -> None:
-        chosen = SeedDevices.choose(len(seeds), devices)
+        held = group.share(len(seeds), "seeds")
+        chosen = SeedDevices.choose(len(held), devices)
         self._chunk = make_chunk(env, config, length, chosen)
         self._dense_chunk = make_chunk(env, dense_method.learner_config(config), length, chosen)
         self._length = length
-        runner = init_runner(env, seed_keys(seeds), config, members.values())
-        super().__init__(runner, runner_axes(config), config, env.spec, seeds, chosen, members.names)
+        keys = seed_keys([seeds[member] for member in held])
+        runner = init_runner(env, keys, config, members.held(held).values())
+        super().__init__(runner, runner_axes(config), config, env.spec, seeds, chosen, members.names, group)
 
-    def advance(self, n: int) -> Metrics:
+    def _advance(self, n: int) -> Metrics:
         """``n`` updates; n may exceed the chunk's length."""
         parts = []
         done, end = int(self.tree.state.step), int(self.tree.state.step) + n

@@ -15,12 +15,15 @@ from prune_rl.dependency.tree_paths import leaves_by_path, make_struct, replace_
 from prune_rl.learners.mask_rules import report_before
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import Metrics, State, learner_of, masks_at_start, shrinks
+from prune_rl.processes.group import ProcessGroup
+from prune_rl.runs.checkpoint_parts import Part
 from prune_rl.spaces import Spec
 from prune_rl.training.engines.array_widths import Shrinking, Widths, next_shrinking
 from prune_rl.training.engines.dense_part import DensePart, dense_state, num_dense_updates
 from prune_rl.training.engines.faults import Faults
 from prune_rl.training.engines.programs import Programs
 from prune_rl.training.engines.seed_devices import SeedDevices
+from prune_rl.training.engines.shared import blank, gather_faults, gather_updates
 from prune_rl.training.engines.timing import Timing
 
 Compiled = TypeVar("Compiled")
@@ -29,8 +32,12 @@ Compiled = TypeVar("Compiled")
 class Engine(Generic[Compiled]):
     """Advances the training of S seeds; a subclass says with which programs.
 
+    Where several processes share the seeds, each has an engine that trains its own. Arrays, programs and environments
+    are of these; metrics, masks and faults of all.
+
     Attributes:
         tree: everything that training changes, all arrays: save it, or assign one that was saved, on any devices.
+        held: which of the seeds this process owns: all of them, if it is alone.
         devices: those that share the seeds.
         spec: what the learner knows of the environment.
         faults: the seeds whose environment or training broke, see ``Faults``.
@@ -46,14 +53,24 @@ class Engine(Generic[Compiled]):
         spec: Spec,
         seeds: Sequence[int],
         devices: SeedDevices,
-        names: Sequence[str] = (),
+        names: Sequence[str],
+        group: ProcessGroup,
     ) -> None:
-        """``axes``: a prefix of ``tree``, the seed axis of each leaf or None; ``names`` as in ``Faults``."""
+        """``axes``: a prefix of ``tree``, the seed axis of each leaf or None; ``seeds`` of all processes.
+
+        ``names`` as in ``Faults``.
+        """
+        self.held = group.share(len(seeds), "seeds")
+        self._group = group
         self.devices, self._axes = devices, axes
         self.tree = tree
         self.spec = spec
-        self.faults = Faults(seeds, config, spec, names)
-        self._filled = self.faults.frozen
+        self.faults = self._own_faults = Faults(seeds, config, spec, names)
+        if group.size > 1:
+            own = slice(self.held.start, self.held.stop)
+            self._own_faults = Faults(seeds[own], config, spec, names[own])
+        self._all_masks: dict[str, Any] | None = None
+        self._filled = self._own_faults.frozen
         self.timing = Timing()
         self._config = config
         self._full = shape_structs(tree, "the state")
@@ -88,11 +105,50 @@ class Engine(Generic[Compiled]):
     @property
     def masks(self) -> dict[str, Any]:
         """{group name: bool[S, size]} over the neurons that there were at the start, NumPy."""
-        return masks_at_start(self.state)
+        return masks_at_start(self.state) if self._all_masks is None else self._all_masks
 
     def advance(self, n: int) -> Metrics:
         """Make ``n`` updates and return their metrics, NumPy arrays [n, S]; checkpoints are saved between two calls."""
+        if self._group.size == 1:
+            return self._advance(n)
+        # Those that were restored.
+        for fault, member in zip(self.faults.found, self.faults.members, strict=True):
+            if member in self.held:
+                self._own_faults.add(fault, member - self.held.start)
+        metrics = self._advance(n)
+        for fault, member in zip(self._own_faults.found, self._own_faults.members, strict=True):
+            self.faults.add(fault, self.held.start + member)
+        metrics, self._all_masks = gather_updates(self._group, metrics, masks_at_start(self.state))
+        self.gather_faults()
+        return metrics
+
+    def _advance(self, n: int) -> Metrics:
+        """``advance`` for the own seeds."""
         raise NotImplementedError
+
+    def gather_faults(self) -> None:
+        """Exchange what processes added to ``faults`` since the last update."""
+        gather_faults(self._group, self.faults)
+
+    @property
+    def part(self) -> Part | None:
+        """What this process holds of a checkpoint of ``tree``; None if all."""
+        return None if self._group.size == 1 else Part(self._group, self._shared_leaves)
+
+    @property
+    def dense_part(self) -> Part | None:
+        """The same for ``dense_tree``."""
+        return None if self._group.size == 1 else Part(self._group, self._part.of(self._shared_leaves))
+
+    @property
+    def _shared_leaves(self) -> Any:
+        """A tree of bools: which leaves are the same for all seeds."""
+
+        def is_none(axis: Any) -> bool:
+            return axis is None
+
+        each = jax.tree.broadcast(self._axes, self._full, is_leaf=is_none)
+        return jax.tree.map(is_none, each, is_leaf=is_none)
 
     def close(self) -> None:
         """Free what the engine holds."""
@@ -135,7 +191,8 @@ class Engine(Generic[Compiled]):
         sizes = {name: int(np.max(size)) for name, size in state.pruning.sizes.items()}
         kept = {name: int(np.asarray(mask).sum(-1).max()) for name, mask in state.pruning.needed.items()}
         params = jax.tree.map(lambda x: make_struct(x.shape[1:], x.dtype), state.params)
-        num_seeds = len(next(iter(state.masks.values())))
+        # A seed has the widths that it has where one process trains all.
+        kept, num_seeds = self._group.largest("widths", kept), len(self.faults.frozen)
         return next_shrinking(self._config, self.groups, params, kept, sizes, int(state.step), num_seeds)
 
     @property
@@ -148,9 +205,11 @@ class Engine(Generic[Compiled]):
 
     def _without_faults(self, metrics: Metrics, done: int) -> Metrics:
         """The metrics [n, S] of the updates after ``done``, NaN for frozen seeds, whose places healthy seeds fill."""
-        metrics = self.faults.look_at_metrics(metrics, done)
-        frozen, filled = self.faults.frozen, self._filled
-        if (frozen != filled).any() and not frozen.all():
+        metrics = self._own_faults.look_at_metrics(metrics, done)
+        frozen, filled = self._own_faults.frozen, self._filled
+        if self._group.size > 1 and frozen.all() and not filled.all():
+            self.tree, self._filled = blank(self.tree), frozen
+        elif (frozen != filled).any() and not frozen.all():
             rows = np.flatnonzero(frozen & ~filled)
             healthy = np.full_like(rows, np.argmin(frozen))
             self.tree = jax.tree.map(lambda x: x.at[rows].set(x[healthy]) if x.ndim else x, self.tree)

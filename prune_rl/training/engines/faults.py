@@ -123,6 +123,11 @@ class Faults:
         """The members that have a fault, in order, as ``to_json``."""
         return sorted(self._found)
 
+    @property
+    def found(self) -> list[Fault]:
+        """Their faults, in the same order."""
+        return [self._found[member] for member in self.members]
+
     def restore(self, data: Iterable[Mapping[str, Any]], members: Iterable[int] | None = None) -> None:
         """Those of a checkpoint, from ``to_json`` and ``members``; they count as told.
 
@@ -135,7 +140,7 @@ class Faults:
 
     def to_json(self) -> list[dict[str, Any]]:
         """JSON data, in order of members."""
-        return [dataclasses.asdict(self._found[member]) for member in self.members]
+        return [dataclasses.asdict(fault) for fault in self.found]
 
     def records(self, env_id: str, members: range | None = None) -> list[dict[str, Any]]:
         """The same of some or all members, with a "sentence" each, for faults.json."""

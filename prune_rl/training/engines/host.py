@@ -19,6 +19,7 @@ from prune_rl.learners.registry import Metrics, learner_of
 from prune_rl.learners.rollout import Rollout
 from prune_rl.learners.traced_numbers import with_values
 from prune_rl.methods import dense as dense_method
+from prune_rl.processes.group import ALONE, ProcessGroup
 from prune_rl.runs.log_rows import with_equal_names
 from prune_rl.training.engines.array_widths import Widths
 from prune_rl.training.engines.engine import Engine, init_seeds, seed_keys
@@ -59,7 +60,7 @@ class HostEngine(Engine[HostPrograms]):
     If the configuration ``acts_ahead``, the rollout after an update is made while the update runs, with the state of
     before it, unless the environments are reset in between.
 
-    ``devices`` and ``members`` as in ``DeviceEngine``.
+    ``devices``, ``members`` and ``group`` as in ``DeviceEngine``.
     """
 
     def __init__(
@@ -70,9 +71,11 @@ class HostEngine(Engine[HostPrograms]):
         reset_every: int,
         devices: Sequence[jax.Device] | None = None,
         members: Members = ALIKE,
+        group: ProcessGroup = ALONE,
     ) -> None:
-        self._seeds, self._reset_every = list(seeds), reset_every
-        self._envs = [make_envs() for _ in seeds]
+        held = group.share(len(seeds), "seeds")
+        self._seeds, self._reset_every = [seeds[member] for member in held], reset_every
+        self._envs = [make_envs() for _ in held]
         self._obs: np.ndarray | None = None
         self._ahead: tuple[jax.Array, Rollout] | None = None
         spec, learner = self._envs[0].spec, learner_of(config)
@@ -90,15 +93,16 @@ class HostEngine(Engine[HostPrograms]):
             return jax.tree.map(jnp.copy, cast(Any, learner).acting(state))
 
         axes: Any = Learners(learner.VMAP_AXES, 0, 0)  # type: ignore[arg-type]
-        chosen = SeedDevices.choose(len(seeds), devices)
+        chosen = SeedDevices.choose(len(held), devices)
         self._draw = chosen.jit(jax.vmap(draw), (0,), 0)
         self._acting = chosen.jit(copy, (learner.VMAP_AXES,), learner.VMAP_AXES)
         self._jitted = host_functions(config, chosen)
         self._dense_jitted = host_functions(dense_method.learner_config(config), chosen)
-        learners = init_seeds(init, seed_keys(seeds), axes).replace(values=members.values())
-        super().__init__(learners, axes, config, spec, seeds, chosen, members.names)
+        learners = init_seeds(init, seed_keys(self._seeds), axes)
+        learners = learners.replace(values=members.held(held).values())
+        super().__init__(learners, axes, config, spec, seeds, chosen, members.names, group)
 
-    def advance(self, n: int) -> Metrics:
+    def _advance(self, n: int) -> Metrics:
         """``n`` updates, each on a fresh rollout."""
         parts = []
         for _ in range(n):
@@ -146,7 +150,7 @@ class HostEngine(Engine[HostPrograms]):
         if done % self._reset_every == 0 or self._obs is None:
             lead = (len(self._seeds), self._config.num_envs)
             self._obs = np.zeros((*lead, self._envs[0].spec.observation_size), np.float32)
-            for index in np.flatnonzero(~self.faults.frozen).tolist():
+            for index in np.flatnonzero(~self._own_faults.frozen).tolist():
                 self._obs[index] = self._envs[index].reset(derived_seed(self._seeds[index], done))
 
         def choose(obs: np.ndarray, t: int) -> jax.Array:
@@ -154,11 +158,11 @@ class HostEngine(Engine[HostPrograms]):
             return action
 
         cut = (done + 1) % self._reset_every == 0
-        frozen = self.faults.frozen
+        frozen = self._own_faults.frozen
         self._obs, transitions = host_rollout(self._envs, choose, self._obs, self._config, cut, frozen)
         for index in np.flatnonzero(~frozen).tolist():
             mine: Rollout = jax.tree.map(operator.itemgetter(index), transitions)
-            if self.faults.look_at_rollout(index, mine, done):
+            if self._own_faults.look_at_rollout(index, mine, done):
                 for array in (self._obs, *jax.tree.leaves(transitions)):
                     array[index] = 0
         return key, transitions

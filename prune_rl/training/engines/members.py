@@ -23,6 +23,11 @@ class Members:
     numbers: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     names: tuple[str, ...] = ()
 
+    def held(self, members: range) -> Members:
+        """Those of a part of the members."""
+        own = slice(members.start, members.stop)
+        return Members({name: numbers[own] for name, numbers in self.numbers.items()}, self.names[own])
+
     def values(self) -> Values:
         """The numbers as arrays, float32[S]."""
         return {name: jnp.asarray(numbers, jnp.float32) for name, numbers in self.numbers.items()}
