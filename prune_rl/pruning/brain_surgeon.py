@@ -130,6 +130,8 @@ def refit(
     return replace_leaves(params, leaves)
 
 
+# Traced and lowered once for each size: a mask update inverts a matrix for every layer of every network.
+@jax.jit
 def inverse(matrix: jax.Array, needed: jax.Array | bool = True) -> jax.Array:
     """Inverse of a symmetric positive definite float[n, n] by Gauss-Jordan elimination, stable without pivots there.
 

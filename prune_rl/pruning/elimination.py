@@ -62,6 +62,8 @@ def _outgoing_rows(group: NeuronGroup, leaves: Leaves) -> jax.Array:
 Elimination = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
+# Traced and lowered once for each size, as `brain_surgeon.inverse`.
+@jax.jit
 def _eliminate(precision: jax.Array, rows: jax.Array, alive: jax.Array) -> jax.Array:
     """Relative errors by neuron, float32[n], from P float[n, n] and W float[n, m] of the neurons that are left."""
     size = alive.shape[0]

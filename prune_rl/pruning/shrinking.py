@@ -124,18 +124,24 @@ def gather(groups: NeuronGroups, params: Params, tree: Any, masks: Masks, widths
         if widths[name] != group.size
     }
     new = {}
+    positions: dict[Any, Any] = {}  # by place: a parameter, its moments and its copies share them
     for path, leaf in leaves_by_path(tree).items():
         owner = owner_of(path, np.shape(leaf), shapes)
         group = groups.get(path_string(path[-1:]), None)
         if owner is not None:
             for axis, pieces in table.get(owner, {}).items():
-                keep = kept_positions(pieces, stay)
-                if keep is not None:
-                    leaf = _take(leaf, axis, keep, _length(pieces, leaf.shape[axis], widths))
+                if (owner, axis) not in positions:
+                    keep = kept_positions(pieces, stay)
+                    length = _length(pieces, leaf.shape[axis], widths)
+                    positions[owner, axis] = None if keep is None else _positions(keep, length)
+                if positions[owner, axis] is not None:
+                    leaf = _take(leaf, axis, positions[owner, axis])
             new[path] = leaf
         elif group is not None and np.shape(leaf) == (group.size,):
             if group.name in stay:
-                new[path] = _take(leaf, 0, stay[group.name], widths[group.name])
+                if group.name not in positions:
+                    positions[group.name] = _positions(stay[group.name], widths[group.name])
+                new[path] = _take(leaf, 0, positions[group.name])
         else:
             _check_independent(path, leaf, table, set(stay), shapes)
     return replace_leaves(tree, new)
@@ -155,12 +161,15 @@ def full_masks(pruning: PruningState) -> dict[str, np.ndarray[Any, Any]]:
     return masks
 
 
-def _take(leaf: Any, axis: int, keep: Any, length: int) -> Any:
-    if isinstance(keep, np.ndarray):
-        return leaf.take(np.flatnonzero(keep), axis)
-    return jnp.take(
-        leaf, jnp.nonzero(keep, size=length)[0], axis, unique_indices=True, indices_are_sorted=True
-    )
+def _positions(keep: Any, length: int) -> Any:
+    """Where bool[n] is True, int[length]."""
+    return np.flatnonzero(keep) if isinstance(keep, np.ndarray) else jnp.nonzero(keep, size=length)[0]
+
+
+def _take(leaf: Any, axis: int, positions: Any) -> Any:
+    if isinstance(positions, np.ndarray):
+        return leaf.take(positions, axis)
+    return jnp.take(leaf, positions, axis, unique_indices=True, indices_are_sorted=True)
 
 
 def _length(pieces: list[tuple[NeuronGroup, Slice]], length: int, widths: Mapping[str, int]) -> int:

@@ -58,10 +58,15 @@ OPTIMISERS = {
 
 def steps(tx: Any, params: Any, opt_state: Any, masks: Any, times: range) -> tuple[Any, Any]:
     """Training steps with gradients that depend on each param alone."""
-    for t in times:
-        grads = jax.tree.map(lambda x, t=t: jnp.cos(x + t), params)
+
+    @jax.jit
+    def step(params: Any, opt_state: Any, t: int) -> tuple[Any, Any]:
+        grads = jax.tree.map(lambda x: jnp.cos(x + t), params)
         updates, opt_state = tx.update(grads, opt_state, params, masks=masks)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), opt_state
+
+    for t in times:
+        params, opt_state = step(params, opt_state, t)
     return params, opt_state
 
 
@@ -115,14 +120,21 @@ def test_what_a_schedule_counts_from_is_the_size_at_the_start() -> None:
                 adam, groups, total_updates=20, every=2, sparsity=0.75, strength=1e-2
             )
 
+        def step_of(tx: Any) -> Any:
+            @jax.jit
+            def step(here: Any, state: Any) -> tuple[Any, Any]:
+                updates, state = tx.update(jax.grad(loss)(here), state, here)
+                return optax.apply_updates(here, updates), state
+
+            return step
+
         tx = make(groups)
-        state = tx.init(here)
+        state, step = tx.init(here), step_of(tx)
         for t in range(20):
-            updates, state = tx.update(jax.grad(loss)(here), state, here)
-            here = optax.apply_updates(here, updates)
+            here, state = step(here, state)
             if shrinking and t in (5, 8):
                 groups, here, state, _ = prune_rl.shrink(groups, here, state, prune_rl.masks_of(state))
-                tx = make(groups)
+                step = step_of(make(groups))
         return prune_rl.compact(groups, here, prune_rl.masks_of(state)), state
 
     masked, shrunk = run(shrinking=False), run(shrinking=True)

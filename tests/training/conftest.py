@@ -24,12 +24,13 @@ TINY = shlex.split(
     " --frontier 6 --selection-episodes 2 --no-skip"
     " --prune.critic --prune.tolerance None --prune.sparsity 0.8 --prune.begin 0.1 --prune.end 0.6 --no-control"
 )
-# The same number of updates, of 2 · 16 steps, the first two without learning; arrays of 24, then 16, then 8 neurons.
+# The same number of updates, of 2 · 16 steps, the first two without learning; arrays of 16, then 8 neurons, those of
+# the actor before those of the critic.
 TINY_SAC = shlex.split(
-    "train Pendulum-v1 --backend gymnasium --algo sac --hidden 24 24 --num-envs 2 --num-steps 16 --utd-ratio 0.25"
+    "train Pendulum-v1 --backend gymnasium --algo sac --hidden 16 16 --num-envs 2 --num-steps 16 --utd-ratio 0.25"
     " --batch-size 16 --learning-starts 64 --steps 1024 --checkpoints 16 --host-resets 16 --episodes 2"
     " --frontier 3 --selection-episodes 1"
-    " --prune.critic --prune.critic-sparsity 0.7 --prune.tolerance None --prune.sparsity 0.75 --prune.begin 0.1"
+    " --prune.critic --prune.critic-sparsity 0.5 --prune.tolerance None --prune.sparsity 0.625 --prune.begin 0.1"
     " --prune.end 0.6 --prune.shrink always --no-control"
 )
 

@@ -74,6 +74,7 @@ class Engine(Generic[Compiled]):
         self.timing = Timing()
         self._config = config
         self._full = shape_structs(tree, "the state")
+        self._templates: dict[frozenset[tuple[str, int]], Any] = {}
         self._programs = Programs(self._compile)
         self.num_dense = num_dense_updates(config, tree.state)
         if self.num_dense:
@@ -158,7 +159,11 @@ class Engine(Generic[Compiled]):
         """The shapes of a tree whose arrays have these widths, which ``Checkpoints.restore`` needs."""
         if not self.shrinkable:
             return self._full
-        return jax.eval_shape(partial(shrink_tree, widths=dict(widths), config=self._config), self._full)
+        key = frozenset(widths.items())
+        if key not in self._templates:
+            shrink = partial(shrink_tree, widths=dict(widths), config=self._config)
+            self._templates[key] = jax.eval_shape(shrink, self._full)
+        return self._templates[key]
 
     def shrink(self) -> bool:
         """Gather the neurons that are left into smaller arrays if that is worth it; returns whether it was.

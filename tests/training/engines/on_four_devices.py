@@ -26,17 +26,23 @@ SHRINKING = by_schedule(sparsity=0.8, critic=True, critic_sparsity=0.7, begin=0.
 PPO = dataclasses.replace(CONFIG, hidden=(16,), total_timesteps=8 * 3 * 16, prune=SHRINKING)
 SAC = dataclasses.replace(OFF_POLICY, hidden=(16,), total_timesteps=8 * 2 * 8, overlap=True, prune=SHRINKING)
 Make = Callable[[list[int], int], Any]
+# What was compiled for engines of one kind, number of seeds and number of devices: it serves the next of them, too.
+COMPILED: dict[tuple[str, int, int], Any] = {}
 
 
 def on_device(seeds: list[int], devices: int) -> Any:
-    return engines.DeviceEngine(CartPole(), seeds, PPO, 2, jax.devices()[:devices])
+    engine = engines.DeviceEngine(CartPole(), seeds, PPO, 2, jax.devices()[:devices])
+    engine._programs._futures = COMPILED.setdefault(("device", len(seeds), devices), {})
+    return engine
 
 
 def on_host(seeds: list[int], devices: int) -> Any:
     task = resolve_task("CartPole-v1", "gymnasium")
     made = [HostEnv(task, SAC.num_envs) for _ in seeds]
     envs = iter(made)
-    return engines.HostEngine(lambda: next(envs), seeds, SAC, 4, jax.devices()[:devices])
+    engine = engines.HostEngine(lambda: next(envs), seeds, SAC, 4, jax.devices()[:devices])
+    engine._programs._futures = COMPILED.setdefault(("host", len(seeds), devices), {})
+    return engine
 
 
 def trained(engine: Any, updates: int = 8) -> Any:
