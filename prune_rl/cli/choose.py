@@ -39,7 +39,7 @@ def run(arguments: list[str], console: Console) -> int:
     """Run it; returns the exit status."""
     options = tyro.cli(Choose, prog="prune-rl choose", args=arguments)
     from prune_rl.training.experiment import Trust, choose_run
-    from prune_rl.training.frontier import Wish
+    from prune_rl.training.frontier_choice import Wish
 
     wish = Wish(options.tolerance, options.neurons, options.bytes, options.least_return)
     choose_run(options.run, wish, console, Trust(options.trust, options.env))

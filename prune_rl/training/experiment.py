@@ -30,7 +30,8 @@ from prune_rl.training.control_start import forget_dense_part, start_of_control
 from prune_rl.training.engines.faults import TrainingFailed
 from prune_rl.training.engines.timing import Timing
 from prune_rl.training.extension import extended_config, extension
-from prune_rl.training.frontier import Wish, choose_policies, measure_frontier
+from prune_rl.training.frontier import choose_policies, measure_frontier
+from prune_rl.training.frontier_choice import Wish
 from prune_rl.training.loop import TIMING, check_engine, check_processes, is_trained, make_engine, train
 from prune_rl.training.policy_export import policy_paths, seeds_with_policy
 from prune_rl.training.run_config import read_config

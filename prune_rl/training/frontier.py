@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,14 +20,20 @@ from prune_rl.reporting.statistics import mean
 from prune_rl.runs.frontier import FRONTIER_FILE, FrontierFolder, Point, read_frontier
 from prune_rl.spaces import Spec
 from prune_rl.training.config import Config
+from prune_rl.training.frontier_choice import Wish, best_of, choose
 from prune_rl.training.frontier_points import NEWEST, frontier_level
 from prune_rl.training.policy_export import compact_policy, policy_paths, seeds_with_policy, state_of_seed
+
+Key = tuple[int, int]  # (seed, step)
+Play = Callable[[Mapping[Key, Policy], int, int], dict[Key, list[float]]]
 
 # Apart from every evaluation seed that is likely to be given.
 SELECTION = 2**31
 # Rounds in which the candidates of one level are compared: each plays the selection episodes divided by the first
 # number, others in each round, and so many of them stay. What stays in the end plays all of the selection episodes.
 ROUNDS = ((10, 6), (5, 2))
+# Times the selection episodes that the policy about to be chosen plays more, and what it is compared with.
+CONFIRMATION = 3
 
 
 class FrontierKeeper:
@@ -86,8 +92,8 @@ def measure_frontier(config: Config, task: Task, path: Path, control: Path | Non
 
     Every policy that was kept plays a few episodes first, and the better ones of each level a few more; those that are
     not among the best are removed then. The others, and the control, play ``config.selection_episodes`` others: their
-    returns are what frontier.json holds, and they are no part of the first choice. Policies that were measured before
-    are not played again.
+    returns are what frontier.json holds, and they are no part of the first choice. With a tolerance, the policy that it
+    would choose plays more, see ``_confirm``. Policies that were measured before are not played again.
     """
     folder, episodes = FrontierFolder(path), config.selection_episodes
     seed = SELECTION + config.evaluation_seed
@@ -99,8 +105,8 @@ def measure_frontier(config: Config, task: Task, path: Path, control: Path | Non
     }
     result |= {"points": [], "dense": {}, "chosen": {}}
     before = _measured_before(path, result)
-    known = {(point["seed"], point["step"]): point for point in before["points"]}
-    dense = before["dense"]
+    known = {(point["seed"], point["step"]): point for point in copy.deepcopy(before["points"])}
+    dense = copy.deepcopy(before["dense"])
     play = functools.partial(_play, task, console)
 
     kept = {
@@ -127,6 +133,7 @@ def measure_frontier(config: Config, task: Task, path: Path, control: Path | Non
     result["points"] = list(points.values())
     result["dense"] = {name: dense[name] for name in map(str, config.all_seeds) if name in dense}
     result["dense"] |= {str(training_seed): played[training_seed, step] for training_seed, step in wide}
+    _confirm(config, play, points, kept, result["dense"], controls)
     if result["points"] == before["points"]:
         result["chosen"] = before["chosen"]
     if result != before:
@@ -135,8 +142,44 @@ def measure_frontier(config: Config, task: Task, path: Path, control: Path | Non
         folder.remove(step, training_seed)
 
 
-Key = tuple[int, int]  # (seed, step)
-Play = Callable[[Mapping[Key, Policy], int, int], dict[Key, list[float]]]
+def _confirm(
+    config: Config,
+    play: Play,
+    points: Mapping[Key, dict[str, Any]],
+    kept: Mapping[Key, Policy],
+    dense: dict[str, list[float]],
+    controls: Mapping[int, Path],
+) -> None:
+    """Let the policy that the tolerance chooses of each seed, and what it is compared with, play further episodes.
+
+    The best of many in few episodes was lucky there. Where it does not keep the tolerance in all of its episodes, the
+    next one that does is played, until one does that has played them all. Appends to the returns of points and dense.
+    """
+    prune, few = config.learner.prune, config.selection_episodes
+    if prune is None or prune.tolerance is None:
+        return
+    wish, seed = Wish(tolerance=prune.tolerance), SELECTION + config.evaluation_seed - len(ROUNDS) - 1
+    while True:
+        unconfirmed: dict[Key, tuple[Policy, list[float]]] = {}
+        for training_seed in sorted({key[0] for key in points}):
+            own = {key: point for key, point in points.items() if key[0] == training_seed}
+            returns = dense.get(str(training_seed))
+            try:
+                chosen = choose(list(own.values()), returns, wish)
+            except ValueError:  # none keeps the tolerance
+                continue
+            compared = [chosen] if returns is not None else [chosen, best_of(list(own.values()))]
+            for point in compared:
+                key = training_seed, point["step"]
+                if len(point["returns"]) <= few:
+                    unconfirmed[key] = kept[key], points[key]["returns"]
+            if returns is not None and len(returns) <= few and training_seed in controls:
+                unconfirmed[training_seed, -1] = load_policy(controls[training_seed]), returns
+        if not unconfirmed:
+            return
+        played = play({key: policy for key, (policy, _) in unconfirmed.items()}, CONFIRMATION * few, seed)
+        for key, (_, returns) in unconfirmed.items():
+            returns += played[key]
 
 
 def _play(
@@ -190,67 +233,6 @@ def _measured_before(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
         if all(before.get(key) == wanted[key] for key in ("env_id", "backend", "episodes", "seed"))
         else nothing
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Wish:
-    """What a policy is chosen by; exactly one field is set.
-
-    Attributes:
-        tolerance: the smallest whose mean return is at least ``reference − tolerance · |reference|``; the reference is
-            the dense control's mean return, or the best of the frontier where there is no control.
-        neurons: of those with at most so many hidden neurons, the one with the highest mean return.
-        bytes: likewise, of at most so many bytes.
-        least_return: the smallest whose mean return is at least this.
-    """
-
-    tolerance: float | None = None
-    neurons: int | None = None
-    bytes: int | None = None
-    least_return: float | None = None
-
-    def __post_init__(self) -> None:
-        given = [name for name, value in vars(self).items() if value is not None]
-        if len(given) != 1:
-            raise ValueError(
-                f"give one condition to choose by, --tolerance, --neurons, --bytes or --return; got {len(given)}"
-            )
-
-
-def choose(points: Sequence[Point], dense: Sequence[float] | None, wish: Wish) -> Point:
-    """The point of one seed's frontier that a wish asks for.
-
-    "Smallest" is by neurons, then weights; of equal ones the better, then the later.
-
-    Raises:
-        ValueError: no point fits; the message says how near the nearest one comes.
-    """
-    if not points:
-        raise ValueError(
-            "this run kept no policies while it narrowed (--frontier 0), so there is none to choose"
-        )
-    returns = {id(point): mean(point["returns"]) for point in points}
-    if wish.tolerance is not None or wish.least_return is not None:
-        least = wish.least_return
-        if least is None:
-            assert wish.tolerance is not None
-            reference = max(returns.values()) if dense is None else mean(dense)
-            least = reference - wish.tolerance * abs(reference)
-        good = [point for point in points if returns[id(point)] >= least]
-        if not good:
-            raise ValueError(
-                f"no policy of the frontier returns {least:.1f} or more, the best {max(returns.values()):.1f}"
-            )
-        return min(good, key=lambda p: (p["neurons"], p["weights"], -returns[id(p)], -p["step"]))
-    name = "neurons" if wish.neurons is not None else "bytes"
-    most = wish.neurons if wish.neurons is not None else wish.bytes
-    small = [point for point in points if point[name] <= (most or 0)]
-    if not small:
-        raise ValueError(
-            f"no policy of the frontier has {most} {name} or less, the smallest has "
-            f"{min(point[name] for point in points)}"
-        )
-    return max(small, key=lambda p: (returns[id(p)], -p["neurons"], p["step"]))
 
 
 def choose_policies(config: Config, path: Path, wish: Wish, console: Console) -> None:

@@ -8,12 +8,15 @@ import io
 import json
 import math
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from prune_rl.cli import main
+from prune_rl.envs.task import resolve_task
 from prune_rl.evaluation.evaluate import evaluate_policy
 from prune_rl.export.policy import load_policy
 from prune_rl.learners import ppo
@@ -21,8 +24,10 @@ from prune_rl.learners.mask_rules import mask_schedules
 from prune_rl.reporting.compare_frontiers import compare_frontiers
 from prune_rl.reporting.frontier_plot import draw_frontier
 from prune_rl.runs.frontier import FrontierFolder, read_frontier
-from prune_rl.training.frontier import ROUNDS, SELECTION, Wish, choose
+from prune_rl.training.frontier import CONFIRMATION, ROUNDS, SELECTION, measure_frontier
+from prune_rl.training.frontier_choice import Wish, best_of, choose
 from prune_rl.training.frontier_points import LOOKS, NEWEST, frontier_level, frontier_updates
+from prune_rl.training.run_config import read_config
 from tests.learners.schedules import by_schedule
 
 WORDS = (
@@ -154,7 +159,7 @@ def test_a_run_keeps_policies_and_measures_them_on_episodes_of_their_own(run: Pa
         assert (list(policy.widths), policy.num_neurons) == (p["widths"], p["neurons"])
         assert policy.metadata["steps"] == p["step"]
         played = evaluate_policy(policy, "CartPole-v1", episodes=3, seed=data["seed"])
-        assert played.returns.tolist() == p["returns"]
+        assert played.returns.tolist() == p["returns"][:3]
     for seed in (5, 6):
         neurons = [p["neurons"] for p in data["points"] if p["seed"] == seed]
         assert neurons == sorted(neurons, reverse=True)
@@ -164,6 +169,41 @@ def test_a_run_keeps_policies_and_measures_them_on_episodes_of_their_own(run: Pa
         assert max(levels.count(level) for level in levels) == ROUNDS[-1][1]
     assert draw_frontier(data)[:4] == b"\x89PNG"
     assert "## The frontier" in (run / "summary.md").read_text()
+
+
+def test_with_a_tolerance_the_chosen_policy_and_the_best_play_further_episodes(
+    run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, path := tmp_path / "run")
+    config = read_config(path)
+    assert config.learner.prune is not None
+    prune = dataclasses.replace(config.learner.prune, tolerance=0.5)
+    config = dataclasses.replace(config, learner=dataclasses.replace(config.learner, prune=prune))
+    measure_frontier(config, resolve_task("CartPole-v1"), path, None, Console(quiet=True))
+    before, data = read_frontier(run), read_frontier(path)
+    further, whole = SELECTION + 1_000_000 - len(ROUNDS) - 1, (1 + CONFIRMATION) * 3
+    for seed in (5, 6):
+        points = [p for p in data["points"] if p["seed"] == seed]
+        chosen = choose(points, None, Wish(tolerance=0.5))
+        assert len(chosen["returns"]) == len(best_of(points)["returns"]) == whole
+        assert {len(p["returns"]) for p in points} == {3, whole}
+        policy = load_policy(FrontierFolder(run).policy(chosen["step"], seed))
+        played = evaluate_policy(policy, "CartPole-v1", episodes=whole - 3, seed=further)
+        assert played.returns.tolist() == chosen["returns"][3:]
+    for point, measured in zip(before["points"], data["points"], strict=True):
+        assert measured == {**point, "returns": point["returns"] + measured["returns"][3:]}
+    measure_frontier(config, resolve_task("CartPole-v1"), path, None, Console(quiet=True))
+    assert data == read_frontier(path), "nothing is played again"
+
+
+def test_a_policy_is_compared_in_the_episodes_that_it_has_played() -> None:
+    dense = [100.0] * 3 + [50.0] * 9
+    lucky = {**POINTS[0], "neurons": 2, "returns": [100.0] * 3 + [40.0] * 9}
+    short = {**POINTS[0], "neurons": 8, "returns": [99.0] * 3}
+    steady = {**POINTS[0], "neurons": 4, "returns": [97.0] * 3 + [52.0] * 9}
+    assert choose([lucky, short, steady], dense, Wish(tolerance=0.02)) is steady
+    assert choose([lucky, short], dense, Wish(tolerance=0.02)) is short
+    assert choose([{**lucky, "returns": [100.0] * 3}, short], dense, Wish(tolerance=0.02))["neurons"] == 2
 
 
 def test_the_tolerance_chooses_for_each_seed(run: Path) -> None:

@@ -1,0 +1,84 @@
+"""Which policy of a frontier a run ships: the smallest that is good enough, or what somebody asks for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from prune_rl.reporting.statistics import mean
+from prune_rl.runs.frontier import Point
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """What a policy is chosen by; exactly one field is set.
+
+    Attributes:
+        tolerance: the smallest whose mean return is at least ``reference − tolerance · |reference|``; the reference is
+            the mean return of the dense control in the same episodes, or of the best of the frontier where there is no
+            control.
+        neurons: of those with at most so many hidden neurons, the one with the highest mean return.
+        bytes: likewise, of at most so many bytes.
+        least_return: the smallest whose mean return is at least this.
+    """
+
+    tolerance: float | None = None
+    neurons: int | None = None
+    bytes: int | None = None
+    least_return: float | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name, value in vars(self).items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give one condition to choose by, --tolerance, --neurons, --bytes or --return; got {len(given)}"
+            )
+
+
+def choose(points: Sequence[Point], dense: Sequence[float] | None, wish: Wish) -> Point:
+    """The point of one seed's frontier that a wish asks for.
+
+    "Smallest" is by neurons, then weights; of equal ones the better, then the later.
+
+    Raises:
+        ValueError: no point fits; the message says how near the nearest one comes.
+    """
+    if not points:
+        raise ValueError(
+            "this run kept no policies while it narrowed (--frontier 0), so there is none to choose"
+        )
+    returns = {id(point): mean(point["returns"]) for point in points}
+    if wish.tolerance is not None or wish.least_return is not None:
+        least = {id(point): _least(point, dense or best_of(points)["returns"], wish) for point in points}
+        good = [point for point in points if returns[id(point)] >= least[id(point)]]
+        if not good:
+            nearest = max(points, key=lambda p: returns[id(p)] - least[id(p)])
+            raise ValueError(
+                f"no policy of the frontier returns {least[id(nearest)]:.1f} or more, the best "
+                f"{returns[id(nearest)]:.1f}"
+            )
+        return min(good, key=lambda p: (p["neurons"], p["weights"], -returns[id(p)], -p["step"]))
+    name = "neurons" if wish.neurons is not None else "bytes"
+    most = wish.neurons if wish.neurons is not None else wish.bytes
+    small = [point for point in points if point[name] <= (most or 0)]
+    if not small:
+        raise ValueError(
+            f"no policy of the frontier has {most} {name} or less, the smallest has "
+            f"{min(point[name] for point in points)}"
+        )
+    return max(small, key=lambda p: (returns[id(p)], -p["neurons"], p["step"]))
+
+
+def best_of(points: Sequence[Point]) -> Point:
+    """The one with the highest mean return in the episodes that all of them have played."""
+    played = min(len(point["returns"]) for point in points)
+    return max(points, key=lambda point: mean(point["returns"][:played]))
+
+
+def _least(point: Point, reference: Sequence[float], wish: Wish) -> float:
+    """The mean return that a wish asks of a point; ``reference``: returns in the same order of episodes."""
+    if wish.least_return is not None:
+        return wish.least_return
+    assert wish.tolerance is not None
+    level = mean(reference[: len(point["returns"])])
+    return level - wish.tolerance * abs(level)
