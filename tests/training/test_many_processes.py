@@ -64,7 +64,8 @@ def test_a_host_killed_and_all_restarted_is_the_run_of_one_process(start: Start,
         assert second.poll() is None, (shared / "1" / "output").read_text(encoding="utf-8")
         assert time.monotonic() < end
         time.sleep(0.01)
-    second.send_signal(signal.SIGKILL)
+    second.kill()
+    assert second.wait(TIMEOUT) == -signal.SIGKILL
     assert first.wait(TIMEOUT) == OTHER_PROCESS_ENDED
     said = (shared / "0" / "output").read_text(encoding="utf-8")
     assert "error: process 1 of 2 (" in said
