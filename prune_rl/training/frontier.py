@@ -29,6 +29,8 @@ Play = Callable[[Mapping[Key, Policy], int, int], dict[Key, list[float]]]
 
 # Apart from every evaluation seed that is likely to be given.
 SELECTION = 2**31
+# A dense control is chosen in episodes of its own: the best of several is lucky in those that chose it.
+DENSE_APART = 16
 # Rounds in which the candidates of one level are compared: each plays the selection episodes divided by the first
 # number, others in each round, and so many of them stay. What stays in the end plays all of the selection episodes.
 ROUNDS = ((10, 6), (5, 2))
@@ -96,7 +98,7 @@ def measure_frontier(config: Config, task: Task, path: Path, control: Path | Non
     would choose plays more, see ``_confirm``. Policies that were measured before are not played again.
     """
     folder, episodes = FrontierFolder(path), config.selection_episodes
-    seed = SELECTION + config.evaluation_seed
+    seed = _selection_seed(config)
     result: dict[str, Any] = {
         "env_id": config.env,
         "backend": task.backend,
@@ -158,7 +160,7 @@ def _confirm(
     prune, few = config.learner.prune, config.selection_episodes
     if prune is None or prune.tolerance is None:
         return
-    wish, seed = Wish(tolerance=prune.tolerance), SELECTION + config.evaluation_seed - len(ROUNDS) - 1
+    wish, seed = Wish(tolerance=prune.tolerance), _selection_seed(config) - len(ROUNDS) - 1
     while True:
         unconfirmed: dict[Key, tuple[Policy, list[float]]] = {}
         for training_seed in sorted({key[0] for key in points}):
@@ -180,6 +182,10 @@ def _confirm(
         played = play({key: policy for key, (policy, _) in unconfirmed.items()}, CONFIRMATION * few, seed)
         for key, (_, returns) in unconfirmed.items():
             returns += played[key]
+
+
+def _selection_seed(config: Config) -> int:
+    return SELECTION + config.evaluation_seed - (DENSE_APART if config.learner.prune is None else 0)
 
 
 def _play(
@@ -205,7 +211,7 @@ def _best_of_level(config: Config, play: Play, candidates: Mapping[Key, Policy])
         crowded = {key: candidates[key] for keys in levels.values() if len(keys) > stay for key in keys}
         episodes, seed = (
             max(1, config.selection_episodes // share),
-            SELECTION + config.evaluation_seed - number,
+            _selection_seed(config) - number,
         )
         for key, played in play(crowded, episodes, seed).items():
             returns[key] += played

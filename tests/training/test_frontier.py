@@ -196,6 +196,14 @@ def test_with_a_tolerance_the_chosen_policy_and_the_best_play_further_episodes(
     assert data == read_frontier(path), "nothing is played again"
 
 
+def test_a_dense_run_is_chosen_in_other_episodes(tmp_path: Path) -> None:
+    words = "train CartPole-v1 --hidden 4 --num-envs 4 --num-steps 16 --steps 1280 --episodes 1 --selection-episodes 2"
+    run_main(tmp_path, *shlex.split(words), "--prune.tolerance", 0.9, "--run-dir", "run")
+    run, dense = (read_frontier(path.parent) for path in sorted(tmp_path.rglob("frontier.json"))[::-1])
+    assert run["seed"] - dense["seed"] > len(ROUNDS) + 1
+    assert len(run["dense"]["0"]) == (1 + CONFIRMATION) * 2
+
+
 def test_a_policy_is_compared_in_the_episodes_that_it_has_played() -> None:
     dense = [100.0] * 3 + [50.0] * 9
     lucky = {**POINTS[0], "neurons": 2, "returns": [100.0] * 3 + [40.0] * 9}
