@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -51,6 +52,12 @@ def once(config: LearnerConfig, values: dict[str, Any]) -> Any:
     return learner.update(state, transitions, config)
 
 
+@functools.cache
+def shapes_of(config: LearnerConfig) -> Any:
+    """Of all that ``once`` returns."""
+    return jax.eval_shape(lambda: once(config, {}))
+
+
 def test_every_field_is_tried() -> None:
     tried = {(type(config), name) for config, name in FIELDS}
     for learner in LEARNERS.values():
@@ -63,13 +70,14 @@ def test_every_field_is_tried() -> None:
 )
 def test_a_traced_number_reaches_the_update(config: LearnerConfig, name: str) -> None:
     """One program of the value, which it reads; no error of a tracer where Python wants a number."""
-    program = jax.make_jaxpr(lambda value: once(config, {name: value}))(jnp.float32(0.25)).jaxpr
+    made: Any = jax.make_jaxpr(lambda value: once(config, {name: value}), return_shape=True)
+    closed, traced = made(jnp.float32(0.25))
+    program = closed.jaxpr
     (value,) = program.invars
     used = {var for equation in program.eqns for var in equation.invars if isinstance(var, type(value))}
     assert value in used
     # Shapes and structure are those of the number given in the configuration.
-    fixed = jax.eval_shape(lambda: once(config, {}))
-    traced = jax.eval_shape(lambda value: once(config, {name: value}), jnp.float32(0.25))
+    fixed = shapes_of(config)
     assert jax.tree.structure(fixed) == jax.tree.structure(traced)  # type: ignore[operator]
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(fixed)] == [
         (x.shape, x.dtype) for x in jax.tree.leaves(traced)
