@@ -207,8 +207,8 @@ def _frontier(data: Mapping[str, Any], tolerance: float | None) -> str:
         )  # fmt: skip
     heads = ["hidden neurons", "widths", "weights", "mean return", "worst policy's mean", "seeds", "chosen"]
     note = (
-        f"Policies kept while the network narrowed, each over {data['episodes']} episodes or more that serve the choice "
-        "alone: the evaluation above has others. `prune-rl choose` takes another one."
+        f"Policies kept while the network narrowed, each over {data['episodes']} episodes or more that serve the "
+        "choice alone: the evaluation above has others. `prune-rl choose` takes another one."
     )
     missed = [] if tolerance is None else _seeds_beyond(data, tolerance)
     return "\n\n".join(
