@@ -50,9 +50,16 @@ def doubled(tree: Any) -> Any:
 
 
 def doubled_state(state: Any) -> Any:
-    """A train state in float64, but for the statistics of the dynamic threshold, which stay what they are."""
+    """A train state in float64, but for what an update computes in float32 whatever the params: statistics of the
+    dynamic threshold, and two numbers of episodes. States of all updates are then of one type, and share a program.
+    """
     threshold = state.pruning.threshold
     double = doubled(state)
+    double = dataclasses.replace(
+        double,
+        pruning=double.pruning._replace(reference=state.pruning.reference),
+        returns=dataclasses.replace(double.returns, fresh_episodes=state.returns.fresh_episodes),
+    )
     if threshold:
         threshold = threshold._replace(good_params=doubled(threshold.good_params))
         double = dataclasses.replace(double, pruning=double.pruning._replace(threshold=threshold))

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prune_rl.reporting import run_summary
 from prune_rl.reporting.compare_runs import aggregate
+from prune_rl.reporting.plots import draw
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.runs.config_file import read_config
@@ -182,7 +182,6 @@ class Input(str):
 @pytest.fixture(scope="module")
 def pictures_drawn_once() -> Iterator[None]:
     """Each different picture is drawn once: most values that are replaced are in none."""
-    draw = run_summary.draw
 
     @functools.cache
     def drawn(key: Input) -> bytes:
@@ -194,7 +193,7 @@ def pictures_drawn_once() -> Iterator[None]:
         return drawn(key)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_summary, "draw", draw_once)
+        patch.setattr("prune_rl.reporting.run_summary.draw", draw_once)
         yield
 
 

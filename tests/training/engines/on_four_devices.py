@@ -18,6 +18,7 @@ from prune_rl.envs.task import resolve_task
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.training import engines
 from tests.learners.schedules import by_schedule
+from tests.training.engines.compiled_once import sharing_programs
 from tests.training.engines.test_engines import CONFIG, assert_close, assert_identical, of_seed, plain
 from tests.training.engines.test_engines import SAC as OFF_POLICY
 
@@ -26,14 +27,11 @@ SHRINKING = by_schedule(sparsity=0.8, critic=True, critic_sparsity=0.7, begin=0.
 PPO = dataclasses.replace(CONFIG, hidden=(16,), total_timesteps=8 * 3 * 16, prune=SHRINKING)
 SAC = dataclasses.replace(OFF_POLICY, hidden=(16,), total_timesteps=8 * 2 * 8, overlap=True, prune=SHRINKING)
 Make = Callable[[list[int], int], Any]
-# What was compiled for engines of one kind, number of seeds and number of devices: it serves the next of them, too.
-COMPILED: dict[tuple[str, int, int], Any] = {}
 
 
 def on_device(seeds: list[int], devices: int) -> Any:
     engine = engines.DeviceEngine(CartPole(), seeds, PPO, 2, jax.devices()[:devices])
-    engine._programs._futures = COMPILED.setdefault(("device", len(seeds), devices), {})
-    return engine
+    return sharing_programs(engine, "device", len(seeds), devices)
 
 
 def on_host(seeds: list[int], devices: int) -> Any:
@@ -41,8 +39,7 @@ def on_host(seeds: list[int], devices: int) -> Any:
     made = [HostEnv(task, SAC.num_envs) for _ in seeds]
     envs = iter(made)
     engine = engines.HostEngine(lambda: next(envs), seeds, SAC, 4, jax.devices()[:devices])
-    engine._programs._futures = COMPILED.setdefault(("host", len(seeds), devices), {})
-    return engine
+    return sharing_programs(engine, "host", len(seeds), devices)
 
 
 def trained(engine: Any, updates: int = 8) -> Any:

@@ -29,6 +29,7 @@ from prune_rl.training.engines import array_widths
 from prune_rl.training.engines.array_widths import bucket, check_every, next_shrinking, touched_weights
 from prune_rl.training.loop import make_engine, run_updates
 from tests.learners.schedules import by_schedule
+from tests.training.engines.compiled_once import sharing_programs
 from tests.training.engines.test_engines import CONFIG, assert_identical, plain
 
 HOPPER = Spec(observation_size=11, action=Box((-1.0,) * 3, (1.0,) * 3, (3,)))
@@ -124,7 +125,7 @@ PPO = dataclasses.replace(
 @pytest.fixture(scope="module")
 def shrunk() -> Any:
     """Two seeds on the device, 8 updates: the engine and the widths before each update."""
-    engine = engines.DeviceEngine(CartPole(), [0, 1], PPO, length=2)
+    engine = sharing_programs(engines.DeviceEngine(CartPole(), [0, 1], PPO, length=2), "widths")
     widths, masks = [], []
     for _ in range(PPO.num_updates):
         engine.shrink()
@@ -174,7 +175,7 @@ def test_a_checkpoint_knows_its_widths(shrunk: Any, tmp_path: Path) -> None:
     engine, _, _ = shrunk
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, engine.tree, {"widths": engine.widths})
-    fresh = engines.DeviceEngine(CartPole(), [0, 1], PPO, length=2)
+    fresh = sharing_programs(engines.DeviceEngine(CartPole(), [0, 1], PPO, length=2), "widths")
     restored = checkpoints.restore(lambda metadata: fresh.template(metadata["widths"]))
     checkpoints.close()
     assert restored is not None
@@ -197,13 +198,13 @@ def test_a_run_that_stops_within_a_shrinking_ends_the_same(
     for folder, breaks in (("whole", False), ("broken", True)):
         path = tmp_path / folder
         path.mkdir()
-        engine = make_engine(config, task)
+        engine = sharing_programs(make_engine(config, task), "widths of a run")
         if breaks:
             monkeypatch.setattr(engine, "_shrunk", stop_at_first_call(engine._shrunk))
             with pytest.raises(KeyboardInterrupt):
                 run_updates(engine, config, path, console)
             engine.close()
-            engine = make_engine(config, task)
+            engine = sharing_programs(make_engine(config, task), "widths of a run")
         run_updates(engine, config, path, console)
         states[folder] = plain(engine.tree)
         engine.close()

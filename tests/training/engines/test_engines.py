@@ -22,6 +22,7 @@ from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.training import engines
 from prune_rl.training.engines import over_seeds as over_seeds_module
 from tests.learners.schedules import by_schedule
+from tests.training.engines.compiled_once import sharing_programs
 
 CONFIG = ppo.Config(
     hidden=(8,),
@@ -152,7 +153,9 @@ def test_seeds_in_turn_have_the_bits_of_each_alone(
     metrics = engine.advance(5)
     assert_close(plain(engine.tree), plain(device.engine.tree))
     for index in range(3):
-        alone = engines.DeviceEngine(CartPole(), [index], CONFIG, length=2, devices=[one])
+        alone = sharing_programs(
+            engines.DeviceEngine(CartPole(), [index], CONFIG, length=2, devices=[one]), "alone, in turn"
+        )
         expected = alone.advance(5)
         assert_identical(of_seed(plain(engine.tree), index), of_seed(plain(alone.tree), 0))
         mine = jax.tree.map(lambda x, i=index: x[:, i], metrics)
@@ -263,7 +266,7 @@ def make_host() -> Iterator[MakeHost]:
             envs.append(RecordedEnv())
             return envs[-1]
 
-        made.append(engines.HostEngine(new, [0, 1], DENSE, reset_every))
+        made.append(sharing_programs(engines.HostEngine(new, [0, 1], DENSE, reset_every), "host", DENSE))
         return made[-1], envs
 
     yield make
@@ -334,7 +337,8 @@ def test_with_overlap_the_state_of_before_an_update_acts_after_it(seeds: list[in
             envs.append(RecordedPendulum())
             return envs[-1]
 
-        return engines.HostEngine(make, seeds, config, reset_every=3), envs
+        engine = engines.HostEngine(make, seeds, config, reset_every=3)
+        return sharing_programs(engine, "overlap", len(seeds)), envs
 
     engine, envs = new()
     act = jax.jit(jax.vmap(functools.partial(sac.act, config=config), in_axes=(sac.VMAP_AXES, 0, 0)))

@@ -27,6 +27,7 @@ from prune_rl.spaces import Discrete, Spec
 from prune_rl.training import engines
 from prune_rl.training.engines.faults import Fault
 from tests.training import broken_environments as broken
+from tests.training.engines.compiled_once import sharing_programs
 
 SEEDS = [4, 5, 6]
 PPO = ppo.Config(
@@ -49,9 +50,10 @@ def _healthy_again() -> Iterator[None]:
     broken.Faulty.seeded = broken.FaultyBox.seeded = None
 
 
-def host_engine(name: str, config: Any) -> engines.HostEngine:
+def host_engine(name: str, config: Any) -> Any:
     task = resolve_task(f"{broken.MODULE}:{name}-v0")
-    return engines.HostEngine(lambda: make_vector(task, config.num_envs), SEEDS, config, reset_every=4)
+    engine = engines.HostEngine(lambda: make_vector(task, config.num_envs), SEEDS, config, reset_every=4)
+    return sharing_programs(engine, name, config)
 
 
 def three_updates(name: str, config: Any) -> Any:
