@@ -39,6 +39,25 @@ def test_kept_neurons_are_gathered_in_order() -> None:
     assert groups == prune_rl.find_groups(network, params, jnp.ones((1, 3)))
 
 
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray], ids=["NumPy", "traced"])
+def test_a_kernel_between_two_layers_loses_neurons_along_both_axes(array: Any) -> None:
+    """Each axis by its own mask, in the params and in what has their shapes."""
+    params = {"a": np.ones((2, 4)), "b": np.arange(20.0).reshape(4, 5), "c": np.ones((5, 1))}
+
+    def two_layers(p: Any, x: jax.Array) -> jax.Array:
+        return jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["c"]
+
+    groups = prune_rl.find_groups(two_layers, params, jnp.ones((1, 2)))
+    masks = {
+        "a": array([False, True, False, True]),
+        "b": array([True, False, False, True, True]),
+    }
+    here = jax.tree.map(array, params)
+    gathered = gather(groups, params, (here, {"mu": here}), masks, {"a": 2, "b": 3})
+    for tree in (gathered[0], gathered[1]["mu"]):
+        np.testing.assert_array_equal(tree["b"], params["b"][[1, 3]][:, [0, 3, 4]])
+
+
 def test_masked_neurons_fill_wider_arrays_up() -> None:
     groups, params, _, masks = prune_rl.shrink(GROUPS, PARAMS, (), MASKS, widths={"first": 5})
     np.testing.assert_array_equal(masks["first"], [True, False, True, False, True])
