@@ -246,7 +246,7 @@ def test_a_preset_of_another_learner_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "{train,evaluate,choose,report,export}"),
+        ([], "{train,evaluate,choose,report,export,launch,status}"),
         (["fly"], "invalid choice: 'fly'"),
         (["train"], "ENV"),
         (["train", "--steps", "5"], "ENV"),

@@ -2,8 +2,9 @@
 
     frontier/step_000000008192/seed_3/policy.{json,safetensors}
 
-frontier.json is an object {"env_id", "episodes", "seed", "points": [point, …], "dense": {seed: [return per episode]},
-"chosen": {seed: step}}, written after the training:
+frontier.json is an object {"env_id", "backend", "episodes", "seed", "until", "points": [point, …],
+"dense": {seed: [return per episode]}, "chosen": {seed: step}}, written after the training. "until" is the last step at
+which a policy was kept; what was about to be chosen has played more than "episodes":
 
     point: {"seed": int, "step": int, "widths": [int per hidden layer], "neurons": int, "weights": int, "bytes": int,
             "returns": [float per episode]}
@@ -90,6 +91,7 @@ def read_frontier(run: Path) -> dict[str, Any]:
         for step in entries(data["chosen"]).values():
             whole_number(step)
         whole_number(data["episodes"])
+        whole_number(data.get("until", 0))
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}: {error}): delete it and {remedy}"

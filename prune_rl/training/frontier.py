@@ -118,8 +118,9 @@ def measure_frontier(config: Config, task: Task, path: Path, control: Path | Non
         if folder.policy(step, training_seed).exists()
     }
     # Of what was kept until the frontier was measured, all but the best is about to be removed.
-    last = max((step for _, step in known), default=-1)
-    candidates = {key: policy for key, policy in kept.items() if key[1] > last}
+    until = before.get("until", max((step for _, step in known), default=-1))
+    candidates = {key: policy for key, policy in kept.items() if key[1] > until}
+    result["until"] = max((until, *(step for _, step in kept)))
     best = _best_of_level(config, play, candidates)
     points = {key: known.get(key) or _point(*key, kept[key]) for key in kept if key in known or key in best}
     unplayed = {key: kept[key] for key in points if key not in known}

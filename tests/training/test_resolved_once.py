@@ -17,6 +17,7 @@ import pytest
 from prune_rl.cli import main
 from prune_rl.cli.train import parse_train
 from prune_rl.training.control import control_of
+from prune_rl.training.frontier import CONFIRMATION
 
 NUM_ENVS, SEEDS, EPISODES, SELECTION = 2, 2, 3, 2
 # 16 updates of 2 · 16 steps.
@@ -66,8 +67,9 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_one_environment_more_is_made_than_is_played(compared: Any) -> None:
     """Those of training, of the choice among all policies that were kept, of evaluation, and one to read the spaces."""
     trained = 2 * NUM_ENVS * SEEDS  # by the run and by its control
-    # A round of at least one episode, and the selection episodes, by both; the run kept enough for one round more.
-    chosen = 2 * (1 + SELECTION) + 1
+    # A round of at least one episode, and the selection episodes, by both; the run kept enough for one round more, and
+    # what it is about to choose plays further episodes.
+    chosen = 2 * (1 + SELECTION) + 1 + CONFIRMATION * SELECTION
     measured = json.loads((compared.run / "evaluation.json").read_text())["seeds"]
     own, beside = EPISODES * SEEDS, EPISODES * sum(len(entry["policies"]) for entry in measured)
     assert compared.environments == trained + chosen + own + beside + 1
