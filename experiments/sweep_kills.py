@@ -1,6 +1,6 @@
 """A sweep that is killed at random moments, again and again, against one that is not: what both leave, to the bit.
 
-    .venv/bin/python -m experiments.sweep_kills --kills 20
+    .venv/bin/python -m experiments.sweep_kills
 
 Two values of the learning rate and two seeds each train in one program. Every process gets SIGKILL after a random time
 from its start, imports included, so that kills fall into the start, training, checkpoints, shrinking and evaluation.
