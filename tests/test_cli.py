@@ -812,7 +812,7 @@ def test_evaluate_films_every_seed(capsys: pytest.CaptureFixture[str]) -> None:
 def test_evaluate_refuses_a_video_that_cannot_be_made_before_it_plays(
     run_with_policy: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prune_rl.training.experiment.evaluate", None)
+    monkeypatch.setattr("prune_rl.training.run_evaluation.evaluate", None)
     error = refused(capsys, "evaluate", "mine", "--video-path", "clip.avi")
     assert "give it the suffix .mp4 or .gif" in error
     (run_with_policy / "video.mp4").mkdir()

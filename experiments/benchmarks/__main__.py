@@ -15,6 +15,7 @@ from experiments.benchmarks.options import Options
 from experiments.benchmarks.table import Section, markdown, to_json
 from prune_rl import compilation_cache
 from prune_rl.atomic_files import write_bytes, write_json
+from prune_rl.cpu_cores import available_cores
 from prune_rl.runs.versions import current_versions
 
 MODULES = {
@@ -32,9 +33,8 @@ MODULES = {
 
 def header() -> dict[str, Any]:
     """Machine, versions and commit; no path and no name of a host."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"versions": current_versions(), "cores": cores, "load_at_start": load}
+    return {"versions": current_versions(), "cores": available_cores(), "load_at_start": load}
 
 
 def header_lines(header: dict[str, Any]) -> list[str]:

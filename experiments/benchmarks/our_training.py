@@ -14,7 +14,7 @@ from prune_rl.envs.task import resolve_task
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.sac import Config as SacConfig
 from prune_rl.training.config import Config
-from prune_rl.training.loop import make_engine
+from prune_rl.training.make_engine import make_engine
 
 
 class Training:

@@ -12,8 +12,9 @@ import traceback
 from rich.console import Console
 
 from prune_rl.__main__ import INTERRUPTED
-from prune_rl.cli.errors import ENVIRONMENT_CRASHED, USAGE_ERROR, print_error
+from prune_rl.cli.errors import print_error
 from prune_rl.envs.errors import EnvironmentCrashed
+from prune_rl.exit_status import ENVIRONMENT_CRASHED, USAGE_ERROR
 from prune_rl.interrupts import Terminated, interrupt_behind, signals_as_interrupts
 from prune_rl.plain_text import let_output_fall_back
 

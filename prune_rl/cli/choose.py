@@ -38,8 +38,9 @@ class Choose:
 def run(arguments: list[str], console: Console) -> int:
     """Run it; returns the exit status."""
     options = tyro.cli(Choose, prog="prune-rl choose", args=arguments)
-    from prune_rl.training.experiment import Trust, choose_run
-    from prune_rl.training.frontier_choice import Wish
+    from prune_rl.reporting.frontier_choice import Wish
+    from prune_rl.training.run_evaluation import choose_run
+    from prune_rl.training.trust import Trust
 
     wish = Wish(options.tolerance, options.neurons, options.bytes, options.least_return)
     choose_run(options.run, wish, console, Trust(options.trust, options.env))

@@ -1,4 +1,4 @@
-"""What the command says of an error, and its exit status."""
+"""What the command says of an error."""
 
 from __future__ import annotations
 
@@ -6,15 +6,6 @@ import errno
 
 from rich.console import Console
 from rich.markup import escape
-
-ENVIRONMENT_CRASHED = 1
-USAGE_ERROR = 2
-# Some seeds have no policy, since their environments gave values that nothing can be learned from, or their training
-# diverged; the others ended normally.
-SEED_WITHOUT_POLICY = 3
-# All seeds do: training cannot go on.
-NO_SEED_LEFT = 4
-# 5 is `prune_rl.processes.watch.OTHER_PROCESS_ENDED`.
 
 
 def print_error(error: Exception) -> None:

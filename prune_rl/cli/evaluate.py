@@ -39,7 +39,8 @@ class Evaluate:
 def run(arguments: list[str], console: Console) -> int:
     """Run it; returns the exit status."""
     options = tyro.cli(Evaluate, prog="prune-rl evaluate", args=arguments)
-    from prune_rl.training.experiment import Trust, evaluate_run
+    from prune_rl.training.run_evaluation import evaluate_run
+    from prune_rl.training.trust import Trust
 
     if options.as_:
         from prune_rl.training.artefact_evaluation import evaluate_artefacts

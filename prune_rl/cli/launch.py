@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from tyro.conf import Positional, arg
 
-from prune_rl.cli.errors import NO_SEED_LEFT, SEED_WITHOUT_POLICY
+from prune_rl.exit_status import NO_SEED_LEFT, SEED_WITHOUT_POLICY
 from prune_rl.training.config import Config
 
 

@@ -17,18 +17,14 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from prune_rl import compilation_cache
-from prune_rl.cli.errors import (
-    NO_SEED_LEFT,
-    SEED_WITHOUT_POLICY,
-    USAGE_ERROR,
-    print_error,
-)
+from prune_rl.cli.errors import print_error
 from prune_rl.cli.flags import with_types
+from prune_rl.exit_status import NO_SEED_LEFT, OTHER_PROCESS_ENDED, SEED_WITHOUT_POLICY, USAGE_ERROR
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.methods.registry import METHODS
 from prune_rl.processes.group import FirstProcessError, ProcessGroup, ProcessLost
 from prune_rl.processes.join import Distributed, joined
-from prune_rl.processes.watch import OTHER_PROCESS_ENDED, leave_at_once
+from prune_rl.processes.watch import leave_at_once
 from prune_rl.training.config import Config
 from prune_rl.training.engines.seed_devices import use_all_cores
 from prune_rl.training.export_run import ExportRequest, To, export_run

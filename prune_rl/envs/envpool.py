@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from prune_rl.cpu_cores import available_cores
 from prune_rl.envs import registry
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.gymnasium_vector import Bools, Floats, stream_seed
@@ -49,7 +49,7 @@ class EnvPoolEnv:
             )
         assert task.time_limit is not None  # of all ids that have this backend
         self.num_envs = num_envs
-        self.num_threads = min(num_envs, num_threads or _available_cores())
+        self.num_threads = min(num_envs, num_threads or available_cores())
         self._env_id = task.env_id
         self._time_limit = task.time_limit
         self._package = registry.import_envpool(task.env_id)
@@ -132,13 +132,6 @@ class EnvPoolEnv:
         if self._pool is not None:
             self._pool.close()
             self._pool = None  # the threads end with the last reference
-
-
-def _available_cores() -> int:
-    # Not os.cpu_count(), as a job scheduler may lend this process only some of the machine's cores.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _int32(seed: int) -> int:

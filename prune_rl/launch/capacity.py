@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from prune_rl.cpu_cores import available_cores
 from prune_rl.launch.spec import EngineOptions
 
 _GB = 1e9
@@ -35,7 +36,7 @@ def places(options: EngineOptions, environment: Mapping[str, str] = os.environ) 
         groups = [",".join(found[start : start + each]) for start in range(0, len(found) - each + 1, each)]
         return list(groups[: options.max_jobs])
     number = options.max_jobs or max(
-        1, min(cores() // options.cpus_per_job, int(free_memory() / _GB / options.memory_per_job))
+        1, min(available_cores() // options.cpus_per_job, int(free_memory() / _GB / options.memory_per_job))
     )
     return [None if not found else ""] * number
 
@@ -48,7 +49,7 @@ def at_a_time(number: int) -> str:
 def gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
     """The NVIDIA GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them.
 
-    None where ``JAX_PLATFORMS`` leaves them out.
+    There are none where ``JAX_PLATFORMS`` leaves them out.
     """
     platforms = environment.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
@@ -63,11 +64,6 @@ def gpus(environment: Mapping[str, str] = os.environ) -> list[str]:
         listed = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         return listed.split()
     return []
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory() -> float:

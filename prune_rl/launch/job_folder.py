@@ -26,13 +26,12 @@ from typing import Any
 import filelock
 
 from prune_rl.atomic_files import write_json
+from prune_rl.exit_status import ENDED_WELL
 from prune_rl.runs.json_text import read_object
 
 HEARTBEAT_INTERVAL = 20.0  # s
 # A process on another host whose last heartbeat is older is gone. Hosts' clocks differ a little.
 HEARTBEAT_MISSED = 120.0
-# The exit status of `prune-rl train` where some seeds have no policy, and the others ended normally.
-SEED_WITHOUT_POLICY = 3
 # Bytes at the end of a log in which its last line is looked for.
 _TAIL = 8192
 
@@ -159,7 +158,7 @@ class JobFolder:
     def is_done(self, run: Path) -> bool:
         """Whether the command has ended well, with some seeds missing at most, and its run is still there."""
         end = self.exit()
-        return end is not None and end.status in (0, SEED_WITHOUT_POLICY) and (run / "summary.md").exists()
+        return end is not None and end.status in ENDED_WELL and (run / "summary.md").exists()
 
     def last_line(self) -> str:
         """The last line that the command printed; "" if there is none."""

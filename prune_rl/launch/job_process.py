@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
+from prune_rl.exit_status import ENDED_WELL
 from prune_rl.launch.job_folder import HEARTBEAT_INTERVAL, Exit, JobFolder
 
 # Seconds that a training may take to end after SIGTERM: one compiled call, at most. Killing it costs no more than the
@@ -63,7 +64,7 @@ def run_job(folder: str, environment: Mapping[str, str | None] | None = None) ->
             except BaseException:
                 status = end(process)
                 # It may have ended well at that moment; otherwise it was ended, whatever it says of that.
-                job.ended(Exit(status if status in (0, 3) else -signal.SIGTERM, time.monotonic() - began))
+                job.ended(Exit(status if status in ENDED_WELL else -signal.SIGTERM, time.monotonic() - began))
                 raise
         job.ended(Exit(status, time.monotonic() - began))
         return status

@@ -12,7 +12,7 @@ from prune_rl.launch.grid import Job
 from prune_rl.launch.spec import Spec
 from prune_rl.training.config import Config
 from prune_rl.training.control import control_of
-from prune_rl.training.loop import check_engine
+from prune_rl.training.make_engine import check_engine
 
 # Of a command line without the word "train": the configuration, and whether its dense control is trained too.
 Parse = Callable[[list[str]], tuple[Config, bool]]

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from prune_rl.exit_status import ENDED_WELL
 from prune_rl.launch.grid import Grid, Job
 from prune_rl.reporting.statistics import mean
 from prune_rl.runs.evaluation_file import own_policy, read_evaluation
@@ -68,7 +69,7 @@ def _state_of(grid: Grid, job: Job, queued: bool) -> JobState:
             job, "failed", reason=f"{name}, which ended before it began, see {submission.get('folder')}"
         )
     said = folder.last_line()
-    if end is not None and not end.interrupted and end.status not in (0, 3):
+    if end is not None and not end.interrupted and end.status not in ENDED_WELL:
         return _with_progress(JobState(job, "failed", reason=f"exit status {end.status}: {said}"), run, None)
     why = "ended by a signal" if end is not None else "its process is gone, killed or with its machine"
     return _with_progress(JobState(job, "stopped", reason=f"{why}: {said}"), run, None)

@@ -13,14 +13,14 @@ from typing import Any, NoReturn
 
 from jax.errors import JaxRuntimeError
 
+from prune_rl.exit_status import OTHER_PROCESS_ENDED
+
 # Seconds between two signs of life, and without one after which a process counts as lost, unless PRUNE_RL_LOST_AFTER
 # says otherwise. jax.distributed ends the others by itself, with a stack trace, after `join.HEARTBEAT_TIMEOUT`.
 ALIVE_EVERY = 2.0
 LOST_AFTER = 30.0
 # Seconds that the main thread has to end in order. It may wait for the lost process where only orbax knows.
 GRACE = 10.0
-# The exit status of a process that ends since another one did.
-OTHER_PROCESS_ENDED = 5
 
 AGAIN = "The same command on all hosts goes on from the last checkpoint"
 

@@ -13,6 +13,7 @@ from typing import Any
 from prune_rl.atomic_files import write_bytes
 from prune_rl.methods.registry import METHODS
 from prune_rl.reporting.caveats import remarks_on
+from prune_rl.reporting.frontier_choice import Wish, choose
 from prune_rl.reporting.plots import Marks, draw
 from prune_rl.reporting.provenance import provenance
 from prune_rl.reporting.pruning_schedule import (
@@ -220,12 +221,16 @@ def _seeds_beyond(data: Mapping[str, Any], tolerance: float) -> list[str]:
     """A sentence for each seed of which no policy keeps the tolerance, so that its best one was chosen."""
     sentences = []
     for name, dense in sorted(data["dense"].items(), key=lambda item: int(item[0])):
-        returns = [mean(point["returns"]) for point in data["points"] if str(point["seed"]) == name]
-        least = mean(dense) - tolerance * abs(mean(dense))
-        if returns and max(returns) < least:
+        points = [point for point in data["points"] if str(point["seed"]) == name]
+        if not points:
+            continue
+        try:
+            choose(points, dense, Wish(tolerance=tolerance))
+        except ValueError:
+            best = max((point["returns"] for point in points), key=mean)
             sentences.append(
                 f"**Seed {name} does not keep the tolerance** of {tolerance:.1%}: the best of its policies returns "
-                f"{max(returns):.1f} in these episodes, the dense control {mean(dense):.1f}."
+                f"{mean(best):.1f} in these episodes, the dense control {mean(dense[: len(best)]):.1f}."
             )
     return sentences
 

@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
-import logging
 import os
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -29,6 +25,7 @@ from prune_rl.runs import checkpoint_parts as parts
 from prune_rl.runs import serialization as leaf_layout
 from prune_rl.runs.checkpoint_parts import Part
 from prune_rl.runs.json_text import read_object
+from prune_rl.runs.orbax_errors import as_os_error, quiet, reason, silence_late_writes
 from prune_rl.runs.serialization import Layout
 
 FORMAT = 2
@@ -86,7 +83,7 @@ class Checkpoints:
             create=False,
             multiprocessing_options=processes,
         )
-        with _quiet():
+        with quiet():
             return ocp.CheckpointManager(self._path, options=options, item_names=("leaves", "header"))
 
     def steps(self) -> list[int]:
@@ -135,7 +132,7 @@ class Checkpoints:
         assert self._writer is not None
         header["sha256"] = _digest_json(header)
         try:
-            with _quiet():
+            with quiet():
                 self._writer.save(
                     int(step),
                     args=ocp.args.Composite(
@@ -147,8 +144,8 @@ class Checkpoints:
         except (
             Exception
         ) as error:  # orbax passes on what it gets: OSError, ValueError, errors of its C++ part
-            _silence_late_writes()
-            raise _as_os_error(error, step, self._path) from error
+            silence_late_writes()
+            raise as_os_error(error, step, self._path) from error
         if self._part is not None and not self._part.group.is_first:
             return
         folder = self._folder(int(step))
@@ -217,7 +214,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Stops orbax's threads; the object cannot be used afterwards."""
-        with _quiet():
+        with quiet():
             self._reader.close()
             if self._writer is not None and self._writer is not self._reader:
                 self._writer.close()
@@ -245,12 +242,12 @@ class Checkpoints:
 
     def _read_header(self, step: int) -> dict[str, Any]:
         try:
-            with _quiet():
+            with quiet():
                 read = self._reader.restore(step, args=ocp.args.Composite(header=ocp.args.JsonRestore()))
             header = dict(read["header"])
             digest = header.pop("sha256")
         except Exception as error:  # a damaged file can make orbax raise anything
-            raise _DamagedError(f"its header cannot be read: {_reason(error)}") from None
+            raise _DamagedError(f"its header cannot be read: {reason(error)}") from None
         if digest != _digest_json(header) or header["step"] != step:
             raise _DamagedError("its header does not match its checksum")
         if header["format"] not in (FORMAT, PARTS_FORMAT):
@@ -275,13 +272,13 @@ class Checkpoints:
         try:
             read: dict[str, Any] = {}
             if wanted:
-                with _quiet():
+                with quiet():
                     read = self._reader.restore(
                         step, args=ocp.args.Composite(leaves=ocp.args.StandardRestore(wanted))
                     )["leaves"]
             arrays = {name: np.asarray(read.get(name, array)) for name, array in empty.items()}
         except Exception as error:  # as above
-            raise _DamagedError(f"its arrays cannot be read: {_reason(error)}") from None
+            raise _DamagedError(f"its arrays cannot be read: {reason(error)}") from None
         sums = header["leaves_sha256"]
         found: Any = leaf_layout.digest(arrays) if isinstance(sums, str) else parts.digests(arrays, header)
         if found != sums:
@@ -299,7 +296,7 @@ class Checkpoints:
             folder = self._folder(step)
             shutil.rmtree(target / folder.name, ignore_errors=True)
             os.replace(folder, target / folder.name)
-        with _quiet():
+        with quiet():
             self._reader.reload()
 
 
@@ -313,58 +310,3 @@ def _digest_files(folder: Path) -> dict[str, str]:
 
 def _digest_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    text = lines[0] if len(lines[0]) <= 160 else lines[0][:160] + "…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _as_os_error(error: Exception, step: int, path: Path) -> OSError:
-    """One sentence instead of what orbax and tensorstore say when they cannot write."""
-    text = str(error)
-    for code in (errno.ENOSPC, errno.EDQUOT):
-        if os.strerror(code) in text or getattr(error, "errno", None) == code:
-            return OSError(code, os.strerror(code), str(path))
-    reason = next(
-        (os.strerror(code) for code in errno.errorcode if os.strerror(code) in text), _reason(error)
-    )
-    return OSError(f"checkpoint {step} cannot be written to {path} ({reason}); earlier ones are untouched")
-
-
-def _silence_late_writes() -> None:
-    """Drops what tensorstore's threads print when files of a failed write end after orbax closed its event loop."""
-    global _silenced
-    if _silenced:
-        return
-    _silenced = True
-    print_error, print_unraisable = sys.excepthook, sys.unraisablehook
-
-    def is_late(error: object) -> bool:
-        return isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
-
-    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if not is_late(error):
-            print_error(kind, error, trace)
-
-    def unraisablehook(unraisable: Any) -> None:
-        if not is_late(unraisable.exc_value):
-            print_unraisable(unraisable)
-
-    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
-
-
-_silenced = False
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences the absl logger, on which orbax reports its progress and every damaged file; `notes` reports those."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

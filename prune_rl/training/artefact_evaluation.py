@@ -16,16 +16,16 @@ from prune_rl.export.latency import measure_latency
 from prune_rl.export.policy import load_policy
 from prune_rl.reporting.run_summary import write_summary
 from prune_rl.runs.evaluation_file import own_policy, read_evaluation
-from prune_rl.training.experiment import Trust
 from prune_rl.training.policy_export import policy_paths
 from prune_rl.training.run_config import read_config
+from prune_rl.training.trust import Trust
 
 
 def evaluate_artefacts(run: Path, kinds: Sequence[Kind], console: Console, trust: Trust) -> None:
     """Play each seed's policy as C, ONNX or 8-bit integers on the episodes of evaluation.json, and add the returns.
 
-    Raises ``RunDirectoryError`` as `prune_rl.training.experiment.evaluate_run`, and ``ValueError`` where the run was
-    not evaluated yet.
+    Raises ``RunDirectoryError`` as `prune_rl.training.run_evaluation.evaluate_run`, and ``ValueError`` where the run
+    was not evaluated yet.
     """
     config = read_config(run)
     trust.check(run, config.env)

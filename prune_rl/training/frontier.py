@@ -15,12 +15,12 @@ from prune_rl.envs.task import Task
 from prune_rl.evaluation.selection import selection_returns
 from prune_rl.export.policy import Policy, load_policy, save_policy
 from prune_rl.learners.registry import State
+from prune_rl.reporting.frontier_choice import Wish, best_of, choose
 from prune_rl.reporting.frontier_plot import draw_frontier
 from prune_rl.reporting.statistics import mean
 from prune_rl.runs.frontier import FRONTIER_FILE, FrontierFolder, Point, read_frontier
 from prune_rl.spaces import Spec
 from prune_rl.training.config import Config
-from prune_rl.training.frontier_choice import Wish, best_of, choose
 from prune_rl.training.frontier_points import NEWEST, frontier_level
 from prune_rl.training.policy_export import compact_policy, policy_paths, seeds_with_policy, state_of_seed
 

@@ -14,11 +14,9 @@ from rich.markup import escape
 
 from prune_rl.atomic_files import write_json
 from prune_rl.envs.task import Task
-from prune_rl.envs.vector import make_vector
-from prune_rl.export.files import MAX_TENSORS_BYTES
 from prune_rl.export.policy import load_policy, save_policy
-from prune_rl.learners.registry import State, learner_of
-from prune_rl.processes.agreement import check_alike, check_shared
+from prune_rl.learners.registry import State
+from prune_rl.processes.agreement import check_shared
 from prune_rl.processes.group import ALONE, ProcessGroup
 from prune_rl.runs.checkpoints import Checkpoints
 from prune_rl.runs.directory import RunDirectory
@@ -28,11 +26,11 @@ from prune_rl.runs.progress import Progress
 from prune_rl.spaces import Spec
 from prune_rl.training.config import NOT_PART_OF_THE_RESULT, Config
 from prune_rl.training.control_start import last_shared_checkpoint, save_dense_part
-from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
+from prune_rl.training.engines import DeviceEngine, Engine
 from prune_rl.training.engines.array_widths import check_every
 from prune_rl.training.engines.faults import Fault, Faults
 from prune_rl.training.frontier_points import frontier_updates
-from prune_rl.training.members import members_of
+from prune_rl.training.make_engine import CHUNK, make_engine
 from prune_rl.training.policy_export import (
     compact_policy,
     masked_policy,
@@ -44,8 +42,6 @@ from prune_rl.training.run_notes import tell_faults, without_episodes
 from prune_rl.training.run_records import RunRecords, records_of
 
 TIMING = "timing.json"
-# Updates in one compiled call: enough that a call's overhead vanishes, few enough that progress shows.
-CHUNK = 25
 
 
 def train(
@@ -150,53 +146,6 @@ def is_trained(path: Path, config: Config) -> bool:
     except ValueError:
         return False
     return True
-
-
-def check_engine(config: Config, task: Task) -> None:
-    """Raise ``ValueError`` for what cannot be trained or saved.
-
-    That is what ``make_engine`` would refuse (a missing package, actions unfit for the learner) and an actor too large
-    for a policy file.
-    """
-    task.check()
-    learner = config.learner
-    state = jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, task.spec))
-    size = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params["actor"]))
-    if size + 8 * task.spec.observation_size > MAX_TENSORS_BYTES:
-        raise ValueError(
-            f"an actor of hidden widths {learner.hidden} takes {size} bytes, more than the {MAX_TENSORS_BYTES} that a "
-            "policy file may have: choose smaller ones (--hidden)"
-        )
-
-
-def check_processes(group: ProcessGroup, config: Config, *numbers: int) -> None:
-    """Raise ``ValueError`` if the processes cannot train a run together.
-
-    ``numbers``: of the seeds of each program, which all processes share equally.
-    """
-    check_alike(group, {**config.to_json(), "jax": jax.__version__, "accelerator": jax.default_backend()})
-    for number in numbers:
-        group.share(number, "seeds")
-
-
-def make_engine(config: Config, task: Task, *others: Config, group: ProcessGroup = ALONE) -> Engine[Any]:
-    """The engine for the backend of a resolved configuration, with fresh learners and environments.
-
-    ``others``: runs that train in the same program, see ``share_program``. ``group``: the processes that share the
-    seeds.
-    """
-    runs = (config, *others)
-    seeds, members = [seed for run in runs for seed in run.all_seeds], members_of(runs)
-    if config.reset_every is None:
-        return DeviceEngine(task.jax_env(), seeds, config.learner, CHUNK, members=members, group=group)
-    return HostEngine(
-        lambda: make_vector(task, config.learner.num_envs),
-        seeds,
-        config.learner,
-        config.reset_every,
-        members=members,
-        group=group,
-    )
 
 
 def run_updates(

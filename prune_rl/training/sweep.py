@@ -29,9 +29,10 @@ from prune_rl.runs.faults_file import read_faults
 from prune_rl.training.config import NOT_PART_OF_THE_RESULT, Config
 from prune_rl.training.control import control_command, control_of
 from prune_rl.training.engines.faults import TrainingFailed
-from prune_rl.training.experiment import evaluate_timed
-from prune_rl.training.loop import check_engine, check_processes, is_trained, train_together
+from prune_rl.training.loop import is_trained, train_together
+from prune_rl.training.make_engine import check_engine, check_processes
 from prune_rl.training.policy_export import seeds_with_policy
+from prune_rl.training.run_evaluation import evaluate_timed
 from prune_rl.training.sweep_values import Axis, SweptRun, by_program, check_effect, flags_of, swept_runs
 
 

@@ -11,11 +11,11 @@ import pytest
 from gymnasium import spaces
 
 from prune_rl.cli import main
-from prune_rl.cli.errors import ENVIRONMENT_CRASHED
 from prune_rl.envs.errors import EnvironmentCrashed, UnsupportedEnvironment
 from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.task import LONGEST_EPISODE, resolve_task
 from prune_rl.evaluation.evaluate import evaluate_policy
+from prune_rl.exit_status import ENVIRONMENT_CRASHED
 
 ID = "PruneRlBroken-v0"
 

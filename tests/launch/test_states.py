@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from prune_rl.launch.capacity import cores, gpus, places
+from prune_rl.cpu_cores import available_cores
+from prune_rl.launch.capacity import gpus, places
 from prune_rl.launch.display import Display
 from prune_rl.launch.grid import Grid, read_grid
 from prune_rl.launch.job_folder import HEARTBEAT_MISSED, Exit
@@ -148,5 +149,5 @@ def test_one_job_per_gpu() -> None:
 def test_as_many_jobs_as_fit_on_a_cpu() -> None:
     no_gpus = {"CUDA_VISIBLE_DEVICES": ""}
     assert places(EngineOptions(max_jobs=5), no_gpus) == [None] * 5
-    assert len(places(EngineOptions(cpus_per_job=1, memory_per_job=1e-3), no_gpus)) == len(range(cores()))
+    assert len(places(EngineOptions(cpus_per_job=1, memory_per_job=1e-3), no_gpus)) == available_cores()
     assert places(EngineOptions(memory_per_job=1e6), no_gpus) == [None]

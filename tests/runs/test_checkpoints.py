@@ -15,7 +15,8 @@ import pytest
 
 from prune_rl.learners import replay_buffer as replay
 from prune_rl.learners import sac
-from prune_rl.runs.checkpoints import CheckpointMismatchError, Checkpoints, _as_os_error
+from prune_rl.runs.checkpoints import CheckpointMismatchError, Checkpoints
+from prune_rl.runs.orbax_errors import as_os_error
 from tests.learners.random_rollouts import CONTINUOUS, SMALL_SAC, random_rollout
 from tests.runs.train_states import State, assert_identical, make_state, raw
 
@@ -178,5 +179,5 @@ def test_a_full_disk_is_recognised_in_what_tensorstore_says(tmp_path: Path, code
     said = (
         f'RESOURCE_EXHAUSTED: Failed writing: "d/e1": Failed to write 9 bytes to file 9: {os.strerror(code)}'
     )
-    error = _as_os_error(ValueError(said), 3, tmp_path)
+    error = as_os_error(ValueError(said), 3, tmp_path)
     assert (error.errno, error.filename) == (code, str(tmp_path))

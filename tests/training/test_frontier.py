@@ -22,10 +22,10 @@ from prune_rl.export.policy import load_policy
 from prune_rl.learners import ppo
 from prune_rl.learners.mask_rules import mask_schedules
 from prune_rl.reporting.compare_frontiers import compare_frontiers
+from prune_rl.reporting.frontier_choice import Wish, best_of, choose
 from prune_rl.reporting.frontier_plot import draw_frontier
 from prune_rl.runs.frontier import FrontierFolder, read_frontier
 from prune_rl.training.frontier import CONFIRMATION, ROUNDS, SELECTION, measure_frontier
-from prune_rl.training.frontier_choice import Wish, best_of, choose
 from prune_rl.training.frontier_points import LOOKS, NEWEST, frontier_level, frontier_updates
 from prune_rl.training.run_config import read_config
 from tests.learners.schedules import by_schedule

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from prune_rl.cli import main
-from prune_rl.processes.watch import OTHER_PROCESS_ENDED
+from prune_rl.exit_status import OTHER_PROCESS_ENDED
 from tests.conftest import DEVICES
 from tests.processes.test_group import free_port
 from tests.training.conftest import TIMEOUT, TINY

@@ -17,7 +17,8 @@ from prune_rl.cli.train import parse_train
 from prune_rl.envs.task import resolve_task
 from prune_rl.export.policy import load_policy
 from prune_rl.pruning.scores import SCORES
-from prune_rl.training.loop import make_engine, write_policies
+from prune_rl.training.loop import write_policies
+from prune_rl.training.make_engine import make_engine
 from prune_rl.training.policy_export import policy_paths
 
 COUNT = int(os.environ.get("PRUNE_RL_COMBINATIONS", "2"))

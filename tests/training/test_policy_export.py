@@ -26,7 +26,8 @@ from prune_rl.pruning.ranking import update_masks
 from prune_rl.spaces import Box, Spec
 from prune_rl.training.config import Config
 from prune_rl.training.engines.faults import Fault, Faults, TrainingFailed
-from prune_rl.training.loop import make_engine, write_policies
+from prune_rl.training.loop import write_policies
+from prune_rl.training.make_engine import make_engine
 from prune_rl.training.policy_export import Trained, compact_policy, masked_policy, state_of_seed
 from prune_rl.training.run_notes import tell_faults
 from tests.learners.schedules import by_schedule

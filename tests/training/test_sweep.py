@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from prune_rl.cli import main
-from prune_rl.cli.errors import SEED_WITHOUT_POLICY, USAGE_ERROR
 from prune_rl.cli.train import parse_train
+from prune_rl.exit_status import SEED_WITHOUT_POLICY, USAGE_ERROR
 from prune_rl.export.policy import load_policy
 from prune_rl.runs.json_text import read_object
 from prune_rl.training.run_config import read_config

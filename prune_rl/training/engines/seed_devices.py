@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from prune_rl.cpu_cores import available_cores
+
 AXIS = "seeds"
 # Seeds from which every core of a CPU is a device of its own. Fewer are as fast on one, whose operations use all cores.
 CORES_FROM = 16
@@ -24,9 +26,8 @@ def use_all_cores(num_seeds: int) -> None:
     """
     if num_seeds < CORES_FROM or "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):
-        jax.config.update("jax_num_cpu_devices", cores)  # type: ignore[no-untyped-call]
+        jax.config.update("jax_num_cpu_devices", available_cores())  # type: ignore[no-untyped-call]
 
 
 @dataclasses.dataclass(frozen=True)

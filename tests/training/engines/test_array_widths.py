@@ -27,7 +27,8 @@ from prune_rl.training import engines
 from prune_rl.training.config import Config
 from prune_rl.training.engines import array_widths
 from prune_rl.training.engines.array_widths import bucket, check_every, next_shrinking, touched_weights
-from prune_rl.training.loop import make_engine, run_updates
+from prune_rl.training.loop import run_updates
+from prune_rl.training.make_engine import make_engine
 from tests.learners.schedules import by_schedule
 from tests.training.engines.compiled_once import sharing_programs
 from tests.training.engines.test_engines import CONFIG, assert_identical, plain

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from prune_rl.cli import main
-from prune_rl.cli.errors import NO_SEED_LEFT, SEED_WITHOUT_POLICY
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.task import resolve_task
 from prune_rl.envs.vector import make_vector
+from prune_rl.exit_status import NO_SEED_LEFT, SEED_WITHOUT_POLICY
 from prune_rl.learners import ppo, sac
 from prune_rl.runs.logging import read_metrics
 from prune_rl.spaces import Discrete, Spec

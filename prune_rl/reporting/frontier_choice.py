@@ -49,7 +49,8 @@ def choose(points: Sequence[Point], dense: Sequence[float] | None, wish: Wish) -
         )
     returns = {id(point): mean(point["returns"]) for point in points}
     if wish.tolerance is not None or wish.least_return is not None:
-        least = {id(point): _least(point, dense or best_of(points)["returns"], wish) for point in points}
+        reference = dense or best_of(points)["returns"]
+        least = {id(point): _least(point, reference, wish) for point in points}
         good = [point for point in points if returns[id(point)] >= least[id(point)]]
         if not good:
             nearest = max(points, key=lambda p: returns[id(p)] - least[id(p)])
