@@ -117,9 +117,8 @@ class Pruning:
             raise ValueError(f"prune.tolerance must be a finite number >= 0, got {self.tolerance}")
         if not (self.strength >= 0 and math.isfinite(self.strength)):
             raise ValueError(f"prune.strength must be a finite number >= 0, got {self.strength}")
-        floor = self.learning_rate_floor
-        if floor is not None and not (floor >= 0 and math.isfinite(floor)):
-            raise ValueError(f"prune.learning_rate_floor must be a finite number >= 0 or absent, got {floor}")
+        if self.learning_rate_floor is not None:
+            _in_range("prune.learning_rate_floor", self.learning_rate_floor, 0.0, 100.0)
         if self.every is not None and self.every < 1:
             raise ValueError(f"prune.every must be >= 1, got {self.every}")
         if self.tolerance is not None:
