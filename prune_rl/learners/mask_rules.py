@@ -173,6 +173,7 @@ def prune(
     draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]],
     key: jax.Array,
     copies: Mapping[str, Params] | None = None,
+    unchanged: jax.Array | bool = False,
 ) -> tuple[Pruned, dict[str, Any]]:
     """``mask_update`` after ``state.step`` updates, gated by the running training return; a dynamic threshold follows
     the returns of episodes that began after the masks changed.
@@ -198,6 +199,7 @@ def prune(
         bias_of=_sibling_bias,
         key=key,
         copies=copies,
+        unchanged=unchanged,
     )
     progress = rules.progress(rules.targets[0], pruned.state.updates)
     if rules.dynamic is not None:

@@ -70,6 +70,15 @@ class Pruning:
     learning_rate_floor: float | None = 1.0
     """While neurons may go, Adam's step size is at least this share of learning_rate: a network that has just narrowed
     has to learn. After end it falls linearly to learning_rate_end. None: it goes on as in the dense control."""
+    distill_ratio: float = 0.25
+    """With tolerance, while a removal is on trial: gradient steps per environment step that bring the policy back to
+    that of before the first removal, on the states of the last rollouts. 0 leaves them out."""
+    distill_batch_size: int = 256
+    """Observations per such step."""
+    distill_buffer: int = 65_536
+    """Observations that they are drawn from, the last ones."""
+    distill_learning_rate: float = 8e-3
+    """The first step size of Adam in a distillation, divided by the root of the mean width of a layer + 1."""
     importance_decay: float = 0.99
     """Decay of the running mean of importance over gradient steps."""
 
@@ -119,6 +128,14 @@ class Pruning:
             raise ValueError(f"prune.strength must be a finite number >= 0, got {self.strength}")
         if self.learning_rate_floor is not None:
             _in_range("prune.learning_rate_floor", self.learning_rate_floor, 0.0, 100.0)
+        _in_range("prune.distill_ratio", self.distill_ratio, 0.0, 1000.0)
+        for name in ("distill_batch_size", "distill_buffer"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"prune.{name} must be >= 1, got {getattr(self, name)}")
+        if not 0.0 < self.distill_learning_rate <= 1.0:
+            raise ValueError(
+                f"prune.distill_learning_rate must lie in (0, 1], got {self.distill_learning_rate}"
+            )
         if self.every is not None and self.every < 1:
             raise ValueError(f"prune.every must be >= 1, got {self.every}")
         if self.tolerance is not None:

@@ -33,6 +33,7 @@ def mask_update(
     count: jax.Array,
     performance: jax.Array | float = NO_PERFORMANCE,
     weight: jax.Array | float = 1.0,
+    unchanged: jax.Array | bool = False,
     draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]] | None = None,
     bias_of: Callable[[KeyPath], KeyPath | None] = lambda path: None,
     key: jax.Array | None = None,
@@ -55,6 +56,8 @@ def mask_update(
             it as it is; a dynamic threshold averages it over a trial, so give it one value per update.
         weight: float32[], of the performance for a dynamic threshold, such as the number of episodes that it is a mean
             over.
+        unchanged: bool[], whether the removal on trial is known to have changed nothing that matters, such as the
+            outputs of the network: a dynamic threshold then ends the trial without waiting for performance.
         draw_inputs: returns {name of a target: the arguments of its ``network`` after ``params``}. It is called inside
             the conditional, so a batch that it draws costs nothing at other training updates.
         bias_of: maps the path of an outgoing kernel to that of the bias added after it, see ``refit``.
@@ -80,7 +83,7 @@ def mask_update(
 
     def by_threshold(_: None) -> Pruned:
         if not rules.scheduled:
-            return end_trial(removal, count)
+            return end_trial(removal, count, unchanged)
         made = rules.schedule.made_before(count)
         before: Pruned = jax.lax.cond(
             rules.schedule.due(count, gated=False),
@@ -95,7 +98,7 @@ def mask_update(
             opt_state=before.opt_state,
             copies=before.copies,
         )
-        ended = end_trial(then, count)
+        ended = end_trial(then, count, unchanged)
         following = [name for target in rules.following for name in target.groups]
         return ended._replace(report={**before.report, **{name: ended.report[name] for name in following}})
 

@@ -10,17 +10,19 @@ from prune_rl.pruning.dynamic_threshold import ThresholdState, new_trial, raised
 from prune_rl.pruning.removal import Bounds, Pruned, Removal
 
 
-def end_trial(removal: Removal, count: jax.Array) -> Pruned:
+def end_trial(removal: Removal, count: jax.Array, unchanged: jax.Array | bool = False) -> Pruned:
     """Remove neurons if the return held and rose no more, take the last removal back if it did not come back in time.
 
     Nothing is removed outside of the schedule. Before it the reference is found; after it, what is on trial can still
-    be taken back.
+    be taken back. Where the network is known to be ``unchanged`` by the removal on trial, bool[], the return holds.
     """
     rules, state, threshold = removal.rules, removal.state, removal.state.threshold
     assert rules.dynamic is not None
     assert isinstance(threshold, ThresholdState)
     dynamic = rules.dynamic
     threshold, (holds, fails, rises) = verdict(dynamic, threshold)
+    same = threshold.on_trial & unchanged
+    holds, fails = holds | same, fails & ~same
 
     def go_on(_: None) -> Pruned:
         masks = {name: state.masks[name] for name in threshold.good_masks}

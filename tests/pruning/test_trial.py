@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -75,13 +75,20 @@ class Step(NamedTuple):
 
 
 def make_step(rules: PruningRules) -> Any:
-    def step(state: Any, params: Any, count: jax.Array, performance: jax.Array, weight: jax.Array) -> Any:
+    def step(
+        state: Any,
+        params: Any,
+        count: jax.Array,
+        performance: jax.Array,
+        weight: jax.Array,
+        unchanged: jax.Array,
+    ) -> Any:
         # What training does in between: every weight that is left moves a little.
         params = jax.tree.map(lambda x: x * 0.999, params)
         zero = {name: jnp.zeros(mask.shape) for name, mask in state.masks.items()}
         return params, mask_update(
             rules, state, params, (), zero, count=count, performance=performance, weight=weight,
-            draw_inputs=lambda: {"actor": (X,)},
+            unchanged=unchanged, draw_inputs=lambda: {"actor": (X,)},
         )  # fmt: skip
 
     return step
@@ -91,13 +98,19 @@ def make_step(rules: PruningRules) -> Any:
 STEPS = {id(rules): quick_jit(make_step(rules)) for rules in (RULES, WITH_CRITIC, BY_FEW, LATE)}
 
 
-def watch(performances: Sequence[float], rules: PruningRules = RULES, weight: float = 2.0) -> list[Step]:
+def watch(
+    performances: Sequence[float],
+    rules: PruningRules = RULES,
+    weight: float = 2.0,
+    unchanged: Callable[[int], bool] = lambda update: False,
+) -> list[Step]:
     rules.check()
     groups = GROUPS if rules.scheduled else ACTOR
     params, step, seen = make_params(), STEPS[id(rules)], []
     state = init_pruning(groups, rules, params)
     for i, performance in enumerate(performances):
-        before, pruned = step(state, params, jnp.int32(i + 1), jnp.float32(performance), jnp.float32(weight))
+        numbers = jnp.int32(i + 1), jnp.float32(performance), jnp.float32(weight)
+        before, pruned = step(state, params, *numbers, jnp.asarray(unchanged(i + 1)))
         seen.append(Step(i + 1, state, before, pruned))
         state, params = pruned.state, pruned.params
     return seen
@@ -132,6 +145,24 @@ def test_the_error_that_goes_at_once_is_below_the_threshold_which_rises() -> Non
         thresholds.append(threshold)
     risen = sorted({round(t, 6) for t in thresholds})
     assert risen == pytest.approx([min(0.02 * 2**i, 1.0) for i in range(len(risen))])
+
+
+def test_a_removal_that_changed_nothing_needs_no_return() -> None:
+    """The first waits for a reference; those on trial end at once, or as ever where something changed."""
+    first = first_removal(watch([100.0] * UPDATES)) + 1
+    returns = [100.0] * first + [-math.inf] * (UPDATES - first)
+
+    def removals(seen: Sequence[Step]) -> list[int]:
+        return [s.update for s in seen if not same(s.state.masks, s.pruned.state.masks)]
+
+    assert removals(watch(returns)) == [first], "the rest of training waits for a return"
+    quick = watch(returns, unchanged=lambda update: update <= first + 6)
+    assert removals(quick) == list(range(first, first + 8, 2))
+    assert int(quick[-1].pruned.state.threshold.taken_back) == 0
+    assert bool(quick[-1].pruned.state.threshold.on_trial)
+    # It can be said of a removal only: without one the network changes as it learns.
+    never = watch([-math.inf] * UPDATES, unchanged=lambda update: True)
+    assert same(never[-1].pruned.state.masks, init_pruning(ACTOR).masks)
 
 
 def test_nothing_goes_while_the_return_still_rises() -> None:
@@ -223,10 +254,10 @@ def test_seeds_have_widths_of_their_own() -> None:
     step, params = make_step(RULES), make_params()
     start = init_pruning(ACTOR, RULES, params)
     state, params = jax.tree.map(lambda x: jnp.stack([x, x]), (start, params))
-    several = quick_jit(jax.vmap(step, in_axes=(0, 0, None, 0, None)))
+    several = quick_jit(jax.vmap(step, in_axes=(0, 0, None, 0, None, None)))
     for i in range(UPDATES):
         now = jnp.asarray([performances[i] for performances in returns])
-        _, pruned = several(state, params, jnp.int32(i + 1), now, jnp.float32(2.0))
+        _, pruned = several(state, params, jnp.int32(i + 1), now, jnp.float32(2.0), jnp.asarray(False))
         state, params = pruned.state, pruned.params
     for index, expected in enumerate(alone):
         for name, mask in expected.pruned.state.masks.items():

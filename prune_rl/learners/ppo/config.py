@@ -43,8 +43,6 @@ class Config(LearnerConfig):
     """Coefficient of the entropy bonus."""
     vf_coef: float = 0.5
     """Coefficient of the value loss."""
-    distill_coef: float = 1.0
-    """Coefficient of KL(last good policy ‖ policy) while a removal of neurons is on trial."""
     max_grad_norm: float = 0.5
     """The gradient of actor and critic together is scaled down to this global norm."""
     normalize_reward: bool = True
@@ -71,6 +69,6 @@ class Config(LearnerConfig):
             )
         check_shares(self, "gae_lambda")
         check_positive(self, "clip_eps", "max_grad_norm")
-        check_not_negative(self, "ent_coef", "vf_coef", "distill_coef")
+        check_not_negative(self, "ent_coef", "vf_coef")
         if self.clip_range_vf is not None and not 0 < self.clip_range_vf < math.inf:
             raise ValueError(f"clip_range_vf must be a finite number > 0 or absent, got {self.clip_range_vf}")

@@ -25,11 +25,16 @@ from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.actions import action_bounds, gaussian_range, is_discrete
 from prune_rl.learners.actor_critic import prunable_groups, pruning_rules
 from prune_rl.learners.advantages import generalized_advantages
-from prune_rl.learners.mask_rules import prune, since_change
+from prune_rl.learners.distillation import (
+    Distillation,
+    categorical_divergence,
+    init_distillation,
+    mean_divergence,
+)
 from prune_rl.learners.networks import init_actor_critic
 from prune_rl.learners.ppo.config import Config
-from prune_rl.learners.ppo.distillation import distill_coef, good_policy
 from prune_rl.learners.ppo.surrogate import Batch, actor_distribution, minibatch_epochs, optimizer, values
+from prune_rl.learners.pruning_step import pruning_step
 from prune_rl.learners.rollout import EpisodeReturns, Metrics, Rollout, track_returns
 from prune_rl.learners.running_statistics import RunningStatistics, normalize, update_statistics
 from prune_rl.pruning.rules import PruningState, init_pruning
@@ -44,7 +49,7 @@ class State:
 
     ``params`` = {"actor", "critic"}; ``pruning``: masks {group name: bool[size]} of the groups that may be pruned, and
     how far the schedule is; ``bounds`` float32[2, size] of the actions; ``step`` int32[], updates made, the same for
-    all seeds.
+    all seeds; ``distillation``: None where nothing is distilled.
     """
 
     params: Params
@@ -56,6 +61,7 @@ class State:
     bounds: jax.Array
     key: jax.Array
     step: jax.Array
+    distillation: Distillation | None = None
 
     @property
     def masks(self) -> dict[str, jax.Array]:
@@ -68,7 +74,7 @@ class State:
         return self.opt_state.importance
 
 
-VMAP_AXES: Any = State(0, 0, 0, 0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
+VMAP_AXES: Any = State(0, 0, 0, 0, 0, 0, 0, 0, None, 0)  # type: ignore[arg-type]
 """``in_axes`` of a state with a leading seed axis. ``step`` has none: batched, ``cond`` would run both branches."""
 
 
@@ -78,16 +84,18 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
     params_key, key = jax.random.split(key)
     params = init_actor_critic(params_key, spec, config.hidden, config.critic_widths, skip=config.skip)
     groups = prunable_groups(params, config)
+    obs_stats = RunningStatistics.create((spec.observation_size,))
     return State(
         params=params,
         opt_state=optimizer(groups, config).init(params),
         pruning=init_pruning(groups, pruning_rules(params, config), params),
-        obs_stats=RunningStatistics.create((spec.observation_size,)),
+        obs_stats=obs_stats,
         return_stats=RunningStatistics.create(()),
         returns=EpisodeReturns.create(config.num_envs),
         bounds=action_bounds(spec),
         key=key,
         step=jnp.zeros((), jnp.int32),
+        distillation=init_distillation(params["actor"], obs_stats, config),
     )
 
 
@@ -153,7 +161,6 @@ def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batc
         policy.log_prob(rollout.action),
         advantage,
         value,
-        good_policy(state.pruning, obs, config, is_discrete(state.bounds)),
     )
     batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
     target = batch.advantage + batch.value
@@ -168,8 +175,8 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     """One iteration of PPO on one rollout: minibatch epochs with the proximal step, then the mask update. Pure.
 
     Returns the new state and metrics, scalars: those of ``track_returns``, "explained_variance", the parts of ``loss``,
-    and "gradient_steps"; in a pruned run also "prune_progress", the share of the mask schedule that is done, and
-    "prune", the report of ``mask_update``.
+    and "gradient_steps"; in a pruned run also "prune_progress", the share of the mask schedule that is done,
+    "prune", the report of ``mask_update``, and the metric of ``distill``.
     """
     groups = prunable_groups(state.params, config)
     tx, discrete = optimizer(groups, config), is_discrete(state.bounds)
@@ -184,7 +191,6 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
         shuffle_key,
         config,
         discrete,
-        distill_coef(state.pruning, config),
     )
     metrics |= losses
     metrics["gradient_steps"] = jnp.int32(config.update_epochs * config.num_minibatches)
@@ -193,14 +199,15 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
         rules = pruning_rules(params, config)
         assert rules is not None
         inputs = {"actor": (batch.obs,), "critic": (batch.obs,)}
-        pruned, report = prune(state, rules, lambda: inputs, prune_key)
-        params, opt_state = pruned.params, pruned.opt_state
+        divergence = categorical_divergence if discrete else mean_divergence(params["actor"]["log_std"])
+        step = pruning_step(state, rules, rollout.obs, lambda: inputs, divergence, prune_key, config)
         state = dataclasses.replace(
             state,
-            params=params,
-            opt_state=opt_state,
-            returns=since_change(state.returns, state.pruning, pruned.state),
-            pruning=pruned.state,
+            params=step.params,
+            opt_state=step.opt_state,
+            returns=step.returns,
+            pruning=step.pruning,
+            distillation=step.distillation,
         )
-        metrics |= report
+        metrics |= step.metrics
     return state, metrics

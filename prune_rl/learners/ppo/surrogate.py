@@ -36,24 +36,17 @@ def values(params: Params, obs: jax.Array, config: Config) -> jax.Array:
 
 @struct.dataclass
 class Batch:
-    """What the loss needs of each transition, [B, …]; ``obs`` is normalised, ``good`` the last good policy there."""
+    """What the loss needs of each transition, [B, …]; ``obs`` is normalised."""
 
     obs: jax.Array
     action: jax.Array
     log_prob: jax.Array
     advantage: jax.Array
     value: jax.Array
-    good: Any = None
 
 
-def loss(
-    params: Params, batch: Batch, config: Config, discrete: bool, distill_coef: jax.Array | float = 0.0
-) -> tuple[jax.Array, Metrics]:
-    """Clipped surrogate + value loss − entropy bonus (Schulman et al. 2017, equations 7 and 9), and its parts.
-
-    Where the batch has a good policy, ``distill_coef`` · KL(good ‖ policy) is added, the loss of policy distillation
-    (Rusu et al. 2016, section 3.2).
-    """
+def loss(params: Params, batch: Batch, config: Config, discrete: bool) -> tuple[jax.Array, Metrics]:
+    """Clipped surrogate + value loss − entropy bonus (Schulman et al. 2017, equations 7 and 9), and its parts."""
     policy = actor_distribution(params, batch.obs, config, discrete)
     log_ratio = policy.log_prob(batch.action) - batch.log_prob
     ratio = jnp.exp(log_ratio)
@@ -78,9 +71,6 @@ def loss(
         "approx_kl": jnp.mean(ratio - 1.0 - log_ratio),
         "clip_fraction": jnp.mean(jnp.abs(ratio - 1.0) > config.clip_eps),
     }
-    if batch.good is not None:
-        parts["distillation"] = jnp.mean(batch.good.kl_divergence(policy))
-        total += distill_coef * parts["distillation"]
     return total, parts
 
 
@@ -93,7 +83,6 @@ def minibatch_epochs(
     key: jax.Array,
     config: Config,
     discrete: bool,
-    distill_coef: jax.Array | float = 0.0,
 ) -> tuple[Params, GroupSparseState, Metrics]:
     """``config.update_epochs`` passes over the batch [B, …] in shuffled minibatches; returns mean parts of the loss
     too.
@@ -102,7 +91,7 @@ def minibatch_epochs(
 
     def minibatch(carry: tuple[Params, Any], part: Batch) -> tuple[tuple[Params, Any], Metrics]:
         params, opt_state = carry
-        grads, parts = jax.grad(loss, has_aux=True)(params, part, config, discrete, distill_coef)
+        grads, parts = jax.grad(loss, has_aux=True)(params, part, config, discrete)
         updates, opt_state = tx.update(grads, opt_state, params, masks=masks)
         return (optax.apply_updates(params, updates), opt_state), parts
 

@@ -22,8 +22,9 @@ from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners import replay_buffer
 from prune_rl.learners.actions import to_unit
 from prune_rl.learners.actor_critic import pruning_rules
+from prune_rl.learners.distillation import categorical_divergence, gaussian_divergence
 from prune_rl.learners.gradient_steps import many_gradient_steps
-from prune_rl.learners.mask_rules import prune, since_change
+from prune_rl.learners.pruning_step import pruning_step
 from prune_rl.learners.replay_buffer import Transitions
 from prune_rl.learners.rollout import Metrics, Rollout, track_returns
 from prune_rl.learners.running_statistics import update_statistics
@@ -32,7 +33,7 @@ from prune_rl.learners.sac.config import Config
 from prune_rl.learners.sac.critic import update_critic
 from prune_rl.learners.sac.state import Networks, OptState, State, architecture
 from prune_rl.learners.sac.temperature import update_temperature
-from prune_rl.learners.sac.values import Architecture, critic_input
+from prune_rl.learners.sac.values import LOG_STD_RANGE, Architecture, critic_input
 
 # Transitions on which the score and the refit of a mask update look at the networks.
 PRUNING_BATCH = 2048
@@ -66,7 +67,7 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
 
     Returns the new state and metrics, scalars: those of ``track_returns``, "gradient_steps" (0 during warm-up), those
     of ``gradient_step`` (their mean; 0 during warm-up); in a pruned run also "prune_progress", the share of the mask
-    schedule that is done, and "prune", the report of ``mask_update``.
+    schedule that is done, "prune", the report of ``mask_update``, and the metric of ``distill``.
     """
     chex.assert_shape(rollout.reward, (config.num_steps, config.num_envs))
     rollout = jax.tree.map(jnp.asarray, rollout)
@@ -91,25 +92,32 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     )
     state = dataclasses.replace(state, networks=networks, key=key, step=state.step + 1)
     if config.prune is not None:
-        state, report = _prune(state, batch_key, prune_key, config)
+        state, report = _prune(state, rollout.obs, batch_key, prune_key, config)
         metrics |= report
     return state, metrics | losses
 
 
-def _prune(state: State, batch_key: jax.Array, key: jax.Array, config: Config) -> tuple[State, Metrics]:
-    """The mask update of the actor and, when asked, of the critics, target critics included."""
-    arch, networks = architecture(state, config), state.networks
+def _prune(
+    state: State, obs: jax.Array, batch_key: jax.Array, key: jax.Array, config: Config
+) -> tuple[State, Metrics]:
+    """The mask update of the actor and, when asked, of the critics, target critics included, then distillation.
+
+    ``obs``: of the last rollout.
+    """
+    arch, networks, stats = architecture(state, config), state.networks, state.obs_stats
 
     def draw_inputs() -> dict[str, tuple[jax.Array]]:
-        size, stats = PRUNING_BATCH, state.obs_stats
-        batch = replay_buffer.sample_normalized(state.replay, batch_key, size, stats, config)
+        batch = replay_buffer.sample_normalized(state.replay, batch_key, PRUNING_BATCH, stats, config)
         return {"actor": (batch.obs,), "critic": (critic_input(batch.obs, batch.action, arch),)}
 
     rules = pruning_rules(state.params, config)
     assert rules is not None
+    divergence = categorical_divergence if arch.discrete else gaussian_divergence(LOG_STD_RANGE)
     copies = {"critic": state.params | {"critic": networks.target_critic}}
-    pruned, report = prune(state, rules, draw_inputs, key, copies)
-    target = pruned.copies["critic"]["critic"]
-    networks = Networks(pruned.params, target, networks.log_alpha, pruned.opt_state)
-    returns = since_change(state.returns, state.pruning, pruned.state)
-    return dataclasses.replace(state, networks=networks, returns=returns, pruning=pruned.state), report
+    step = pruning_step(state, rules, obs, draw_inputs, divergence, key, config, copies)
+    target = step.copies["critic"]["critic"]
+    networks = Networks(step.params, target, networks.log_alpha, step.opt_state)
+    state = dataclasses.replace(
+        state, networks=networks, returns=step.returns, pruning=step.pruning, distillation=step.distillation
+    )
+    return state, step.metrics

@@ -17,6 +17,7 @@ from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners import replay_buffer
 from prune_rl.learners.actions import action_bounds, from_unit, is_discrete
 from prune_rl.learners.actor_critic import prunable_groups, pruning_rules
+from prune_rl.learners.distillation import Distillation, init_distillation
 from prune_rl.learners.distributions import Categorical, SquashedGaussian
 from prune_rl.learners.networks import init_actor_q_critics
 from prune_rl.learners.optimizer import learning_rate, pruned_adam
@@ -55,7 +56,8 @@ class State:
     """Everything that training changes, for one seed; every leaf is an array.
 
     ``pruning``: masks {group name: bool[size]} of the groups that may be pruned, and how far the schedule is;
-    ``bounds`` float32[2, size] of the actions; ``step`` int32[], updates made, the same for all seeds.
+    ``bounds`` float32[2, size] of the actions; ``step`` int32[], updates made, the same for all seeds;
+    ``distillation``: None where nothing is distilled.
     """
 
     networks: Networks
@@ -66,6 +68,7 @@ class State:
     bounds: jax.Array
     key: jax.Array
     step: jax.Array
+    distillation: Distillation | None = None
 
     @property
     def params(self) -> Params:
@@ -88,7 +91,7 @@ class State:
         return {**self.opt_state.actor.importance, **self.opt_state.critic.importance}
 
 
-VMAP_AXES: Any = State(0, 0, 0, 0, 0, 0, 0, None)  # type: ignore[arg-type]
+VMAP_AXES: Any = State(0, 0, 0, 0, 0, 0, 0, None, 0)  # type: ignore[arg-type]
 """``in_axes`` of a state with a leading seed axis. ``step`` has none: batched, ``cond`` would run both branches."""
 
 
@@ -103,15 +106,17 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
     actor_key, critic_key, key = jax.random.split(key, 3)
     networks = init_networks((actor_key, critic_key), config, spec)
     groups, rules = prunable_groups(networks.params, config), pruning_rules(networks.params, config)
+    obs_stats = RunningStatistics.create((spec.observation_size,))
     return State(
         networks=networks,
         pruning=init_pruning(groups, rules, networks.params),
         replay=replay_buffer.create(config.capacity, spec),
-        obs_stats=RunningStatistics.create((spec.observation_size,)),
+        obs_stats=obs_stats,
         returns=EpisodeReturns.create(config.num_envs),
         bounds=action_bounds(spec),
         key=key,
         step=jnp.zeros((), jnp.int32),
+        distillation=init_distillation(networks.params["actor"], obs_stats, config),
     )
 
 

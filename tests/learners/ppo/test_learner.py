@@ -14,9 +14,8 @@ import scipy.special
 import scipy.stats
 
 from prune_rl.learners import ppo
-from prune_rl.learners.ppo.surrogate import actor_distribution
 from prune_rl.spaces import Spec
-from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, SMALL, random_params, random_rollout
+from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, SMALL, random_rollout
 
 Array = np.ndarray
 prepare = jax.jit(ppo.prepare, static_argnames="config")
@@ -94,36 +93,6 @@ def test_the_losses_equal_their_definitions(spec: Spec, clip_range_vf: float | N
         np.testing.assert_allclose(metrics[name], number, rtol=1e-3, atol=1e-6, err_msg=name)
     weighted = expected["policy_loss"] + 0.7 * expected["value_loss"] - 0.03 * expected["entropy"]
     np.testing.assert_allclose(total, weighted, rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
-def test_distillation_adds_the_divergence_from_the_good_policy(spec: Spec) -> None:
-    rng = np.random.default_rng(0)
-    params, good = (random_params(i, ppo.init(jax.random.key(i), SMALL, spec).params) for i in (1, 2))
-    obs = jnp.asarray(rng.normal(size=(40, 3)), jnp.float32)
-    discrete = spec is DISCRETE
-    policy: Any
-    teacher: Any
-    policy, teacher = (actor_distribution(p, obs, SMALL, discrete) for p in (params, good))
-    action = policy.sample(policy.sample_noise(jax.random.key(0), (40, spec.action.num_outputs)))
-    value = jnp.zeros(40)
-    batch = ppo.Batch(
-        obs, action, policy.log_prob(action), jnp.asarray(rng.normal(size=40), jnp.float32), value
-    )
-    without, parts = ppo.loss(params, batch, SMALL, discrete)
-    assert "distillation" not in parts
-    with_good = dataclasses.replace(batch, good=teacher)
-    for coef in (0.0, 0.5):
-        total, parts = ppo.loss(params, with_good, SMALL, discrete, coef)
-        expected = float(jnp.mean(teacher.kl_divergence(policy)))
-        assert float(parts["distillation"]) == pytest.approx(expected, rel=1e-5)
-        assert float(total) == pytest.approx(float(without) + coef * expected, rel=1e-4, abs=1e-5)
-    gradient = jax.grad(lambda p: ppo.loss(p, with_good, SMALL, discrete, 10.0)[0])(good)
-    at_good = jax.grad(lambda p: ppo.loss(p, batch, SMALL, discrete)[0])(good)
-    for ours, plain in zip(
-        jax.tree.leaves(gradient["actor"]), jax.tree.leaves(at_good["actor"]), strict=True
-    ):
-        np.testing.assert_allclose(ours, plain, atol=1e-4, err_msg="the good policy itself is the minimum")
 
 
 class EpisodeLoop:

@@ -1,0 +1,229 @@
+"""Distillation of the policy that a run had before its first neuron went, on the states that the narrower one visits.
+
+Its actor is the teacher. Each rollout of the narrower policy is stored with the teacher's outputs, and gradient steps
+on the stored rollouts bring the policy back to the teacher's. Learning from states of the student with outputs of the
+teacher is dataset aggregation.
+
+References:
+    Ross, Gordon and Bagnell, `A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning
+    <https://arxiv.org/abs/1011.0686>`_, 2011, algorithm 3.1
+
+    Rusu et al., `Policy Distillation <https://arxiv.org/abs/1511.06295>`_, 2016, section 3.2
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from prune_rl.dependency.tree_paths import Params
+from prune_rl.learners.config import LearnerConfig
+from prune_rl.learners.distributions import Categorical, Gaussian
+from prune_rl.learners.networks import apply_mlp
+from prune_rl.learners.running_statistics import RunningStatistics, normalize
+from prune_rl.pruning.dynamic_threshold import ThresholdState
+from prune_rl.pruning.rules import PruningState
+
+# Environment steps from one distillation to the next, at least: the gradient steps of each start from fresh moments.
+STEPS_APART = 2048
+# The last step size of a distillation, as a share of its first.
+LAST_STEP_SIZE = 0.05
+# Divergences from the teacher, in nats. An update of PPO changes a policy by about 0.01: what is no further away is the
+# same policy, and at a tenth of it there is nothing more to learn.
+SAME = 1e-2
+ENOUGH = 1e-3
+
+Divergence = Callable[[jax.Array, jax.Array], jax.Array]
+"""``divergence(outputs, others)`` of the policies with these outputs of the actor, float32[B, size]: float32[B]."""
+
+
+def categorical_divergence(outputs: jax.Array, others: jax.Array) -> jax.Array:
+    """KL(teacher ‖ student), float32[B], of logits float32[B, n]."""
+    return Categorical(outputs).kl_divergence(Categorical(others))
+
+
+def mean_divergence(log_std: jax.Array) -> Divergence:
+    """KL(teacher ‖ student) of means float32[B, size], both with the spread ``log_std``.
+
+    A spread that learned here would grow where the student cannot follow.
+    """
+    return lambda outputs, others: Gaussian(outputs, log_std).kl_divergence(Gaussian(others, log_std))
+
+
+def gaussian_divergence(bounds: tuple[float, float]) -> Divergence:
+    """KL(teacher ‖ student) of means and log standard deviations, float32[B, 2 · size], the latter clipped to bounds.
+
+    It is the sum of two: means that differ with the teacher's spread, and spreads that differ with the teacher's mean.
+    Squashing the actions changes no divergence.
+    """
+
+    def divergence(outputs: jax.Array, others: jax.Array) -> jax.Array:
+        (mean, log_std), (other_mean, other_log_std) = (jnp.split(x, 2, axis=-1) for x in (outputs, others))
+        teacher = Gaussian(mean, jnp.clip(log_std, *bounds))
+        means = teacher.kl_divergence(Gaussian(other_mean, teacher.log_std))
+        return means + teacher.kl_divergence(Gaussian(mean, jnp.clip(other_log_std, *bounds)))
+
+    return divergence
+
+
+@struct.dataclass
+class Distillation:
+    """The teacher, and the rollouts that it labelled; every leaf is an array.
+
+    Attributes:
+        teacher: params of its actor, of the widths at the start of training.
+        obs_stats: its statistics of observations.
+        obs: float32[R, B, D], the observations of the last R rollouts, as the environment gave them.
+        outputs: float32[R, B, size], the outputs of the teacher's network there.
+        stored: int32[], rollouts stored since the first neuron went.
+    """
+
+    teacher: Params
+    obs_stats: RunningStatistics
+    obs: jax.Array
+    outputs: jax.Array
+    stored: jax.Array
+
+
+def init_distillation(
+    actor: Params, obs_stats: RunningStatistics, config: LearnerConfig
+) -> Distillation | None:
+    """No rollout is stored; None where nothing is distilled: in a dense run, and where neurons go by a schedule."""
+    prune = config.prune
+    if prune is None or prune.tolerance is None or not prune.distill_ratio:
+        return None
+    # Copies, since a state that holds an array twice cannot be donated.
+    teacher, stats = jax.tree.map(jnp.copy, (actor, obs_stats))
+    (obs_size,), (size,) = obs_stats.mean.shape, actor["head"]["bias"].shape
+    shape = (
+        max(prune.distill_buffer // config.steps_per_update, updates_apart(config)),
+        config.steps_per_update,
+    )
+    obs, outputs = jnp.zeros((*shape, obs_size), jnp.float32), jnp.zeros((*shape, size), jnp.float32)
+    return Distillation(teacher, stats, obs, outputs, jnp.zeros((), jnp.int32))
+
+
+def updates_apart(config: LearnerConfig) -> int:
+    """Updates from one distillation to the next."""
+    return -(-STEPS_APART // config.steps_per_update)
+
+
+def watch(
+    state: Distillation | None,
+    pruning: PruningState,
+    actor: Params,
+    obs_stats: RunningStatistics,
+    obs: jax.Array,
+    config: LearnerConfig,
+) -> Distillation | None:
+    """Store a rollout's observations [T, N, D] in place of the oldest. For the state before a mask update.
+
+    While no neuron has gone, ``actor`` is the teacher, and what was stored before is forgotten.
+    """
+    if state is None:
+        return None
+    teacher, stats, stored = state.teacher, state.obs_stats, state.stored
+    # Arrays of another shape have shrunk, so that neurons went.
+    if jax.tree.map(jnp.shape, actor) == jax.tree.map(jnp.shape, teacher):
+        untouched = pruning.updates == 0
+        teacher, stats = jax.tree.map(
+            lambda new, old: jnp.where(untouched, new, old), (actor, obs_stats), (teacher, stats)
+        )
+        stored = jnp.where(untouched, 0, stored)
+    obs = obs.reshape(state.obs.shape[1:])
+    outputs = apply_mlp(teacher, normalize(stats, obs, config), config.activation)
+    i = stored % state.obs.shape[0]
+    return Distillation(
+        teacher, stats, state.obs.at[i].set(obs), state.outputs.at[i].set(outputs), stored + 1
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Distance:
+    """The mean divergence from the teacher's policy.
+
+    Attributes:
+        divergence: of the outputs of teacher and actor.
+        obs_stats: with which the actor sees observations.
+        config: of the learner.
+    """
+
+    divergence: Divergence
+    obs_stats: RunningStatistics
+    config: LearnerConfig
+
+    def __call__(self, actor: Params, obs: jax.Array, outputs: jax.Array) -> jax.Array:
+        """float32[], in nats, for observations float32[B, D] and the teacher's outputs float32[B, size] there."""
+        seen = normalize(self.obs_stats, obs, self.config)
+        return jnp.mean(self.divergence(outputs, apply_mlp(actor, seen, self.config.activation)))
+
+    def of_last(self, state: Distillation | None, actor: Params) -> jax.Array:
+        """float32[], on the rollouts since the last distillation; infinite where nothing is distilled."""
+        if state is None:
+            return jnp.full((), jnp.inf, jnp.float32)
+        number = jnp.minimum(state.stored, state.obs.shape[0])
+        last = (state.stored - 1 - jnp.arange(updates_apart(self.config)) % number) % state.obs.shape[0]
+        return self(actor, *(x[last].reshape(-1, x.shape[-1]) for x in (state.obs, state.outputs)))
+
+
+def distill(
+    state: Distillation | None,
+    pruning: PruningState,
+    actor: Params,
+    distance: Distance,
+    key: jax.Array,
+    step: jax.Array,
+) -> Params:
+    """Bring the actor back to the teacher while a removal of neurons is on trial.
+
+    Gradient steps of Adam on the mean divergence from the teacher, from moments of zero, with a step size that falls as
+    a cosine. None is made where the divergence on the last rollouts is at most ``ENOUGH``. Masked slices stay 0, since
+    their gradient is.
+
+    Args:
+        state: after ``watch``.
+        pruning: after the mask update.
+        actor: the params that learn.
+        distance: of the actor from the teacher.
+        key: for the minibatches.
+        step: int32[], updates made, the same for all seeds.
+    """
+    config = distance.config
+    if state is None or config.prune is None:
+        return actor
+    assert isinstance(pruning.threshold, ThresholdState)
+    prune, on_trial, apart = config.prune, pruning.threshold.on_trial, updates_apart(config)
+    widths = [jnp.sum(pruning.masks[name]) for name in pruning.threshold.good_masks]
+    width = sum(widths, jnp.zeros((), jnp.int32)) / max(len(widths), 1)
+    first_step_size = prune.distill_learning_rate / jnp.sqrt(width + 1.0)
+    most = max(1, round(prune.distill_ratio * apart * config.steps_per_update))
+    adam = optax.scale_by_adam()
+
+    def when_due(actor: Params) -> Params:
+        available = jnp.minimum(state.stored, state.obs.shape[0]) * config.steps_per_update
+        obs, outputs = (x.reshape(-1, x.shape[-1]) for x in (state.obs, state.outputs))
+
+        def minibatch(i: jax.Array, carry: tuple[Params, Any]) -> tuple[Params, Any]:
+            actor, opt_state = carry
+            row_key = jax.random.fold_in(key, i)
+            rows = jax.random.randint(row_key, (prune.distill_batch_size,), 0, available)
+            grads = jax.grad(distance)(actor, obs[rows], outputs[rows])
+            updates, opt_state = adam.update(grads, opt_state)
+            cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * i / most))
+            step_size = first_step_size * (LAST_STEP_SIZE + (1.0 - LAST_STEP_SIZE) * cosine)
+            return jax.tree.map(lambda x, update: x - step_size * update, actor, updates), opt_state
+
+        needed = on_trial & (distance.of_last(state, actor) > ENOUGH)
+        number = jnp.where(needed, most, 0)
+        learned: Params = jax.lax.fori_loop(0, number, minibatch, (actor, adam.init(actor)))[0]
+        return learned
+
+    # Not batched over seeds, so that it costs nothing at other updates.
+    due: Params = jax.lax.cond(step % apart == 0, when_due, lambda actor: actor, actor)
+    return due

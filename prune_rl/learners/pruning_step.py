@@ -1,0 +1,80 @@
+"""What a learner does for pruning after its own update: the mask update, then distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from prune_rl.dependency.tree_paths import Params
+from prune_rl.learners.config import LearnerConfig
+from prune_rl.learners.distillation import SAME, Distance, Distillation, Divergence, distill, watch
+from prune_rl.learners.mask_rules import PrunedState, prune, since_change
+from prune_rl.learners.rollout import EpisodeReturns, Metrics
+from prune_rl.learners.running_statistics import RunningStatistics
+from prune_rl.pruning.rules import PruningRules, PruningState
+
+
+class DistilledState(PrunedState, Protocol):
+    """What a mask update and distillation look at in a learner's train state."""
+
+    @property
+    def distillation(self) -> Distillation | None: ...
+
+    @property
+    def obs_stats(self) -> RunningStatistics: ...
+
+
+class PruningStep(NamedTuple):
+    """The parts of a train state after ``pruning_step``, and what it reports."""
+
+    params: Params
+    opt_state: Any
+    pruning: PruningState
+    returns: EpisodeReturns
+    distillation: Distillation | None
+    copies: dict[str, Params]
+    metrics: Metrics
+
+
+def pruning_step(
+    state: DistilledState,
+    rules: PruningRules,
+    obs: jax.Array,
+    draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]],
+    divergence: Divergence,
+    key: jax.Array,
+    config: LearnerConfig,
+    copies: Mapping[str, Params] | None = None,
+) -> PruningStep:
+    """``prune``, and the actor brought back to what it was before any neuron went.
+
+    Args:
+        state: after ``state.step`` updates of the learner.
+        rules: what bounds the removal.
+        obs: float32[T, N, D], of the last rollout, as the environment gave them.
+        draw_inputs: see ``mask_update``.
+        divergence: of the actor's outputs, see ``distill``.
+        key: for the score "random" and the minibatches.
+        config: of the learner.
+        copies: see ``mask_update``.
+    """
+    stats, actor = state.obs_stats, state.params["actor"]
+    distillation = watch(state.distillation, state.pruning, actor, stats, obs, config)
+    distance = Distance(divergence, stats, config)
+    before = distance.of_last(distillation, actor)
+    pruned, report = prune(state, rules, draw_inputs, key, copies, unchanged=before <= SAME)
+    distill_key = jax.random.fold_in(key, 1)
+    actor = distill(distillation, pruned.state, pruned.params["actor"], distance, distill_key, state.step)
+    if distillation is not None:
+        report["distillation"] = before
+    return PruningStep(
+        pruned.params | {"actor": actor},
+        pruned.opt_state,
+        pruned.state,
+        since_change(state.returns, state.pruning, pruned.state),
+        distillation,
+        pruned.copies,
+        report,
+    )

@@ -1,0 +1,204 @@
+"""Distillation from the policy of before the first removal: what is stored, what is learned, and when."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from prune_rl.learners import ppo
+from prune_rl.learners.distillation import (
+    ENOUGH,
+    Distance,
+    Distillation,
+    categorical_divergence,
+    distill,
+    gaussian_divergence,
+    init_distillation,
+    mean_divergence,
+    updates_apart,
+    watch,
+)
+from prune_rl.learners.networks import apply_mlp
+from prune_rl.learners.pruning_config import Pruning
+from prune_rl.learners.running_statistics import RunningStatistics
+from prune_rl.pruning.rules import PruningState
+from tests.compilation import quick_jit
+from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, SMALL, random_params, random_rollout
+
+PRUNE = Pruning(distill_buffer=72, distill_ratio=0.1, distill_batch_size=32, distill_learning_rate=0.02)
+CONFIG = dataclasses.replace(SMALL, prune=PRUNE, activation="tanh", total_timesteps=100 * 24)
+RNG = np.random.default_rng(0)
+
+
+def start(seed: int = 1) -> tuple[ppo.State, Distillation]:
+    state = ppo.init(jax.random.key(seed), CONFIG, DISCRETE)
+    stats = RunningStatistics(jnp.ones(3), jnp.full(3, 4.0), jnp.float32(100.0))
+    state = dataclasses.replace(state, params=random_params(seed, state.params), obs_stats=stats)
+    assert state.distillation is not None
+    return state, state.distillation
+
+
+def watched(state: ppo.State, rollouts: int, updates: int = 1) -> Distillation:
+    """The distillation after so many rollouts since ``updates`` mask updates; the state's actor is the teacher."""
+    distillation = state.distillation
+    for i in range(rollouts + 1):
+        pruning = state.pruning._replace(updates=jnp.int32(0 if i == 0 else updates))
+        obs = random_rollout(i, CONFIG, DISCRETE).obs
+        distillation = watch(
+            distillation, pruning, state.params["actor"], state.obs_stats, jnp.asarray(obs), CONFIG
+        )
+    assert distillation is not None
+    return distillation
+
+
+def on_trial(pruning: PruningState, value: bool = True) -> PruningState:
+    threshold: Any = pruning.threshold
+    return pruning._replace(threshold=threshold._replace(on_trial=jnp.asarray(value)))
+
+
+LEARN = quick_jit(
+    lambda state, pruning, actor, stats, key, step: distill(
+        state, pruning, actor, Distance(categorical_divergence, stats, CONFIG), key, step
+    )
+)
+
+
+def learn(state: ppo.State, distillation: Distillation, actor: Any, pruning: Any, step: int = 0) -> Any:
+    return LEARN(distillation, pruning, actor, state.obs_stats, jax.random.key(3), jnp.int32(step))
+
+
+def distance(state: ppo.State, distillation: Distillation, actor: Any) -> float:
+    return float(Distance(categorical_divergence, state.obs_stats, CONFIG).of_last(distillation, actor))
+
+
+def test_the_teacher_is_the_actor_of_before_the_first_removal() -> None:
+    state, distillation = start()
+    pruning, later = state.pruning, random_params(7, state.params["actor"])
+    obs = jnp.asarray(random_rollout(0, CONFIG, DISCRETE).obs)
+    before = watch(distillation, pruning, state.params["actor"], state.obs_stats, obs, CONFIG)
+    assert before is not None
+    jax.tree.map(np.testing.assert_array_equal, before.teacher, state.params["actor"])
+    stats = state.obs_stats.replace(mean=jnp.zeros(3))  # type: ignore[attr-defined]
+    after = watch(before, pruning._replace(updates=jnp.int32(1)), later, stats, obs, CONFIG)
+    assert after is not None
+    jax.tree.map(np.testing.assert_array_equal, after.teacher, state.params["actor"])
+    np.testing.assert_array_equal(after.obs_stats.mean, state.obs_stats.mean)
+
+
+def test_arrays_that_shrank_leave_the_teacher_as_wide_as_it_was() -> None:
+    state, _ = start()
+    distillation = watched(state, 1)
+    small = ppo.shrink(state, {"actor/layer_0": 2, "actor/layer_1": 3}, CONFIG)
+    assert small.distillation is not None
+    jax.tree.map(np.testing.assert_array_equal, small.distillation, state.distillation)
+    obs = jnp.asarray(random_rollout(5, CONFIG, DISCRETE).obs)
+    after = watch(distillation, small.pruning, small.params["actor"], small.obs_stats, obs, CONFIG)
+    assert after is not None
+    jax.tree.map(np.testing.assert_array_equal, after.teacher, distillation.teacher)
+    assert int(after.stored) == int(distillation.stored) + 1
+
+
+def test_the_last_rollouts_are_stored_with_the_outputs_of_the_teacher() -> None:
+    state, _ = start()
+    assert watched(state, 0).obs.shape == (updates_apart(CONFIG), 24, 3)
+    few = dataclasses.replace(CONFIG, num_steps=1024)
+    assert updates_apart(few) == 1
+    roomy = init_distillation(state.params["actor"], state.obs_stats, few)
+    assert roomy is not None
+    assert roomy.obs.shape == (1, 3072, 3)
+    distillation = watched(state, 3)
+    assert int(distillation.stored) == 4
+    for i in range(4):
+        obs = np.asarray(random_rollout(i, CONFIG, DISCRETE).obs).reshape(24, 3)
+        np.testing.assert_array_equal(distillation.obs[i], obs)
+        seen = np.clip((obs - 1.0) / np.sqrt(4.0 + 1e-8), -10, 10)
+        expected = apply_mlp(state.params["actor"], jnp.asarray(seen), "tanh")
+        np.testing.assert_allclose(distillation.outputs[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_full_buffer_forgets_the_oldest_rollout() -> None:
+    state, distillation = start()
+    two = dataclasses.replace(distillation, obs=distillation.obs[:2], outputs=distillation.outputs[:2])
+    distillation = watched(dataclasses.replace(state, distillation=two), 4)
+    for place, rollout in ((0, 4), (1, 3)):
+        obs = np.asarray(random_rollout(rollout, CONFIG, DISCRETE).obs).reshape(24, 3)
+        np.testing.assert_array_equal(distillation.obs[place], obs)
+
+
+def test_what_was_stored_before_a_removal_is_forgotten() -> None:
+    state, _ = start()
+    assert int(watched(state, 3, updates=0).stored) == 1
+    assert int(watched(state, 3).stored) == 4
+
+
+def test_the_student_comes_back_to_the_teacher() -> None:
+    state, _ = start()
+    distillation, other = watched(state, 5), random_params(9, state.params["actor"])
+    before = distance(state, distillation, other)
+    after = distance(state, distillation, learn(state, distillation, other, on_trial(state.pruning)))
+    assert before > 0.1
+    assert after < 0.1 * before
+
+
+@pytest.mark.parametrize("why", ["no trial", "not due", "near enough"])
+def test_nothing_is_learned_where_there_is_no_reason(why: str) -> None:
+    state, _ = start()
+    distillation, actor = watched(state, 5), random_params(9, state.params["actor"])
+    if why == "near enough":
+        actor = jax.tree.map(lambda x: x * 1.0005, state.params["actor"])
+        assert 0.0 < distance(state, distillation, actor) < ENOUGH
+    pruning = on_trial(state.pruning, why != "no trial")
+    learned = learn(state, distillation, actor, pruning, step=1 if why == "not due" else 0)
+    jax.tree.map(np.testing.assert_array_equal, learned, actor)
+
+
+def test_removed_neurons_stay_zero() -> None:
+    state, _ = start()
+    distillation, actor = watched(state, 5), random_params(9, state.params["actor"])
+    gone = jnp.arange(6) >= 4
+    actor["layer_0"] = jax.tree.map(lambda x: jnp.where(gone, 0.0, x), actor["layer_0"])
+    kernel = actor["layer_1"]["kernel"]
+    actor["layer_1"]["kernel"] = jnp.where(gone[:, None], 0.0, kernel)
+    learned = learn(state, distillation, actor, on_trial(state.pruning))
+    assert not np.any(np.asarray(learned["layer_0"]["kernel"])[:, 4:])
+    assert not np.any(np.asarray(learned["layer_0"]["bias"])[4:])
+    assert not np.any(np.asarray(learned["layer_1"]["kernel"])[4:])
+    assert np.any(np.asarray(learned["layer_1"]["kernel"])[:4] != np.asarray(kernel)[:4])
+
+
+@pytest.mark.parametrize("prune", [None, Pruning(tolerance=None), Pruning(distill_ratio=0.0)])
+def test_where_nothing_is_distilled_the_state_holds_nothing(prune: Pruning | None) -> None:
+    state = ppo.init(jax.random.key(0), dataclasses.replace(CONFIG, prune=prune), CONTINUOUS)
+    assert state.distillation is None
+
+
+def test_divergences_are_those_of_the_policies() -> None:
+    outputs, others = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 5, 4)))
+    softmax = [np.asarray(jax.nn.softmax(x)) for x in (outputs, others)]
+    expected = scipy.stats.entropy(softmax[0].T, softmax[1].T)
+    np.testing.assert_allclose(categorical_divergence(outputs, others), expected, rtol=1e-4)
+    log_std = jnp.asarray(RNG.normal(size=4), jnp.float32)
+    scaled = np.square(np.asarray(outputs - others) / np.exp(np.asarray(log_std))[None])
+    np.testing.assert_allclose(mean_divergence(log_std)(outputs, others), 0.5 * scaled.sum(1), rtol=1e-4)
+
+
+def test_a_spread_is_not_taught_by_a_mean_that_cannot_follow() -> None:
+    outputs, others = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 5, 4)))
+    divergence = gaussian_divergence((-1.0, 1.0))
+    np.testing.assert_allclose(divergence(outputs, outputs), np.zeros(5), atol=1e-6)
+    same_spread = jnp.concatenate([others[:, :2], outputs[:, 2:]], axis=1)
+    assert (divergence(outputs, same_spread) > 1e-4).all()
+    gradient = jax.grad(lambda x: jnp.sum(divergence(outputs, x)))(same_spread)
+    assert np.any(gradient[:, :2])
+    np.testing.assert_allclose(gradient[:, 2:], np.zeros((5, 2)), atol=1e-6)
+    # In full where one of the two is equal: the divergence of normal distributions.
+    same_mean = jnp.concatenate([outputs[:, :2], others[:, 2:]], axis=1)
+    std, other = (np.exp(np.clip(x[:, 2:], -1.0, 1.0)) for x in (outputs, others))
+    terms = np.log(other / std) + 0.5 * (np.square(std / other) - 1.0)
+    np.testing.assert_allclose(divergence(outputs, same_mean), terms.sum(1), rtol=1e-4, atol=1e-6)
