@@ -87,6 +87,13 @@ class LearnerConfig:
         return self.steps_per_update
 
     @property
+    def distillation_samples(self) -> int:
+        """Samples that the gradient steps of distillation look at per update, while a removal is on trial."""
+        if self.prune is None or self.prune.tolerance is None:
+            return 0
+        return round(self.prune.distill_ratio * self.steps_per_update * self.prune.distill_batch_size)
+
+    @property
     def acts_ahead(self) -> bool:
         """Whether host environments step with the parameters of before an update while it runs."""
         return False

@@ -84,10 +84,12 @@ def next_shrinking(
         left = {name: kept[name] if point == update else min(kept[name], planned[name]) for name in groups}
         courses.append({name: min(size, bucket(left[name])) for name, size in present.items()})
     # A forward and a backward pass: about three products with every weight for each sample.
-    per_weight = 3.0 * config.gradient_samples * num_seeds
+    learning = 3.0 * config.gradient_samples * num_seeds
+    # Where arrays can get smaller, neurons go, and distillation follows.
+    per_weight = learning + 3.0 * config.distillation_samples * num_seeds
     work = [per_weight * touched_weights(groups, params, widths) for widths in courses]
     now = per_weight * touched_weights(groups, params, present)
-    compilation = max(COMPILATION, LEAST_SAVING * end * per_weight * touched_weights(groups, params, sizes))
+    compilation = max(COMPILATION, LEAST_SAVING * end * learning * touched_weights(groups, params, sizes))
     if config.prune.shrink == "always":
         compilation = 1.0
     # cheapest[i]: the least work from points[i] on, in arrays that got smaller there; from the last point backwards.

@@ -84,6 +84,18 @@ def test_a_long_run_gets_smaller_a_few_times_and_a_short_one_not_at_all() -> Non
     assert len(course(always, HOPPER)) > len(shrinkings)
 
 
+def test_distillation_makes_smaller_arrays_worth_more() -> None:
+    groups, params = shapes_of(LONG, HOPPER)
+    sizes, kept = {name: group.size for name, group in groups.items()}, dict.fromkeys(groups, 100)
+    found = []
+    for ratio in (0.0, 50.0):
+        prune = Pruning(critic=True, distill_ratio=ratio)
+        config = dataclasses.replace(LONG, prune=prune, total_timesteps=20_000, batch_size=1)
+        found.append(next_shrinking(config, groups, params, kept, sizes, config.num_updates // 2, 1))
+    assert found[0] is None
+    assert found[1] is not None
+
+
 def test_the_course_is_the_cheapest_of_all_with_one_shrinking() -> None:
     """One seed of a short run: every single point is tried, and none costs less."""
     config = dataclasses.replace(LONG, total_timesteps=40_000, prune=dataclasses.replace(BOTH, every=1))
