@@ -15,6 +15,9 @@ from prune_rl.learners.rollout import EpisodeReturns, Metrics
 from prune_rl.learners.running_statistics import RunningStatistics
 from prune_rl.pruning.rules import PruningRules, PruningState
 
+Acted = tuple[Params, RunningStatistics]
+"""The actor's params and the statistics of observations with which a rollout was made."""
+
 
 class DistilledState(PrunedState, Protocol):
     """What a mask update and distillation look at in a learner's train state."""
@@ -42,6 +45,7 @@ def pruning_step(
     state: DistilledState,
     rules: PruningRules,
     obs: jax.Array,
+    acted: Acted,
     draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]],
     divergence: Divergence,
     key: jax.Array,
@@ -50,10 +54,14 @@ def pruning_step(
 ) -> PruningStep:
     """``prune``, and the actor brought back to what it was before any neuron went.
 
+    A removal on trial is known to have changed nothing where the policy that acted was that of before it. The metric
+    "distillation" is the divergence of that policy from the teacher's.
+
     Args:
         state: after ``state.step`` updates of the learner.
         rules: what bounds the removal.
         obs: float32[T, N, D], of the last rollout, as the environment gave them.
+        acted: the actor's params and the statistics of observations with which that rollout was made.
         draw_inputs: see ``mask_update``.
         divergence: of the actor's outputs, see ``distill``.
         key: for the score "random" and the minibatches.
@@ -62,13 +70,13 @@ def pruning_step(
     """
     stats, actor = state.obs_stats, state.params["actor"]
     distillation = watch(state.distillation, state.pruning, actor, stats, obs, config)
-    distance = Distance(divergence, stats, config)
-    before = distance.of_last(distillation, actor)
-    pruned, report = prune(state, rules, draw_inputs, key, copies, unchanged=before <= SAME)
-    distill_key = jax.random.fold_in(key, 1)
+    # Of the policy that acted: what the learner's update changed since then is not the removal's doing.
+    away = Distance(divergence, acted[1], config).of_last(distillation, acted[0])
+    pruned, report = prune(state, rules, draw_inputs, key, copies, unchanged=away <= SAME)
+    distance, distill_key = Distance(divergence, stats, config), jax.random.fold_in(key, 1)
     actor = distill(distillation, pruned.state, pruned.params["actor"], distance, distill_key, state.step)
     if distillation is not None:
-        report["distillation"] = before
+        report["distillation"] = away
     return PruningStep(
         pruned.params | {"actor": actor},
         pruned.opt_state,

@@ -181,6 +181,7 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     groups = prunable_groups(state.params, config)
     tx, discrete = optimizer(groups, config), is_discrete(state.bounds)
     key, shuffle_key, prune_key = jax.random.split(state.key, 3)
+    acted = state.params["actor"], state.obs_stats
     state, batch, metrics = prepare(state, rollout, config)
     params, opt_state, losses = minibatch_epochs(
         state.params,
@@ -200,7 +201,7 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
         assert rules is not None
         inputs = {"actor": (batch.obs,), "critic": (batch.obs,)}
         divergence = categorical_divergence if discrete else mean_divergence(params["actor"]["log_std"])
-        step = pruning_step(state, rules, rollout.obs, lambda: inputs, divergence, prune_key, config)
+        step = pruning_step(state, rules, rollout.obs, acted, lambda: inputs, divergence, prune_key, config)
         state = dataclasses.replace(
             state,
             params=step.params,

@@ -24,7 +24,7 @@ from prune_rl.learners.actions import to_unit
 from prune_rl.learners.actor_critic import pruning_rules
 from prune_rl.learners.distillation import categorical_divergence, gaussian_divergence
 from prune_rl.learners.gradient_steps import many_gradient_steps
-from prune_rl.learners.pruning_step import pruning_step
+from prune_rl.learners.pruning_step import Acted, pruning_step
 from prune_rl.learners.replay_buffer import Transitions
 from prune_rl.learners.rollout import Metrics, Rollout, track_returns
 from prune_rl.learners.running_statistics import update_statistics
@@ -72,6 +72,7 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     chex.assert_shape(rollout.reward, (config.num_steps, config.num_envs))
     rollout = jax.tree.map(jnp.asarray, rollout)
     returns, _, metrics = track_returns(state.returns, rollout, config.gamma)
+    acted = state.params["actor"], state.obs_stats
     obs_stats = update_statistics(state.obs_stats, rollout.obs, config)
     replay = replay_buffer.add(state.replay, rollout, to_unit(rollout.action, state.bounds))
     state = dataclasses.replace(state, replay=replay, obs_stats=obs_stats, returns=returns)
@@ -92,29 +93,29 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     )
     state = dataclasses.replace(state, networks=networks, key=key, step=state.step + 1)
     if config.prune is not None:
-        state, report = _prune(state, rollout.obs, batch_key, prune_key, config)
+        state, report = _prune(state, rollout.obs, acted, (batch_key, prune_key), config)
         metrics |= report
     return state, metrics | losses
 
 
 def _prune(
-    state: State, obs: jax.Array, batch_key: jax.Array, key: jax.Array, config: Config
+    state: State, obs: jax.Array, acted: Acted, keys: tuple[jax.Array, jax.Array], config: Config
 ) -> tuple[State, Metrics]:
     """The mask update of the actor and, when asked, of the critics, target critics included, then distillation.
 
-    ``obs``: of the last rollout.
+    ``obs`` of the last rollout, made with the actor and statistics ``acted``.
     """
     arch, networks, stats = architecture(state, config), state.networks, state.obs_stats
 
     def draw_inputs() -> dict[str, tuple[jax.Array]]:
-        batch = replay_buffer.sample_normalized(state.replay, batch_key, PRUNING_BATCH, stats, config)
+        batch = replay_buffer.sample_normalized(state.replay, keys[0], PRUNING_BATCH, stats, config)
         return {"actor": (batch.obs,), "critic": (critic_input(batch.obs, batch.action, arch),)}
 
     rules = pruning_rules(state.params, config)
     assert rules is not None
     divergence = categorical_divergence if arch.discrete else gaussian_divergence(LOG_STD_RANGE)
     copies = {"critic": state.params | {"critic": networks.target_critic}}
-    step = pruning_step(state, rules, obs, draw_inputs, divergence, key, config, copies)
+    step = pruning_step(state, rules, obs, acted, draw_inputs, divergence, keys[1], config, copies)
     target = step.copies["critic"]["critic"]
     networks = Networks(step.params, target, networks.log_alpha, step.opt_state)
     state = dataclasses.replace(
