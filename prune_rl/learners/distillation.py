@@ -34,9 +34,9 @@ from prune_rl.pruning.rules import PruningState
 STEPS_APART = 2048
 # The last step size of a distillation, as a share of its first.
 LAST_STEP_SIZE = 0.05
-# Divergences from the teacher, in nats. An update of PPO changes a policy by about 0.01: what is no further away is the
-# same policy, and at a tenth of it there is nothing more to learn.
-SAME = 1e-2
+# Divergences from the teacher, in nats. What is no further away than a few updates of PPO take a policy is the same
+# policy; and far below one update, about 0.01, there is nothing more to learn.
+SAME = 3e-2
 ENOUGH = 1e-3
 
 Divergence = Callable[[jax.Array, jax.Array], jax.Array]
@@ -81,7 +81,7 @@ class Distillation:
         obs_stats: its statistics of observations.
         obs: float32[R, B, D], the observations of the last R rollouts, as the environment gave them.
         outputs: float32[R, B, size], the outputs of the teacher's network there.
-        stored: int32[], rollouts stored since the first neuron went.
+        stored: int32[], rollouts stored so far.
     """
 
     teacher: Params
@@ -124,24 +124,43 @@ def watch(
 ) -> Distillation | None:
     """Store a rollout's observations [T, N, D] in place of the oldest. For the state before a mask update.
 
-    While no neuron has gone, ``actor`` is the teacher, and what was stored before is forgotten.
+    While no neuron has gone, ``actor`` is the teacher.
     """
     if state is None:
         return None
-    teacher, stats, stored = state.teacher, state.obs_stats, state.stored
+    teacher, stats = state.teacher, state.obs_stats
     # Arrays of another shape have shrunk, so that neurons went.
     if jax.tree.map(jnp.shape, actor) == jax.tree.map(jnp.shape, teacher):
         untouched = pruning.updates == 0
         teacher, stats = jax.tree.map(
             lambda new, old: jnp.where(untouched, new, old), (actor, obs_stats), (teacher, stats)
         )
-        stored = jnp.where(untouched, 0, stored)
-    obs = obs.reshape(state.obs.shape[1:])
-    outputs = apply_mlp(teacher, normalize(stats, obs, config), config.activation)
-    i = stored % state.obs.shape[0]
+    i, obs = state.stored % state.obs.shape[0], obs.reshape(state.obs.shape[1:])
+    outputs = _outputs(teacher, stats, obs, config)
     return Distillation(
-        teacher, stats, state.obs.at[i].set(obs), state.outputs.at[i].set(outputs), stored + 1
+        teacher, stats, state.obs.at[i].set(obs), state.outputs.at[i].set(outputs), state.stored + 1
     )
+
+
+def settle_teacher(
+    state: Distillation | None, before: PruningState, after: PruningState, config: LearnerConfig
+) -> Distillation | None:
+    """After a mask update: if it removed the first neurons, the teacher labels all that is stored anew."""
+    if state is None:
+        return None
+    first = (before.updates == 0) & (after.updates > 0)
+
+    def label(i: jax.Array, outputs: jax.Array) -> jax.Array:
+        return outputs.at[i].set(_outputs(state.teacher, state.obs_stats, state.obs[i], config))
+
+    # A loop, which costs nothing under vmap either where no seed needs it.
+    number = jnp.where(first, state.obs.shape[0], 0)
+    outputs = jax.lax.fori_loop(0, number, label, state.outputs)
+    return state.replace(outputs=outputs)  # type: ignore[attr-defined,no-any-return]
+
+
+def _outputs(actor: Params, stats: RunningStatistics, obs: jax.Array, config: LearnerConfig) -> jax.Array:
+    return apply_mlp(actor, normalize(stats, obs, config), config.activation)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -160,8 +179,7 @@ class Distance:
 
     def __call__(self, actor: Params, obs: jax.Array, outputs: jax.Array) -> jax.Array:
         """float32[], in nats, for observations float32[B, D] and the teacher's outputs float32[B, size] there."""
-        seen = normalize(self.obs_stats, obs, self.config)
-        return jnp.mean(self.divergence(outputs, apply_mlp(actor, seen, self.config.activation)))
+        return jnp.mean(self.divergence(outputs, _outputs(actor, self.obs_stats, obs, self.config)))
 
     def of_last(self, state: Distillation | None, actor: Params) -> jax.Array:
         """float32[], on the rollouts since the last distillation; infinite where nothing is distilled."""

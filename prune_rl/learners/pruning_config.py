@@ -30,7 +30,7 @@ class Pruning:
     """Prune the critic too."""
     critic_sparsity: float = 0.5
     """Share of each hidden layer of the critic that may be gone in the end, in [0, 1], if the critic is pruned."""
-    begin: float = 0.7
+    begin: float = 0.8
     """Share of training after which neurons may go."""
     end: float = 0.95
     """Share of training after which none goes any more."""
@@ -67,10 +67,11 @@ class Pruning:
     shrink: Literal["auto", "always", "never"] = "auto"
     """Gather what is left into smaller arrays while training goes on, which makes it cheaper and leaves the result the
     same up to rounding. auto: where the work saved is worth a compilation; never: neurons are masked only."""
-    learning_rate_floor: float | None = 1.0
-    """While neurons may go, Adam's step size is at least this share of learning_rate: a network that has just narrowed
-    has to learn. After end it falls linearly to learning_rate_end. None: it goes on as in the dense control."""
-    distill_ratio: float = 0.25
+    learning_rate_floor: float | None = None
+    """While neurons may go, Adam's step size is at least this share of learning_rate, and after end it falls linearly to
+    learning_rate_end: a network that has just narrowed has to learn, where nothing is distilled. None: it goes on as in
+    the dense control."""
+    distill_ratio: float = 0.5
     """With tolerance, while a removal is on trial: gradient steps per environment step that bring the policy back to
     that of before the first removal, on the states of the last rollouts. 0 leaves them out."""
     distill_batch_size: int = 256

@@ -9,7 +9,15 @@ import jax
 
 from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.config import LearnerConfig
-from prune_rl.learners.distillation import SAME, Distance, Distillation, Divergence, distill, watch
+from prune_rl.learners.distillation import (
+    SAME,
+    Distance,
+    Distillation,
+    Divergence,
+    distill,
+    settle_teacher,
+    watch,
+)
 from prune_rl.learners.mask_rules import PrunedState, prune, since_change
 from prune_rl.learners.rollout import EpisodeReturns, Metrics
 from prune_rl.learners.running_statistics import RunningStatistics
@@ -73,6 +81,7 @@ def pruning_step(
     # Of the policy that acted: what the learner's update changed since then is not the removal's doing.
     away = Distance(divergence, acted[1], config).of_last(distillation, acted[0])
     pruned, report = prune(state, rules, draw_inputs, key, copies, unchanged=away <= SAME)
+    distillation = settle_teacher(distillation, state.pruning, pruned.state, config)
     distance, distill_key = Distance(divergence, stats, config), jax.random.fold_in(key, 1)
     actor = distill(distillation, pruned.state, pruned.params["actor"], distance, distill_key, state.step)
     if distillation is not None:

@@ -35,7 +35,7 @@ DENSE_APART = 16
 # number, others in each round, and so many of them stay. What stays in the end plays all of the selection episodes.
 ROUNDS = ((10, 6), (5, 2))
 # Times the selection episodes that the policy about to be chosen plays more, and what it is compared with.
-CONFIRMATION = 3
+CONFIRMATION = 9
 
 
 class FrontierKeeper:

@@ -21,6 +21,7 @@ from prune_rl.learners.distillation import (
     gaussian_divergence,
     init_distillation,
     mean_divergence,
+    settle_teacher,
     updates_apart,
     watch,
 )
@@ -131,10 +132,18 @@ def test_a_full_buffer_forgets_the_oldest_rollout() -> None:
         np.testing.assert_array_equal(distillation.obs[place], obs)
 
 
-def test_what_was_stored_before_a_removal_is_forgotten() -> None:
+def test_with_the_first_removal_the_teacher_labels_all_that_is_stored() -> None:
     state, _ = start()
-    assert int(watched(state, 3, updates=0).stored) == 1
-    assert int(watched(state, 3).stored) == 4
+    distillation, pruning = watched(state, 3, updates=0), state.pruning
+    stale = dataclasses.replace(distillation, outputs=distillation.outputs + 1.0)
+    after = pruning._replace(updates=jnp.int32(1))
+    settled = settle_teacher(stale, pruning, after, CONFIG)
+    assert settled is not None
+    np.testing.assert_allclose(settled.outputs[:4], distillation.outputs[:4], rtol=1e-5, atol=1e-6)
+    for updates in ((pruning, pruning), (after, after._replace(updates=jnp.int32(2)))):
+        same = settle_teacher(stale, *updates, CONFIG)
+        assert same is not None
+        np.testing.assert_array_equal(same.outputs, stale.outputs)
 
 
 def test_the_student_comes_back_to_the_teacher() -> None:
