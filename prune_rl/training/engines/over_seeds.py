@@ -57,15 +57,19 @@ def over_seeds(
 def _with_axes(
     change: Callable[[int, jax.Array], Any], axes: Any, tree: Any, shared: Callable[[Any], Any] = lambda x: x
 ) -> Any:
-    """``change`` of the leaves that have a seed axis, ``shared`` of those whose axis is None."""
+    """``change`` of the leaves that have a seed axis, ``shared`` of those whose axis is None.
+
+    None in the tree itself is no leaf and stays.
+    """
 
     def is_none(axis: Any) -> bool:
         return axis is None
 
+    def of_leaf(axis: int | None, x: Any) -> Any:
+        return None if x is None else shared(x) if axis is None else change(axis, x)
+
     each = jax.tree.broadcast(axes, tree, is_leaf=is_none)
-    return jax.tree.map(
-        lambda axis, x: shared(x) if axis is None else change(axis, x), each, tree, is_leaf=is_none
-    )
+    return jax.tree.map(of_leaf, each, tree, is_leaf=is_none)
 
 
 def _bytes(tree: Any) -> int:

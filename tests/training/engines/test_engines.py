@@ -165,13 +165,18 @@ def test_seeds_in_turn_have_the_bits_of_each_alone(
 @pytest.mark.parametrize("turns", [False, True])
 def test_over_seeds_takes_every_axis_and_what_all_share(turns: bool) -> None:
     def fn(x: jax.Array, tree: Any, n: jax.Array) -> Any:
-        return {"sum": x.sum() + n, "next": n + 1, "rows": x[None] + tree["y"]}, x
+        return {"sum": x.sum() + n, "next": n + 1, "rows": x[None] + tree["y"], "none": tree["none"]}, x
 
     x, y = jnp.arange(6.0).reshape(3, 2), jnp.arange(12.0).reshape(2, 3, 2)
     mapped = over_seeds_module.over_seeds(
-        fn, 3, in_axes=(0, {"y": 1}, None), out_axes=({"sum": 0, "next": None, "rows": 1}, 0), turns=turns
+        fn,
+        3,
+        in_axes=(0, {"y": 1, "none": 0}, None),
+        out_axes=({"sum": 0, "next": None, "rows": 1, "none": 0}, 0),
+        turns=turns,
     )
-    made, same = jax.jit(mapped)(x, {"y": y}, jnp.int32(4))
+    made, same = jax.jit(mapped)(x, {"y": y, "none": None}, jnp.int32(4))
+    assert made["none"] is None
     np.testing.assert_array_equal(made["sum"], x.sum(1) + 4)
     np.testing.assert_array_equal(made["next"], 5)
     np.testing.assert_array_equal(made["rows"], x[None] + y)
