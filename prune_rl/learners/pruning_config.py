@@ -30,7 +30,7 @@ class Pruning:
     """Prune the critic too."""
     critic_sparsity: float = 0.5
     """Share of each hidden layer of the critic that may be gone in the end, in [0, 1], if the critic is pruned."""
-    begin: float = 0.8
+    begin: float = 0.85
     """Share of training after which neurons may go."""
     end: float = 0.95
     """Share of training after which none goes any more."""
