@@ -68,9 +68,9 @@ class Pruning:
     """Gather what is left into smaller arrays while training goes on, which makes it cheaper and leaves the result the
     same up to rounding. auto: where the work saved is worth a compilation; never: neurons are masked only."""
     learning_rate_floor: float | None = None
-    """While neurons may go, Adam's step size is at least this share of learning_rate, and after end it falls linearly to
-    learning_rate_end: a network that has just narrowed has to learn, where nothing is distilled. None: it goes on as in
-    the dense control."""
+    """While neurons may go, Adam's step size is at least this share of learning_rate, and after end it falls linearly
+    to learning_rate_end: a network that has just narrowed has to learn, where nothing is distilled. None: it goes on as
+    in the dense control."""
     distill_ratio: float = 0.5
     """With tolerance, while a removal is on trial: gradient steps per environment step that bring the policy back to
     that of before the first removal, on the states of the last rollouts. 0 leaves them out."""
