@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from prune_rl.bench_device.sections import number_of_seeds
+
 Row = dict[str, Any]
 
 # Cost per seed against one seed alone, to be reached: {section: {number of seeds: ratio}}. SAC's is for any number.
@@ -41,7 +43,7 @@ def _cost_per_seed(key: str, rows: Sequence[Row]) -> list[dict[str, Any]]:
             "one_in": 1 / ratio,
         }
         target = TARGETS[key].get(row["seeds"], TARGETS[key].get(None))
-        if target is not None:
+        if target is not None and row["seeds"] * target >= 1:  # fewer seeds cannot reach it
             finding |= {"target": target, "reached": ratio <= target}
         found.append(finding)
     return found
@@ -61,8 +63,8 @@ def _crossing(rows: Sequence[Row]) -> list[dict[str, Any]]:
         backend = host[like]["backend"]
         found.append(
             {
-                "name": f"time of {seeds} seeds on the device, against {backend} on the host"
-                + (f" ({like} seeds, in proportion)" if like != seeds else ""),
+                "name": f"time of {number_of_seeds(seeds)} on the device, against {backend} on the host"
+                + (f" ({number_of_seeds(like)}, in proportion)" if like != seeds else ""),
                 "value": row["seconds"] / on_host,
             }
         )

@@ -81,11 +81,11 @@ def sections_of(options: Options) -> list[Section]:
             (
                 Process(
                     tuple(
-                        Case(f"host, {_seeds(n)}", "host rollouts", n, "Hopper-v3")
+                        Case(f"host, {number_of_seeds(n)}", "host rollouts", n, "Hopper-v3")
                         for n in options.host_seeds
                     )
                     + tuple(
-                        Case(f"device, {_seeds(n)}", "device rollouts", n, "Hopper-v3")
+                        Case(f"device, {number_of_seeds(n)}", "device rollouts", n, "Hopper-v3")
                         for n in options.mjx_seeds
                     )
                 ),
@@ -94,7 +94,7 @@ def sections_of(options: Options) -> list[Section]:
         "deterministic": Section(
             "deterministic",
             f"Deterministic operations ({DETERMINISTIC})",
-            f"Trainings of {_seeds(options.deterministic_seeds)} as in section ppo, each in a new process that "
+            f"Trainings of {number_of_seeds(options.deterministic_seeds)} as in section ppo, each in a new process that "
             f"compiles anew: parameters after {options.updates} updates, and seconds per update.",
             3.0,
             tuple(
@@ -116,8 +116,9 @@ def sections_of(options: Options) -> list[Section]:
 
 
 def _trainings(seeds: tuple[int, ...], env: str, algo: str) -> tuple[Case, ...]:
-    return tuple(Case(_seeds(number), "training", number, env, algo) for number in seeds)
+    return tuple(Case(number_of_seeds(number), "training", number, env, algo) for number in seeds)
 
 
-def _seeds(number: int) -> str:
+def number_of_seeds(number: int) -> str:
+    """``1 seed``, ``64 seeds``."""
     return f"{number} seed{'s' if number > 1 else ''}"

@@ -26,6 +26,8 @@ def test_a_cost_per_seed_is_compared_with_one_seed_alone() -> None:
 def test_the_target_of_sac_is_for_any_number_of_seeds() -> None:
     (found,) = findings("sac", [row("1", 1, 1.0), row("64", 64, 1.0), LATE])
     assert (found["target"], found["reached"]) == (1 / 60, True)
+    (too_few,) = findings("sac", [row("1", 1, 1.0), row("8", 8, 1.0)])
+    assert "target" not in too_few
 
 
 @pytest.mark.parametrize("rows", [[], [LATE], [row("64", 64, 1.0)]])
