@@ -94,8 +94,8 @@ def sections_of(options: Options) -> list[Section]:
         "deterministic": Section(
             "deterministic",
             f"Deterministic operations ({DETERMINISTIC})",
-            f"Trainings of {number_of_seeds(options.deterministic_seeds)} as in section ppo, each in a new process that "
-            f"compiles anew: parameters after {options.updates} updates, and seconds per update.",
+            f"Trainings of {number_of_seeds(options.deterministic_seeds)} as in section ppo, each in a new process "
+            f"that compiles anew: parameters after {options.updates} updates, and seconds per update.",
             3.0,
             tuple(
                 Process(
