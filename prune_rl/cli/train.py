@@ -209,11 +209,11 @@ def _joined_sweeps(arguments: list[str]) -> list[str]:
 
 def _check_sweep(parsed: Train, arguments: list[str]) -> None:
     """Raise ``ValueError`` for flags that exclude `--sweep`, or give a single value to a swept field."""
-    for name in ("extend", "export", "like", "wait"):
+    for name in ("extend", "export", "like", "wait", "shard_envs"):
         if getattr(parsed, name):
             raise ValueError(
-                f"--{name} is for a single run, and --sweep makes several: leave one of them out (each folder of a "
-                "sweep is a run directory)"
+                f"--{name.replace('_', '-')} is for a single run, and --sweep makes several: leave one of them out "
+                "(each folder of a sweep is a run directory)"
             )
     flags = {word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")}
     for axis in read_axes(parsed.sweep or (), Config(algo=parsed.algo, learner=parsed.learner)):
