@@ -125,7 +125,7 @@ def flags() -> set[str]:
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_flag_exists(path: Path, flags: set[str]) -> None:
     elsewhere = {"--upgrade", "--no-deps", "--any.flag"}  # uv's, pip's, and a placeholder
-    elsewhere |= {"--no-index", "--find-links", "--wheel-dir"}  # pip's
+    elsewhere |= {"--no-index", "--find-links", "--wheel-dir", "--xla_gpu_deterministic_ops"}  # pip's, XLA's
     assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", path.read_text())) - elsewhere <= flags
 
 

@@ -12,6 +12,7 @@ from prune_rl.envs.task import Task, resolve_task
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.methods.registry import METHODS
+from prune_rl.training.matmul_precision import MatmulPrecision
 
 HOST_RESETS = 20
 LOG_LINES = 2000
@@ -37,6 +38,10 @@ class Config:
     """Seeds trained at once: seed, seed + 1, …"""
     backend: Literal["auto", "jax", "gymnasium", "envpool"] = "auto"
     """Engine of the environment; auto: the fastest one on a CPU that is installed (EnvPool on Linux on x86-64 only)."""
+    matmul_precision: MatmulPrecision = "default"
+    """Precision of float32 products of matrices on accelerators. default: JAX's own (TF32 on recent NVIDIA GPUs,
+    bfloat16 on TPUs); highest: float32, as MJX and the least squares of mask updates have it in any case. A CPU
+    computes in float32."""
     checkpoints: int = 20
     """At most this many checkpoints over the whole run; a killed run loses the work since the last one. Host
     environments are checkpointed only where they are reset (host_resets). Does not change the result."""
@@ -131,7 +136,7 @@ class Config:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self.learner, name)}")
         if self.learner.total_timesteps < 1:
             raise ValueError(f"total_timesteps (--steps) must be >= 1, got {self.learner.total_timesteps}")
-        task = task or resolve_task(self.env, self.backend, self.env_kwargs)
+        task = task or resolve_task(self.env, self.backend, self.env_kwargs, self.seeds)
         learner: LearnerConfig = dataclasses.replace(self.learner, total_timesteps=self.steps)
         learner = METHODS[self.method].learner_config(learner)
         learner.check()
