@@ -34,11 +34,11 @@ $(STAMP): FORCE
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv experiment sweep evaluate report launch status grids examples bench device proof soak test lint format types lock clean FORCE
+.PHONY: help venv experiment sweep evaluate report launch status grids examples bench bench-device device proof soak test lint format types lock clean FORCE
 
 help: ## list targets and variables
 	@echo "usage: make TARGET [VARIABLE=value ...]"; echo; echo "targets"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo; echo "variables (each is passed on only if given)"
 	@printf '  %-12s %s\n' \
 	  ENV 'environment id, e.g. CartPole-v1 (default), LunarLander-v2; any Gymnasium id' \
@@ -90,6 +90,9 @@ examples: $(STAMP) ## pruning in other JAX projects: run every script of experim
 bench: $(STAMP) $(if $(SBX),$(SBX_STAMP)) $(if $(RLTOOLS),$(RLTOOLS_STAMP)) ## speed in ratios: SBX RLTOOLS ARGS="--only bare"
 	$(BIN)/python -m experiments.benchmarks $(if $(SBX),--sbx-python $(SBX_VENV)/bin/python) \
 	  $(if $(RLTOOLS),--rltools-python $(RLTOOLS_VENV)/bin/python) $(ARGS)
+
+bench-device: $(STAMP) ## many seeds on this machine's GPU or TPU, in ratios, 8 minutes at most: ACCELERATOR=cuda ARGS
+	$(BIN)/python -m prune_rl.bench_device $(ARGS)
 
 device: $(STAMP) ## exported C code on an emulated Cortex-M4, installs what it needs (Debian): ARGS="runs/..."
 	@$(BIN)/python -c "import sys; from experiments.device.cortex_m4_emulator import missing; sys.exit(bool(missing()))" || { \

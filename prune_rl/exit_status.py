@@ -1,4 +1,4 @@
-"""Exit statuses of the command `prune-rl` beside 0; after a signal it is 128 and the signal's number."""
+"""Exit statuses of the commands beside 0; after a signal it is 128 and the signal's number."""
 
 ENVIRONMENT_CRASHED = 1
 USAGE_ERROR = 2
@@ -9,5 +9,8 @@ SEED_WITHOUT_POLICY = 3
 NO_SEED_LEFT = 4
 # Of several processes that train together another one ended.
 OTHER_PROCESS_ENDED = 5
+# `python -m prune_rl.bench_device` found nothing to measure on, or some of what it should measure failed.
+NO_ACCELERATOR = 6
+NOT_ALL_MEASURED = 7
 # The run has a result.
 ENDED_WELL = (0, SEED_WITHOUT_POLICY)

@@ -22,6 +22,7 @@ from experiments import grid_engines
 from experiments.benchmarks import __main__ as benchmarks
 from experiments.device import onnx2c
 from prune_rl import cli
+from prune_rl.bench_device import __main__ as bench_device
 from prune_rl.export.policy import Policy, save_policy
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.spaces import Discrete
@@ -111,7 +112,7 @@ def flags() -> set[str]:
         with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
             cli.main([*arguments, "--help"])
         shown.append(output.getvalue())
-    for main in (benchmarks.main, onnx2c.main, grid_engines.main):
+    for main in (benchmarks.main, bench_device.main, onnx2c.main, grid_engines.main):
         output = io.StringIO()
         with contextlib.redirect_stdout(output), pytest.raises(SystemExit):
             main(["--help"])
@@ -124,6 +125,7 @@ def flags() -> set[str]:
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_every_flag_exists(path: Path, flags: set[str]) -> None:
     elsewhere = {"--upgrade", "--no-deps", "--any.flag"}  # uv's, pip's, and a placeholder
+    elsewhere |= {"--no-index", "--find-links", "--wheel-dir", "--xla_gpu_deterministic_ops"}  # pip's, XLA's
     assert set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", path.read_text())) - elsewhere <= flags
 
 

@@ -17,6 +17,7 @@ from rich.markup import escape
 from tyro.conf import Positional, arg
 
 from prune_rl import compilation_cache
+from prune_rl.cli.deterministic import make_deterministic
 from prune_rl.cli.errors import print_error
 from prune_rl.cli.flags import with_types
 from prune_rl.exit_status import NO_SEED_LEFT, OTHER_PROCESS_ENDED, SEED_WITHOUT_POLICY, USAGE_ERROR
@@ -61,6 +62,9 @@ class Train(Config):
     """Train a run for every value of these fields of the learner, such as learning_rate=1e-4,1e-3 (of several fields:
     for every combination), each in a folder of its own, and compare them; without a field, compare the seeds. Numbers
     that change neither shapes nor the program train in one program. May be given several times."""
+    deterministic: bool = False
+    """On a GPU: take operations that give the same bits in every run, which may be slower. Sets
+    --xla_gpu_deterministic_ops in XLA_FLAGS; a CPU needs no such flag."""
     preset: Path | None = None
     """TOML file with defaults, instead of the one in experiments/presets."""
     distributed: bool = False
@@ -79,6 +83,8 @@ def run(arguments: list[str], console: Console) -> int:
     from prune_rl.training.engines.faults import TrainingFailed
 
     config, options = parse_train(arguments)
+    if options.deterministic:
+        make_deterministic()
     request = ExportRequest(options.export, trusted=True)
     if options.export:
         request.check()
@@ -209,11 +215,11 @@ def _joined_sweeps(arguments: list[str]) -> list[str]:
 
 def _check_sweep(parsed: Train, arguments: list[str]) -> None:
     """Raise ``ValueError`` for flags that exclude `--sweep`, or give a single value to a swept field."""
-    for name in ("extend", "export", "like", "wait"):
+    for name in ("extend", "export", "like", "wait", "shard_envs"):
         if getattr(parsed, name):
             raise ValueError(
-                f"--{name} is for a single run, and --sweep makes several: leave one of them out (each folder of a "
-                "sweep is a run directory)"
+                f"--{name.replace('_', '-')} is for a single run, and --sweep makes several: leave one of them out "
+                "(each folder of a sweep is a run directory)"
             )
     flags = {word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")}
     for axis in read_axes(parsed.sweep or (), Config(algo=parsed.algo, learner=parsed.learner)):

@@ -13,6 +13,7 @@ import importlib.util
 import platform
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,10 @@ _JAX: dict[str, tuple[str, float | None, int]] = {
 # Those whose backend "jax" is `prune_rl.envs.mjx`.
 MJX_IDS = ("Hopper-v3", "Walker2d-v3", "Walker2D-v3")
 
+# Seeds of a run from which MJX is the default of MJX_IDS on a GPU; None: it is the default nowhere. That number is not
+# measured on a GPU yet: section mjx of `python -m prune_rl.bench_device` prints it, and this is the line to change.
+MJX_FROM_SEEDS: int | None = None
+
 # What can run an id that not only Gymnasium can run. Whether a backend's package is installed shows when it is used.
 _BACKENDS: dict[str, tuple[str, ...]] = {
     "CartPole-v1": ("jax", "gymnasium", "envpool"),
@@ -125,6 +130,24 @@ def default_backend(backends: tuple[str, ...]) -> str:
         for backend in backends
         if backend != "envpool" or (envpool_platform() and envpool_installed())
     )
+
+
+def prefers_mjx(env_id: str, seeds: int, platform: Callable[[], str]) -> bool:
+    """Whether MJX is the default backend for a run of so many seeds, see ``MJX_FROM_SEEDS``.
+
+    Args:
+        env_id: any id.
+        seeds: of the run.
+        platform: returns where JAX computes: "cpu", "gpu" or "tpu". It is called only where the answer depends on it.
+    """
+    if env_id not in MJX_IDS or MJX_FROM_SEEDS is None or seeds < MJX_FROM_SEEDS:
+        return False
+    return mjx_installed() and platform() == "gpu"
+
+
+def mjx_installed() -> bool:
+    """Whether MuJoCo and MJX are there; MJX is not imported."""
+    return all(importlib.util.find_spec(name) is not None for name in ("mujoco", "mujoco.mjx"))
 
 
 def envpool_platform() -> bool:

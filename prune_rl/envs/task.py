@@ -205,16 +205,17 @@ def parse_kwargs(words: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def resolve_task(env_id: str, backend: str = "auto", kwargs: tuple[str, ...] = ()) -> Task:
+def resolve_task(env_id: str, backend: str = "auto", kwargs: tuple[str, ...] = (), seeds: int = 1) -> Task:
     """Resolve an environment id; makes no environment yet.
 
     Args:
         env_id: one of the table in ``prune_rl.envs.registry``, any id of Gymnasium's registry, or ``module:Name-v0``.
-        backend: "jax", "gymnasium" or "envpool"; "auto" takes the one that suits the environment best on a CPU:
-            our own engine in JAX, else EnvPool where it has the environment and is installed (on Linux on x86-64),
-            else Gymnasium.
+        backend: "jax", "gymnasium" or "envpool"; "auto" takes the one that suits the environment best: our own engine
+            in JAX, else MJX where ``registry.prefers_mjx``, else EnvPool where it has the environment and is installed
+            (on Linux on x86-64), else Gymnasium.
         kwargs: arguments of the environment, each NAME=VALUE, see ``parse_kwargs``; they go to ``gymnasium.make``, so
             that the backend is "gymnasium".
+        seeds: of the run that trains in it.
 
     Raises:
         ValueError: the backend cannot run the environment.
@@ -235,7 +236,15 @@ def resolve_task(env_id: str, backend: str = "auto", kwargs: tuple[str, ...] = (
     if backend not in (*info.backends, "auto"):
         raise ValueError(f"{env_id} has no backend {backend!r}; choose one of {', '.join(info.backends)}")
     if backend == "auto":
-        return Task(
-            **vars(info), backend=registry.default_backend(info.backends), backend_given=False, kwargs=kwargs
-        )
+        default = registry.default_backend(info.backends)
+        if "jax" in info.backends and registry.prefers_mjx(env_id, seeds, _jax_platform):
+            default = "jax"
+        return Task(**vars(info), backend=default, backend_given=False, kwargs=kwargs)
     return Task(**vars(info), backend=backend, kwargs=kwargs)
+
+
+def _jax_platform() -> str:
+    """Where JAX computes, which is imported and started for it."""
+    import jax
+
+    return jax.default_backend()

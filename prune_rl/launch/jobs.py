@@ -37,7 +37,7 @@ def plan(spec: Spec, runs: Path, parse: Parse) -> list[Job]:
             arguments = [env, "--algo", algo, "--method", method]
             config, control = parse([*arguments, *words])
             config = dataclasses.replace(config, seed=spec.grid.seed[0], seeds=spec.grid.seeds)
-            task = resolve_task(config.env, config.backend, config.env_kwargs)
+            task = resolve_task(config.env, config.backend, config.env_kwargs, config.seeds)
             config = config.resolved(task)
             check_engine(config, task)
             for seed in spec.grid.seed:

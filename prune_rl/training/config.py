@@ -12,12 +12,13 @@ from prune_rl.envs.task import Task, resolve_task
 from prune_rl.learners.registry import LEARNERS
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.methods.registry import METHODS
+from prune_rl.training.matmul_precision import MatmulPrecision
 
 HOST_RESETS = 20
 LOG_LINES = 2000
-# Fields that do not change the result of a run. They are not part of the name of its folder, and may differ when it
-# is continued.
-NOT_PART_OF_THE_RESULT = ("checkpoints",)
+# Fields that do not change the result of a run, but for rounding. They are not part of the name of its folder, and may
+# differ when it is continued.
+NOT_PART_OF_THE_RESULT = ("checkpoints", "shard_envs")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +38,16 @@ class Config:
     """Seeds trained at once: seed, seed + 1, …"""
     backend: Literal["auto", "jax", "gymnasium", "envpool"] = "auto"
     """Engine of the environment; auto: the fastest one on a CPU that is installed (EnvPool on Linux on x86-64 only)."""
+    matmul_precision: MatmulPrecision = "default"
+    """Precision of float32 products of matrices on accelerators. default: JAX's own (TF32 on recent NVIDIA GPUs,
+    bfloat16 on TPUs); highest: float32, as MJX and the least squares of mask updates have it in any case. A CPU
+    computes in float32."""
     checkpoints: int = 20
     """At most this many checkpoints over the whole run; a killed run loses the work since the last one. Host
     environments are checkpointed only where they are reset (host_resets). Does not change the result."""
+    shard_envs: bool = False
+    """For one seed with backend jax: share its environments among all local devices, which makes rollouts faster. Does
+    not change the result, up to rounding."""
     env_kwargs: tuple[str, ...] = ()
     """Arguments of the environment, NAME=VALUE each, such as gain=2; they go to gymnasium.make, so that the backend is
     gymnasium."""
@@ -128,11 +136,13 @@ class Config:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self.learner, name)}")
         if self.learner.total_timesteps < 1:
             raise ValueError(f"total_timesteps (--steps) must be >= 1, got {self.learner.total_timesteps}")
-        task = task or resolve_task(self.env, self.backend, self.env_kwargs)
+        task = task or resolve_task(self.env, self.backend, self.env_kwargs, self.seeds)
         learner: LearnerConfig = dataclasses.replace(self.learner, total_timesteps=self.steps)
         learner = METHODS[self.method].learner_config(learner)
         learner.check()
         host_resets = self.host_resets
+        if self.shard_envs:
+            self._check_shard_envs(task)
         if task.backend == "jax":
             if learner.acts_ahead:
                 raise ValueError(
@@ -149,6 +159,19 @@ class Config:
         return dataclasses.replace(
             self, backend=cast(Any, task.backend), host_resets=host_resets, learner=learner
         )
+
+    def _check_shard_envs(self, task: Task) -> None:
+        if task.backend != "jax":
+            other = ", or choose backend 'jax'" if "jax" in task.backends else ""
+            raise ValueError(
+                f"shard_envs is for environments on the devices, and {self.env} runs on backend {task.backend!r}, on "
+                f"the host: leave it out{other}"
+            )
+        if self.seeds > 1:
+            raise ValueError(
+                f"shard_envs is for one seed, and the {self.seeds} seeds of this run share the devices already: leave "
+                "it out"
+            )
 
     def _default_host_resets(self, task: Task) -> int:
         steps = self.learner.num_updates * self.learner.num_steps  # of one environment

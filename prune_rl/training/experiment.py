@@ -43,7 +43,7 @@ def experiment(
     refused is refused before training starts. The processes of ``group`` share the seeds; the first one reads and
     writes all else.
     """
-    task = resolve_task(config.env, config.backend, config.env_kwargs)
+    task = resolve_task(config.env, config.backend, config.env_kwargs, config.seeds)
     config = config.resolved(task)
     check_engine(config, task)
     check_processes(group, config, config.seeds)

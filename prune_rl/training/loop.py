@@ -31,6 +31,7 @@ from prune_rl.training.engines.array_widths import check_every
 from prune_rl.training.engines.faults import Fault, Faults
 from prune_rl.training.frontier_points import frontier_updates
 from prune_rl.training.make_engine import CHUNK, make_engine
+from prune_rl.training.matmul_precision import matmul_precision
 from prune_rl.training.policy_export import (
     compact_policy,
     masked_policy,
@@ -119,7 +120,7 @@ def train_together(
         console.print(engine.devices.note())
     try:
         records = records_of(runs, group)
-        with engine.timing.counting_programs():
+        with matmul_precision(config.matmul_precision), engine.timing.counting_programs():
             run_updates(
                 engine, config, home, console, keep_dense_part=keep_dense_part, together=records, group=group
             )

@@ -14,6 +14,7 @@ from prune_rl.processes.agreement import check_alike
 from prune_rl.processes.group import ALONE, ProcessGroup
 from prune_rl.training.config import Config
 from prune_rl.training.engines import DeviceEngine, Engine, HostEngine
+from prune_rl.training.engines.env_devices import EnvDevices
 from prune_rl.training.members import members_of
 
 # Updates in one compiled call: enough that a call's overhead vanishes, few enough that progress shows.
@@ -23,11 +24,13 @@ CHUNK = 25
 def check_engine(config: Config, task: Task) -> None:
     """Raise ``ValueError`` for what cannot be trained or saved.
 
-    That is what ``make_engine`` would refuse (a missing package, actions unfit for the learner) and an actor too large
-    for a policy file.
+    That is what ``make_engine`` would refuse (a missing package, actions unfit for the learner, environments that the
+    devices cannot share equally) and an actor too large for a policy file.
     """
     task.check()
     learner = config.learner
+    if config.shard_envs:
+        EnvDevices.choose(learner.num_envs)
     state = jax.eval_shape(lambda: learner_of(learner).init(jax.random.key(0), learner, task.spec))
     size = sum(4 * leaf.size for leaf in jax.tree.leaves(state.params["actor"]))
     if size + 8 * task.spec.observation_size > MAX_TENSORS_BYTES:
@@ -56,7 +59,15 @@ def make_engine(config: Config, task: Task, *others: Config, group: ProcessGroup
     runs = (config, *others)
     seeds, members = [seed for run in runs for seed in run.all_seeds], members_of(runs)
     if config.reset_every is None:
-        return DeviceEngine(task.jax_env(), seeds, config.learner, CHUNK, members=members, group=group)
+        return DeviceEngine(
+            task.jax_env(),
+            seeds,
+            config.learner,
+            CHUNK,
+            members=members,
+            group=group,
+            shard_envs=config.shard_envs,
+        )
     return HostEngine(
         lambda: make_vector(task, config.learner.num_envs),
         seeds,

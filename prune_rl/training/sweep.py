@@ -53,7 +53,7 @@ def sweep(
     refused is refused before training starts; raises ``TrainingFailed`` if no seed of any run is left. ``group`` as in
     ``experiment``.
     """
-    task = resolve_task(config.env, config.backend, config.env_kwargs)
+    task = resolve_task(config.env, config.backend, config.env_kwargs, config.seeds)
     runs = [dataclasses.replace(run, config=run.config.resolved(task)) for run in swept_runs(config, axes)]
     for run in runs:
         check_effect(run)

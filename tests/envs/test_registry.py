@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from prune_rl.envs import mjx, registry
+from prune_rl.envs import task as task_module
 from prune_rl.envs.cartpole import CartPole
 from prune_rl.envs.errors import UnsupportedEnvironment
 from prune_rl.envs.gymnasium_adapter import Adapter
@@ -17,6 +19,7 @@ from prune_rl.envs.gymnasium_vector import HostEnv
 from prune_rl.envs.task import resolve_task
 from prune_rl.envs.vector import make_vector
 from prune_rl.spaces import Box, Discrete, Spec
+from prune_rl.training.config import Config
 
 from .reference_tasks import ENVPOOL_PLATFORM
 
@@ -138,6 +141,35 @@ def test_backends_with_the_preferred_one_first(
             assert resolve_task(env_id).backend == without
     for backend in expected:
         assert resolve_task(env_id, backend).backend == backend
+
+
+def test_mjx_is_the_default_on_a_gpu_from_a_number_of_seeds_that_is_not_known_yet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def on(platform: str) -> Callable[[], str]:
+        return lambda: asked.append(platform) or platform  # type: ignore[func-returns-value]
+
+    assert registry.MJX_FROM_SEEDS is None
+    assert not registry.prefers_mjx("Hopper-v3", 1000, on("gpu"))
+    monkeypatch.setattr(registry, "MJX_FROM_SEEDS", 8)
+    for env_id in registry.MJX_IDS:
+        assert registry.prefers_mjx(env_id, 8, on("gpu"))
+        assert not registry.prefers_mjx(env_id, 7, on("gpu"))
+        assert not registry.prefers_mjx(env_id, 8, on("cpu"))
+        assert not registry.prefers_mjx(env_id, 8, on("tpu"))
+    asked.clear()
+    assert not registry.prefers_mjx("LunarLander-v2", 8, on("gpu"))
+    assert not asked, "JAX is asked only where the answer depends on it"
+    # On this machine's CPU, nothing changes; what the user says counts everywhere.
+    assert resolve_task("Hopper-v3", seeds=8).backend == resolve_task("Hopper-v3").backend != "jax"
+    monkeypatch.setattr(task_module, "_jax_platform", on("gpu"))
+    assert resolve_task("Hopper-v3", seeds=8).backend == "jax"
+    assert resolve_task("Hopper-v3", "gymnasium", seeds=8).backend == "gymnasium"
+    assert resolve_task("Hopper-v3", kwargs=("gain=1",), seeds=8).backend == "gymnasium"
+    assert Config(env="Hopper-v3", seeds=8).resolved().backend == "jax"
+    assert Config(env="Hopper-v3", seeds=7).resolved().backend != "jax"
 
 
 def test_the_walkers_in_jax_are_those_of_mjx() -> None:

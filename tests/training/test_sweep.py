@@ -229,6 +229,7 @@ def test_fields_of_several_flags_count_wherever_the_environment_stands() -> None
         ("--sweep seed=1,2", "'seed' is none"),
         ("--sweep gamma=0.9,0.99 --gamma 0.5", "gamma has the values of --sweep and one of --gamma"),
         ("--sweep gamma=0.9 --extend x", "--extend is for a single run, and --sweep makes several"),
+        ("--sweep gamma=0.9 --shard-envs", "--shard-envs is for a single run, and --sweep makes several"),
         ("--method dense --sweep prune.strength=0.1,1", "would change nothing with method 'dense'"),
     ],
 )

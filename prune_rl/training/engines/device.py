@@ -21,6 +21,7 @@ from prune_rl.processes.group import ALONE, ProcessGroup
 from prune_rl.runs.log_rows import with_equal_names
 from prune_rl.training.engines.array_widths import Widths
 from prune_rl.training.engines.engine import Engine, init_seeds, seed_keys
+from prune_rl.training.engines.env_devices import EnvDevices
 from prune_rl.training.engines.faults import fault_metrics
 from prune_rl.training.engines.members import ALIKE, Members, Values
 from prune_rl.training.engines.over_seeds import in_turn, over_seeds
@@ -42,6 +43,10 @@ class Runner:
     values: Values = dataclasses.field(default_factory=dict)
 
 
+# The axis of environments in a runner, behind that of seeds.
+ENV_AXES: Any = Runner(None, 1, 1, None, None)  # type: ignore[arg-type]
+
+
 def runner_axes(config: LearnerConfig) -> Any:
     """``in_axes`` of a runner."""
     return Runner(learner_of(config).VMAP_AXES, 0, 0, 0, 0)  # type: ignore[arg-type]
@@ -61,31 +66,40 @@ def init_runner(
     return runner.replace(values=values or {})  # type: ignore[attr-defined,no-any-return]
 
 
-def iterate(env: JaxEnv[Any], runner: Runner, config: LearnerConfig) -> tuple[Runner, Metrics]:
-    """Rollout, update, proximal step and threshold of one seed. Pure."""
+def iterate(
+    env: JaxEnv[Any], runner: Runner, config: LearnerConfig, devices: EnvDevices | None = None
+) -> tuple[Runner, Metrics]:
+    """Rollout, update, proximal step and threshold of one seed. Pure.
+
+    ``devices``: those that share its environments.
+    """
     config = with_values(config, runner.values)
     key, rollout_key = jax.random.split(runner.key)
     env_state, obs, transitions = rollout(
-        env, runner.state, runner.env_state, runner.obs, rollout_key, config
+        env, runner.state, runner.env_state, runner.obs, rollout_key, config, devices
     )
+    if devices is not None:
+        transitions = devices.gathered(transitions)
     state, metrics = learner_of(config).update(runner.state, transitions, config)
     return Runner(state, env_state, obs, key, runner.values), metrics | fault_metrics(transitions)
 
 
 def make_chunk(
-    env: JaxEnv[Any], config: LearnerConfig, length: int, devices: SeedDevices | None = None
+    env: JaxEnv[Any], config: LearnerConfig, length: int, devices: SeedDevices | EnvDevices | None = None
 ) -> Any:
     """A compiled function (runner, n) -> (runner, metrics [length, S]) that makes n <= ``length`` updates.
 
     ``n`` is traced, so that a shorter last chunk compiles nothing anew; rows of metrics from n on are zeros. The runner
-    is donated. Each of the ``devices`` makes the updates of its own seeds; None: one device makes all.
+    is donated. Each of the ``devices`` makes the updates of its own seeds, or steps its own environments; None: one
+    device does all.
     """
     axes = runner_axes(config)
+    sharing = devices if isinstance(devices, EnvDevices) else None
 
     def chunk(runner: Runner, n: jax.Array) -> tuple[Runner, Metrics]:
         num_seeds = runner.obs.shape[0]
         batched = over_seeds(
-            lambda r: iterate(env, r, config),
+            lambda r: iterate(env, r, config, sharing),
             num_seeds,
             in_axes=(axes,),
             out_axes=(axes, 0),
@@ -104,14 +118,20 @@ def make_chunk(
         result: tuple[Runner, Metrics] = jax.lax.fori_loop(0, n, body, (runner, rows))
         return result
 
+    if sharing is not None:
+        return sharing.jit(chunk, (ENV_AXES, None), (ENV_AXES, None), donate_argnums=0)
     return (devices or SeedDevices.choose(1)).jit(chunk, (axes, None), (axes, 1), donate_argnums=0)
 
 
 class DeviceEngine(Engine[Any]):
     """Everything on the device: up to ``length`` updates in one compiled program without a host round trip.
 
-    ``devices``: those that may share the members, by default all local ones. ``members``: what they differ in beside
-    their seeds. ``group``: the processes that share them.
+    ``devices``: those that may share the members, by default all local ones; with ``shard_envs`` they share the
+    environments of the one member there is. ``members``: what they differ in beside their seeds. ``group``: the
+    processes that share them.
+
+    Raises:
+        ValueError: ``shard_envs`` with several seeds, or with environments that the devices cannot share equally.
     """
 
     def __init__(
@@ -123,15 +143,24 @@ class DeviceEngine(Engine[Any]):
         devices: Sequence[jax.Device] | None = None,
         members: Members = ALIKE,
         group: ProcessGroup = ALONE,
+        shard_envs: bool = False,
     ) -> None:
         held = group.share(len(seeds), "seeds")
-        chosen = SeedDevices.choose(len(held), devices)
+        chosen: SeedDevices | EnvDevices = SeedDevices.choose(len(held), devices)
+        if shard_envs:
+            if len(seeds) > 1:
+                raise ValueError(
+                    f"shard_envs is for one seed, got {len(seeds)}, which share the devices already"
+                )
+            chosen = EnvDevices.choose(config.num_envs, devices)
         self._chunk = make_chunk(env, config, length, chosen)
         self._dense_chunk = make_chunk(env, dense_method.learner_config(config), length, chosen)
         self._length = length
         keys = seed_keys([seeds[member] for member in held])
         runner = init_runner(env, keys, config, members.held(held).values())
-        super().__init__(runner, runner_axes(config), config, env.spec, seeds, chosen, members.names, group)
+        axes = runner_axes(config)
+        shared = ENV_AXES if shard_envs else axes
+        super().__init__(runner, axes, config, env.spec, seeds, chosen, members.names, group, shared)
 
     def _advance(self, n: int) -> Metrics:
         """``n`` updates; n may exceed the chunk's length."""

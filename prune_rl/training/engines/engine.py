@@ -22,7 +22,7 @@ from prune_rl.training.engines.array_widths import Shrinking, Widths, next_shrin
 from prune_rl.training.engines.dense_part import DensePart, dense_state, num_dense_updates
 from prune_rl.training.engines.faults import Faults
 from prune_rl.training.engines.programs import Programs
-from prune_rl.training.engines.seed_devices import SeedDevices
+from prune_rl.training.engines.seed_devices import DeviceAxis
 from prune_rl.training.engines.shared import blank, gather_faults, gather_updates
 from prune_rl.training.engines.timing import Timing
 
@@ -38,7 +38,7 @@ class Engine(Generic[Compiled]):
     Attributes:
         tree: everything that training changes, all arrays: save it, or assign one that was saved, on any devices.
         held: which of the seeds this process owns: all of them, if it is alone.
-        devices: those that share the seeds.
+        devices: those that share the seeds, or the environments of one seed.
         spec: what the learner knows of the environment.
         faults: the seeds whose environment or training broke, see ``Faults``.
         timing: where the time went.
@@ -52,17 +52,20 @@ class Engine(Generic[Compiled]):
         config: LearnerConfig,
         spec: Spec,
         seeds: Sequence[int],
-        devices: SeedDevices,
+        devices: DeviceAxis,
         names: Sequence[str],
         group: ProcessGroup,
+        shared: Any = None,
     ) -> None:
         """``axes``: a prefix of ``tree``, the seed axis of each leaf or None; ``seeds`` of all processes.
 
-        ``names`` as in ``Faults``.
+        ``names`` as in ``Faults``. ``shared``: as ``axes``, of the axis that the devices share, by default
+        that of seeds.
         """
         self.held = group.share(len(seeds), "seeds")
         self._group = group
         self.devices, self._axes = devices, axes
+        self._shared_axes = axes if shared is None else shared
         self.tree = tree
         self.spec = spec
         self.faults = self._own_faults = Faults(seeds, config, spec, names)
@@ -90,7 +93,7 @@ class Engine(Generic[Compiled]):
 
     @tree.setter
     def tree(self, tree: Any) -> None:
-        self._tree = self.devices.place(tree, self._axes)
+        self._tree = self.devices.place(tree, self._shared_axes)
 
     @property
     def state(self) -> State:

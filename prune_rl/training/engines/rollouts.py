@@ -15,6 +15,7 @@ from prune_rl.envs.vector import VectorEnv
 from prune_rl.learners.registry import Config as LearnerConfig
 from prune_rl.learners.registry import State, environment_actions, learner_of
 from prune_rl.learners.rollout import Rollout
+from prune_rl.training.engines.env_devices import EnvDevices
 
 # Steps in one turn of the compiled loop: a tenth less time than 1 on a CPU, and little more to compile.
 UNROLL = 4
@@ -32,8 +33,11 @@ def rollout(
     obs: jax.Array,
     key: jax.Array,
     config: LearnerConfig,
+    devices: EnvDevices | None = None,
 ) -> tuple[Any, jax.Array, Rollout]:
     """``num_steps`` steps of ``num_envs`` device environments under the current policy. Pure.
+
+    With ``devices``, ``env_state`` and ``obs`` are those of the environments of one of them, and so is the result.
 
     All randomness is drawn before the loop: key derivation inside it would cost more than the environment.
     Returns the environments' states, the observations [N, D] to act on next, and the rollout.
@@ -42,7 +46,12 @@ def rollout(
     noise_key, reset_key = jax.random.split(key)
     shape = (config.num_steps, config.num_envs)
     noise = learner.action_noise(noise_key, shape, env.spec)
-    resets = jax.vmap(jax.vmap(env.reset))(jax.random.split(reset_key, shape))
+    reset_keys = jax.random.split(reset_key, shape)
+    if devices is not None:
+        noise, reset_keys = devices.own((noise, reset_keys))
+        acting = getattr(learner, "acting", None)
+        state = devices.of_the_first(state if acting is None else acting(state))
+    resets = jax.vmap(jax.vmap(env.reset))(reset_keys)
     step_env = jax.vmap(autoreset_step, in_axes=(None, 0, 0, 0, 0))
 
     def step(carry: tuple[Any, jax.Array], drawn: Any) -> tuple[tuple[Any, jax.Array], Any]:

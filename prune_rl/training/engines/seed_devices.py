@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -14,7 +14,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prune_rl.cpu_cores import available_cores
 
-AXIS = "seeds"
 # Seeds from which every core of a CPU is a device of its own. Fewer are as fast on one, whose operations use all cores.
 CORES_FROM = 16
 
@@ -30,18 +29,84 @@ def use_all_cores(num_seeds: int) -> None:
         jax.config.update("jax_num_cpu_devices", available_cores())  # type: ignore[no-untyped-call]
 
 
+class DeviceAxis:
+    """Devices that share an axis of arrays, equally many entries on each; a subclass says which axis.
+
+    Programs are mapped over the devices by ``jax.shard_map``, not partitioned by XLA: a program that is partitioned
+    gathers the operands of every linear-algebra call on all devices.
+    """
+
+    axis: ClassVar[str]
+    devices: tuple[jax.Device, ...]
+
+    def note(self) -> str:
+        """A sentence about the use of the devices; "" where there is nothing to say."""
+        raise NotImplementedError
+
+    def place(self, tree: Any, axes: Any) -> Any:
+        """``tree`` on the devices, on a single one as it is.
+
+        ``axes``: a prefix of it, the shared axis of each leaf or None.
+        """
+        if len(self.devices) == 1:
+            return tree
+        return jax.device_put(tree, self._broadcast(axes, tree))
+
+    def jit(self, fn: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any, **options: Any) -> Any:
+        """``jax.jit`` of ``fn``, which is called for the entries of one device, on all devices.
+
+        Args:
+            fn: a function of arrays with the entries of one device.
+            in_axes: per argument a prefix of it, the shared axis of each leaf or None where all devices have the same.
+            out_axes: likewise of the result.
+            options: of ``jax.jit``.
+        """
+        if len(self.devices) == 1:
+            return jax.jit(fn, **options)
+        mapped = jax.shard_map(
+            fn,
+            mesh=self._mesh,
+            in_specs=_map_axes(self._spec, in_axes),
+            out_specs=_map_axes(self._spec, out_axes),
+            check_vma=False,  # what all devices have alike is computed on every one
+        )
+        # Said here too, so that programs compiled ahead take and give what `place` makes.
+        return jax.jit(
+            mapped,
+            in_shardings=_map_axes(self._sharding, in_axes),
+            out_shardings=_map_axes(self._sharding, out_axes),
+            **options,
+        )
+
+    @property
+    def _mesh(self) -> Mesh:
+        return Mesh(np.array(self.devices), (self.axis,))
+
+    def _sharding(self, axis: int | None) -> NamedSharding:
+        return NamedSharding(self._mesh, self._spec(axis))
+
+    def _broadcast(self, axes: Any, tree: Any) -> Any:
+        shardings = _map_axes(self._sharding, axes)
+        return jax.tree.broadcast(shardings, tree, is_leaf=lambda x: isinstance(x, NamedSharding))
+
+    def _spec(self, axis: int | None) -> PartitionSpec:
+        entries = [] if axis is None else [*[None] * axis, self.axis]
+        return PartitionSpec(*entries)  # type: ignore[no-untyped-call]
+
+
 @dataclasses.dataclass(frozen=True)
-class SeedDevices:
+class SeedDevices(DeviceAxis):
     """The devices that share the seeds of a run, equally many on each.
 
-    Programs are mapped over the devices by ``jax.shard_map``, not partitioned by XLA: seeds have nothing to tell each
-    other, and a program that is partitioned gathers the operands of every linear-algebra call on all devices.
+    Seeds have nothing to tell each other.
 
     Attributes:
         num_seeds: seeds that are trained at once.
         devices: those that are used, at least one.
         available: how many there were to choose from.
     """
+
+    axis: ClassVar[str] = "seeds"
 
     num_seeds: int
     devices: tuple[jax.Device, ...]
@@ -70,57 +135,6 @@ class SeedDevices:
             f"{seeds} on {len(self.devices)} of {self.available} devices: every device has equally many, so for all "
             f"of them give a multiple of {self.available} seeds"
         )
-
-    def place(self, tree: Any, axes: Any) -> Any:
-        """``tree`` on the devices, on a single one as it is.
-
-        ``axes``: a prefix of it, the seed axis of each leaf or None.
-        """
-        if len(self.devices) == 1:
-            return tree
-        return jax.device_put(tree, self._broadcast(axes, tree))
-
-    def jit(self, fn: Callable[..., Any], in_axes: tuple[Any, ...], out_axes: Any, **options: Any) -> Any:
-        """``jax.jit`` of ``fn``, which is called for the seeds of one device, on all devices.
-
-        Args:
-            fn: a function of arrays with ``seeds_each`` seeds.
-            in_axes: per argument a prefix of it, the seed axis of each leaf or None where it is the same for all seeds.
-            out_axes: likewise of the result.
-            options: of ``jax.jit``.
-        """
-        if len(self.devices) == 1:
-            return jax.jit(fn, **options)
-        mapped = jax.shard_map(
-            fn,
-            mesh=self._mesh,
-            in_specs=_map_axes(_spec, in_axes),
-            out_specs=_map_axes(_spec, out_axes),
-            check_vma=False,  # what is the same for all seeds is computed on every device
-        )
-        # Said here too, so that programs compiled ahead take and give what `place` makes.
-        return jax.jit(
-            mapped,
-            in_shardings=_map_axes(self._sharding, in_axes),
-            out_shardings=_map_axes(self._sharding, out_axes),
-            **options,
-        )
-
-    @property
-    def _mesh(self) -> Mesh:
-        return Mesh(np.array(self.devices), (AXIS,))
-
-    def _sharding(self, axis: int | None) -> NamedSharding:
-        return NamedSharding(self._mesh, _spec(axis))
-
-    def _broadcast(self, axes: Any, tree: Any) -> Any:
-        shardings = _map_axes(self._sharding, axes)
-        return jax.tree.broadcast(shardings, tree, is_leaf=lambda x: isinstance(x, NamedSharding))
-
-
-def _spec(axis: int | None) -> PartitionSpec:
-    entries = [] if axis is None else [*[None] * axis, AXIS]
-    return PartitionSpec(*entries)  # type: ignore[no-untyped-call]
 
 
 def _map_axes(fn: Callable[[int | None], Any], axes: Any) -> Any:
