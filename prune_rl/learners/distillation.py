@@ -101,10 +101,9 @@ def init_distillation(
     # Copies, since a state that holds an array twice cannot be donated.
     teacher, stats = jax.tree.map(jnp.copy, (actor, obs_stats))
     (obs_size,), (size,) = obs_stats.mean.shape, actor["head"]["bias"].shape
-    shape = (
-        max(prune.distill_buffer // config.steps_per_update, updates_apart(config)),
-        config.steps_per_update,
-    )
+    # No more than training makes, and no less than what follows a distillation.
+    rollouts = min(prune.distill_buffer // config.steps_per_update, config.num_updates)
+    shape = (max(rollouts, updates_apart(config)), config.steps_per_update)
     obs, outputs = jnp.zeros((*shape, obs_size), jnp.float32), jnp.zeros((*shape, size), jnp.float32)
     return Distillation(teacher, stats, obs, outputs, jnp.zeros((), jnp.int32))
 

@@ -113,6 +113,11 @@ def test_the_last_rollouts_are_stored_with_the_outputs_of_the_teacher() -> None:
     roomy = init_distillation(state.params["actor"], state.obs_stats, few)
     assert roomy is not None
     assert roomy.obs.shape == (1, 3072, 3)
+    short = dataclasses.replace(few, total_timesteps=2 * few.steps_per_update)
+    vast = dataclasses.replace(short, prune=dataclasses.replace(PRUNE, distill_buffer=10**12))
+    bounded = init_distillation(state.params["actor"], state.obs_stats, vast)
+    assert bounded is not None
+    assert bounded.obs.shape == (2, 3072, 3), "what training makes"
     distillation = watched(state, 3)
     assert int(distillation.stored) == 4
     for i in range(4):
@@ -211,3 +216,20 @@ def test_a_spread_is_not_taught_by_a_mean_that_cannot_follow() -> None:
     std, other = (np.exp(np.clip(x[:, 2:], -1.0, 1.0)) for x in (outputs, others))
     terms = np.log(other / std) + 0.5 * (np.square(std / other) - 1.0)
     np.testing.assert_allclose(divergence(outputs, same_mean), terms.sum(1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("distill_ratio", -0.1),
+        ("distill_ratio", float("nan")),
+        ("distill_batch_size", 0),
+        ("distill_buffer", 0),
+        ("distill_learning_rate", 0.0),
+        ("distill_learning_rate", 1.5),
+    ],
+)
+def test_an_option_that_cannot_work_is_named(option: str, value: float) -> None:
+    options: dict[str, Any] = {option: value}
+    with pytest.raises(ValueError, match=rf"prune\.{option} must .*, got"):
+        Pruning(**options).check((8,))
