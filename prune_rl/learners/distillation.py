@@ -134,7 +134,7 @@ def watch(
         teacher, stats = jax.tree.map(
             lambda new, old: jnp.where(untouched, new, old), (actor, obs_stats), (teacher, stats)
         )
-    i, obs = state.stored % state.obs.shape[0], obs.reshape(state.obs.shape[1:])
+    i, obs = state.stored % state.obs.shape[0], obs.reshape(state.obs.shape[1:]).astype(jnp.float32)
     outputs = _outputs(teacher, stats, obs, config)
     return Distillation(
         teacher, stats, state.obs.at[i].set(obs), state.outputs.at[i].set(outputs), state.stored + 1
@@ -159,7 +159,8 @@ def settle_teacher(
 
 
 def _outputs(actor: Params, stats: RunningStatistics, obs: jax.Array, config: LearnerConfig) -> jax.Array:
-    return apply_mlp(actor, normalize(stats, obs, config), config.activation)
+    outputs = apply_mlp(actor, normalize(stats, obs, config), config.activation)
+    return outputs.astype(jnp.float32)  # with 64-bit types too
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -234,7 +235,8 @@ def distill(
             updates, opt_state = adam.update(grads, opt_state)
             cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * i / most))
             step_size = first_step_size * (LAST_STEP_SIZE + (1.0 - LAST_STEP_SIZE) * cosine)
-            return jax.tree.map(lambda x, update: x - step_size * update, actor, updates), opt_state
+            changes = jax.tree.map(lambda x, update: (-step_size * update).astype(x.dtype), actor, updates)
+            return optax.apply_updates(actor, changes), opt_state
 
         needed = on_trial & (distance.of_last(state, actor) > ENOUGH)
         number = jnp.where(needed, most, 0)

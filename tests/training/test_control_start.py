@@ -19,7 +19,7 @@ ARGUMENTS = shlex.split(
     "CartPole-v1 --backend gymnasium --preset /dev/null --hidden 8 --num-envs 2 --num-steps 16 --update-epochs 1 "
     "--num-minibatches 1 --steps 1280 --host-resets 8 --checkpoints 8 --episodes 2 --selection-episodes 2 --seeds 2"
 )
-SHARED = 25 * 32  # of 40 updates the first 27 are shared, and every fifth is a checkpoint
+SHARED = 30 * 32  # of 40 updates the first 33 are shared, and every fifth is a checkpoint
 
 
 @pytest.fixture

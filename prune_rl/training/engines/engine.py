@@ -21,6 +21,7 @@ from prune_rl.spaces import Spec
 from prune_rl.training.engines.array_widths import Shrinking, Widths, next_shrinking
 from prune_rl.training.engines.dense_part import DensePart, dense_state, num_dense_updates
 from prune_rl.training.engines.faults import Faults
+from prune_rl.training.engines.over_seeds import map_with_axes
 from prune_rl.training.engines.programs import Programs
 from prune_rl.training.engines.seed_devices import DeviceAxis
 from prune_rl.training.engines.shared import blank, gather_faults, gather_updates
@@ -147,12 +148,7 @@ class Engine(Generic[Compiled]):
     @property
     def _shared_leaves(self) -> Any:
         """A tree of bools: which leaves are the same for all seeds."""
-
-        def is_none(axis: Any) -> bool:
-            return axis is None
-
-        each = jax.tree.broadcast(self._axes, self._full, is_leaf=is_none)
-        return jax.tree.map(is_none, each, is_leaf=is_none)
+        return map_with_axes(lambda axis, x: False, self._axes, self._full, shared=lambda x: True)
 
     def close(self) -> None:
         """Free what the engine holds."""

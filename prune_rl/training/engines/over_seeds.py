@@ -41,20 +41,24 @@ def over_seeds(
         return jax.vmap(fn, in_axes=in_axes, out_axes=out_axes)
 
     def of(seed: Any, args: Any) -> Any:
-        mine = _with_axes(lambda axis, x: jax.lax.dynamic_index_in_dim(x, seed, axis, False), in_axes, args)
+        mine = map_with_axes(
+            lambda axis, x: jax.lax.dynamic_index_in_dim(x, seed, axis, False), in_axes, args
+        )
         return fn(*mine)
 
     def one(*args: Any) -> Any:
-        return _with_axes(lambda axis, x: jnp.expand_dims(x, axis), out_axes, of(0, args))
+        return map_with_axes(lambda axis, x: jnp.expand_dims(x, axis), out_axes, of(0, args))
 
     def each(*args: Any) -> Any:
         results = jax.lax.map(lambda seed: of(seed, args), jnp.arange(num_seeds))
-        return _with_axes(lambda axis, x: jnp.moveaxis(x, 0, axis), out_axes, results, shared=lambda x: x[0])
+        return map_with_axes(
+            lambda axis, x: jnp.moveaxis(x, 0, axis), out_axes, results, shared=lambda x: x[0]
+        )
 
     return one if num_seeds == 1 else each
 
 
-def _with_axes(
+def map_with_axes(
     change: Callable[[int, jax.Array], Any], axes: Any, tree: Any, shared: Callable[[Any], Any] = lambda x: x
 ) -> Any:
     """``change`` of the leaves that have a seed axis, ``shared`` of those whose axis is None.
