@@ -1,8 +1,7 @@
 """Distillation of the policy that a run had before its first neuron went, on the states that the narrower one visits.
 
-Its actor is the teacher. Each rollout of the narrower policy is stored with the teacher's outputs, and gradient steps
-on the stored rollouts bring the policy back to the teacher's. Learning from states of the student with outputs of the
-teacher is dataset aggregation.
+Its actor is the teacher. Rollouts are stored with the teacher's outputs, and gradient steps on them bring the narrower
+policy back to the teacher's. Learning from states of the student with outputs of the teacher is dataset aggregation.
 
 References:
     Ross, Gordon and Bagnell, `A Reduction of Imitation Learning and Structured Prediction to No-Regret Online Learning
@@ -101,9 +100,9 @@ def init_distillation(
     # Copies, since a state that holds an array twice cannot be donated.
     teacher, stats = jax.tree.map(jnp.copy, (actor, obs_stats))
     (obs_size,), (size,) = obs_stats.mean.shape, actor["head"]["bias"].shape
-    # No more than training makes, and no less than what follows a distillation.
-    rollouts = min(prune.distill_buffer // config.steps_per_update, config.num_updates)
-    shape = (max(rollouts, updates_apart(config)), config.steps_per_update)
+    # At least what follows a distillation. The shape does not depend on the length of training, which may be extended.
+    rollouts = max(prune.distill_buffer // config.steps_per_update, updates_apart(config))
+    shape = (rollouts, config.steps_per_update)
     obs, outputs = jnp.zeros((*shape, obs_size), jnp.float32), jnp.zeros((*shape, size), jnp.float32)
     return Distillation(teacher, stats, obs, outputs, jnp.zeros((), jnp.int32))
 
@@ -153,7 +152,7 @@ def settle_teacher(
         return outputs.at[i].set(_outputs(state.teacher, state.obs_stats, state.obs[i], config))
 
     # A loop, which costs nothing under vmap either where no seed needs it.
-    number = jnp.where(first, state.obs.shape[0], 0)
+    number = jnp.where(first, jnp.minimum(state.stored, state.obs.shape[0]), 0)
     outputs = jax.lax.fori_loop(0, number, label, state.outputs)
     return state.replace(outputs=outputs)  # type: ignore[attr-defined,no-any-return]
 

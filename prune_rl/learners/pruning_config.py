@@ -10,6 +10,8 @@ from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 WARM_UP = 0.01
 # Mask updates of a whole run, where the number of updates between two is not given.
 MASK_UPDATES = 120
+# Observations for distillation that fit into memory, for each seed.
+MOST_OBSERVATIONS = 10_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,8 +133,7 @@ class Pruning:
             _in_range("prune.learning_rate_floor", self.learning_rate_floor, 0.0, 100.0)
         _in_range("prune.distill_ratio", self.distill_ratio, 0.0, 1000.0)
         for name in ("distill_batch_size", "distill_buffer"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"prune.{name} must be >= 1, got {getattr(self, name)}")
+            _in_range(f"prune.{name}", getattr(self, name), 1, MOST_OBSERVATIONS)
         if not 0.0 < self.distill_learning_rate <= 1.0:
             raise ValueError(
                 f"prune.distill_learning_rate must lie in (0, 1], got {self.distill_learning_rate}"

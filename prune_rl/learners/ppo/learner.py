@@ -176,7 +176,7 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
 
     Returns the new state and metrics, scalars: those of ``track_returns``, "explained_variance", the parts of ``loss``,
     and "gradient_steps"; in a pruned run also "prune_progress", the share of the mask schedule that is done,
-    "prune", the report of ``mask_update``, and the metric of ``distill``.
+    "prune", the report of ``mask_update``, and "distillation", see ``pruning_step``.
     """
     groups = prunable_groups(state.params, config)
     tx, discrete = optimizer(groups, config), is_discrete(state.bounds)

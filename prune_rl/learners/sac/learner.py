@@ -67,7 +67,7 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
 
     Returns the new state and metrics, scalars: those of ``track_returns``, "gradient_steps" (0 during warm-up), those
     of ``gradient_step`` (their mean; 0 during warm-up); in a pruned run also "prune_progress", the share of the mask
-    schedule that is done, "prune", the report of ``mask_update``, and the metric of ``distill``.
+    schedule that is done, "prune", the report of ``mask_update``, and "distillation", see ``pruning_step``.
     """
     chex.assert_shape(rollout.reward, (config.num_steps, config.num_envs))
     rollout = jax.tree.map(jnp.asarray, rollout)

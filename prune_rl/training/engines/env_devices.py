@@ -24,15 +24,11 @@ class EnvDevices(DeviceAxis):
 
     Attributes:
         num_envs: environments of the seed.
-        devices: those that are used, at least one.
-        available: how many there were to choose from.
     """
 
     axis: ClassVar[str] = "envs"
 
     num_envs: int
-    devices: tuple[jax.Device, ...]
-    available: int
 
     @classmethod
     def choose(cls, num_envs: int, devices: Sequence[jax.Device] | None = None) -> EnvDevices:
@@ -48,7 +44,7 @@ class EnvDevices(DeviceAxis):
                 f"environments among: give a multiple of {len(found)} (--num-envs), or hide devices "
                 "(CUDA_VISIBLE_DEVICES)"
             )
-        return cls(num_envs, found, len(found))
+        return cls(found, len(found), num_envs)
 
     def note(self) -> str:
         """A sentence about the use of the devices."""

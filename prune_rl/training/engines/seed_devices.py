@@ -29,15 +29,22 @@ def use_all_cores(num_seeds: int) -> None:
         jax.config.update("jax_num_cpu_devices", available_cores())  # type: ignore[no-untyped-call]
 
 
+@dataclasses.dataclass(frozen=True)
 class DeviceAxis:
     """Devices that share an axis of arrays, equally many entries on each; a subclass says which axis.
 
     Programs are mapped over the devices by ``jax.shard_map``, not partitioned by XLA: a program that is partitioned
     gathers the operands of every linear-algebra call on all devices.
+
+    Attributes:
+        devices: those that are used, at least one.
+        available: how many there were to choose from.
     """
 
     axis: ClassVar[str]
+
     devices: tuple[jax.Device, ...]
+    available: int
 
     def note(self) -> str:
         """A sentence about the use of the devices; "" where there is nothing to say."""
@@ -102,22 +109,18 @@ class SeedDevices(DeviceAxis):
 
     Attributes:
         num_seeds: seeds that are trained at once.
-        devices: those that are used, at least one.
-        available: how many there were to choose from.
     """
 
     axis: ClassVar[str] = "seeds"
 
     num_seeds: int
-    devices: tuple[jax.Device, ...]
-    available: int
 
     @classmethod
     def choose(cls, num_seeds: int, devices: Sequence[jax.Device] | None = None) -> SeedDevices:
         """The largest number of ``devices``, by default all local ones, that divides the seeds."""
         found = tuple(jax.local_devices() if devices is None else devices)
         number = max(n for n in range(1, len(found) + 1) if num_seeds % n == 0)
-        return cls(num_seeds, found[:number], len(found))
+        return cls(found[:number], len(found), num_seeds)
 
     @property
     def seeds_each(self) -> int:
