@@ -142,8 +142,11 @@ def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Mar
         panel.annotate(f"target: {target}", (0.0, target), xycoords=("axes fraction", "data"), xytext=(5, 4),
                        textcoords="offset points", fontsize=8.5)  # fmt: skip
     if marks.window is not None:
-        panel.annotate(marks.window_name, (marks.window[0], 1.0), xycoords=("data", "axes fraction"),
-                       xytext=(5, -12), textcoords="offset points", fontsize=8.5, color=GREY)  # fmt: skip
+        # A late window is narrow, and the curves fall in it: its label is left of it, below them.
+        late = marks.window[0] > 0.6 * float(steps[-1])
+        panel.annotate(marks.window_name, (marks.window[0], 0.0 if late else 1.0), xycoords=("data", "axes fraction"),
+                       xytext=(-5, 8) if late else (5, -12), ha="right" if late else "left",
+                       textcoords="offset points", fontsize=8.5, color=GREY)  # fmt: skip
     smallest = min([*ends, *targets])
     largest = max(float(np.nanmax(kept)) for kept in widths.values())
     if smallest >= 1:
