@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,20 +47,30 @@ def gaussian_range(spec: Spec) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.
     action = spec.action
     if isinstance(action, Discrete):
         return None
-    ranges = [_range(low, high) for low, high in zip(action.low, action.high, strict=True)]
-    if all(each == (0.0, 1.0) for each in ranges):
+    low, high = np.array([action.low, action.high], np.float64)
+    centre, scale = _centre_and_scale(low, high, np)
+    if not np.any(centre) and np.all(scale == 1.0):
         return None
-    centre, scale = np.array(ranges, np.float32).T
-    return centre, scale
+    return centre.astype(np.float32), scale.astype(np.float32)
 
 
-def _range(low: float, high: float) -> tuple[float, float]:
+def gaussian_bounds(bounds: jax.Array) -> jax.Array:
+    """The bounds of the action space, from ``action_bounds``, before ``gaussian_range``: float32[2, size]."""
+    low, high = bounds
+    centre, scale = _centre_and_scale(low, high, jnp)
+    return jnp.stack([(bound - centre) / scale for bound in (low, high)])
+
+
+def _centre_and_scale(low: Any, high: Any, xp: Any) -> tuple[Any, Any]:
     half = 0.5 * high - 0.5 * low
-    if low <= 0.0 <= high and (half > NO_BOUND or (low == -high and 0.5 <= half <= 2.0)):
-        return 0.0, 1.0
-    if math.isfinite(half):
-        return 0.5 * low + 0.5 * high, half or 1.0
-    return (low + 1.0 if low > 0.0 else high - 1.0 if high < 0.0 else 0.0), 1.0
+    kept = (
+        (low <= 0.0) & (high >= 0.0) & ((half > NO_BOUND) | ((low == -high) & (half >= 0.5) & (half <= 2.0)))
+    )
+    two = ~kept & xp.isfinite(half)
+    middle = 0.5 * xp.where(two, low, 0.0) + 0.5 * xp.where(two, high, 0.0)
+    one = xp.where(low > 0.0, low + 1.0, xp.where(high < 0.0, high - 1.0, 0.0))
+    centre = xp.where(kept, 0.0, xp.where(two, middle, one))
+    return centre, xp.where(two & (half > 0.0), half, 1.0)
 
 
 def from_unit(action: jax.Array, bounds: jax.Array) -> jax.Array:

@@ -47,12 +47,12 @@ def categorical_divergence(outputs: jax.Array, others: jax.Array) -> jax.Array:
     return Categorical(outputs).kl_divergence(Categorical(others))
 
 
-def mean_divergence(log_std: jax.Array) -> Divergence:
-    """KL(teacher ‖ student) of means float32[B, size], both with the spread ``log_std``.
+def clipped_divergence(log_std: jax.Array, bounds: jax.Array) -> Divergence:
+    """KL(teacher ‖ student) of means float32[B, size], of actions clipped to ``bounds`` float32[2, size].
 
-    A spread that learned here would grow where the student cannot follow.
+    Both have the spread ``log_std`` float32[size]: one that learned here would grow where the student cannot follow.
     """
-    return lambda outputs, others: Gaussian(outputs, log_std).kl_divergence(Gaussian(others, log_std))
+    return lambda outputs, others: Gaussian(outputs, log_std).clipped_kl_divergence(others, bounds)
 
 
 def gaussian_divergence(bounds: tuple[float, float]) -> Divergence:
@@ -196,12 +196,13 @@ def distill(
     distance: Distance,
     key: jax.Array,
     step: jax.Array,
+    episodes: float,
 ) -> Params:
-    """Bring the actor back to the teacher while a removal of neurons is on trial.
+    """Bring the actor back to the teacher after a removal of neurons, in the first ``episodes`` of its trial.
 
-    Gradient steps of Adam on the mean divergence from the teacher, from moments of zero, with a step size that falls as
-    a cosine. None is made where the divergence on the last rollouts is at most ``ENOUGH``. Masked slices stay 0, since
-    their gradient is.
+    What imitation does not bring back by then is left to the learner's own updates. Gradient steps of Adam on the mean
+    divergence from the teacher, from moments of zero, with a step size that falls as a cosine. None is made where the
+    divergence on the last rollouts is at most ``ENOUGH``. Masked slices stay 0, since their gradient is.
 
     Args:
         state: after ``watch``.
@@ -210,13 +211,14 @@ def distill(
         distance: of the actor from the teacher.
         key: for the minibatches.
         step: int32[], updates made, the same for all seeds.
+        episodes: for how many of a trial the actor learns here.
     """
-    config = distance.config
+    config, threshold = distance.config, pruning.threshold
     if state is None or config.prune is None:
         return actor
-    assert isinstance(pruning.threshold, ThresholdState)
-    prune, on_trial, apart = config.prune, pruning.threshold.on_trial, updates_apart(config)
-    widths = [jnp.sum(pruning.masks[name]) for name in pruning.threshold.good_masks]
+    assert isinstance(threshold, ThresholdState)
+    prune, apart = config.prune, updates_apart(config)
+    widths = [jnp.sum(pruning.masks[name]) for name in threshold.good_masks]
     width = sum(widths, jnp.zeros((), jnp.int32)) / max(len(widths), 1)
     first_step_size = prune.distill_learning_rate / jnp.sqrt(width + 1.0)
     most = max(1, round(prune.distill_ratio * apart * config.steps_per_update))
@@ -237,7 +239,9 @@ def distill(
             changes = jax.tree.map(lambda x, update: (-step_size * update).astype(x.dtype), actor, updates)
             return optax.apply_updates(actor, changes), opt_state
 
-        needed = on_trial & (distance.of_last(state, actor) > ENOUGH)
+        needed = (
+            threshold.on_trial & (threshold.waited < episodes) & (distance.of_last(state, actor) > ENOUGH)
+        )
         number = jnp.where(needed, most, 0)
         learned: Params = jax.lax.fori_loop(0, number, minibatch, (actor, adam.init(actor)))[0]
         return learned

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+# Standard deviations from the mean beyond which nothing lies.
+FAR = 1e3
+
 
 class Categorical(NamedTuple):
     """Actions 0 … n − 1 with log-probabilities ``log_softmax(logits)``; logits float32[…, n]."""
@@ -72,6 +75,25 @@ class Gaussian(NamedTuple):
         log_std, others = self._like_mean(self.log_std), self._like_mean(other.log_std)
         spread = jnp.exp(2.0 * (log_std - others)) + jnp.square((self.mean - other.mean) * jnp.exp(-others))
         return jnp.sum(others - log_std + 0.5 * (spread - 1.0), axis=-1)
+
+    def clipped_kl_divergence(self, mean: jax.Array, bounds: jax.Array) -> jax.Array:
+        """KL(self ‖ other), float32[…], of actions clipped to ``bounds`` float32[2, size]; the other has another mean.
+
+        Both have the same spread. A clipped action equals a bound with the probability that lies beyond it, and has the
+        normal density between the bounds, so that means well beyond a bound are the same. Bounds may be infinite.
+        """
+        std = self._like_mean(jnp.exp(self.log_std))
+        # Finite, for gradients without 0 · ∞; so far out no float32 probability is left.
+        (low, high), (other_low, other_high) = (
+            [jnp.clip((self._like_mean(bound) - x) / std, -FAR, FAR) for bound in bounds]
+            for x in (self.mean, mean)
+        )
+        ndtr, log_ndtr, pdf = jax.scipy.special.ndtr, jax.scipy.special.log_ndtr, jax.scipy.stats.norm.pdf
+        at_low = ndtr(low) * (log_ndtr(low) - log_ndtr(other_low))
+        at_high = ndtr(-high) * (log_ndtr(-high) - log_ndtr(-other_high))
+        apart = (self.mean - mean) / std
+        between = 0.5 * jnp.square(apart) * (ndtr(high) - ndtr(low)) - apart * (pdf(high) - pdf(low))
+        return jnp.sum(at_low + between + at_high, axis=-1)
 
     def _like_mean(self, x: jax.Array) -> jax.Array:
         return jnp.broadcast_to(x, self.mean.shape)

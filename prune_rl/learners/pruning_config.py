@@ -73,14 +73,14 @@ class Pruning:
     """While neurons may go, Adam's step size is at least this share of learning_rate, and after end it falls linearly
     to learning_rate_end: a network that has just narrowed has to learn, where nothing is distilled. None: it goes on as
     in the dense control."""
-    distill_ratio: float = 0.5
-    """With tolerance, while a removal is on trial: gradient steps per environment step that bring the policy back to
-    that of before the first removal, on the states of the last rollouts. 0 leaves them out."""
+    distill_ratio: float = 1.0
+    """With tolerance, in the first episodes after a removal: gradient steps per environment step that bring the policy
+    back to that of before the first removal, on the states of the last rollouts. 0 leaves them out."""
     distill_batch_size: int = 256
     """Observations per such step."""
     distill_buffer: int = 65_536
     """Observations that they are drawn from, the last ones."""
-    distill_learning_rate: float = 8e-3
+    distill_learning_rate: float = 2.4e-2
     """The first step size of Adam in a distillation, divided by the root of the mean width of a layer + 1."""
     importance_decay: float = 0.99
     """Decay of the running mean of importance over gradient steps."""

@@ -83,7 +83,9 @@ def pruning_step(
     pruned, report = prune(state, rules, draw_inputs, key, copies, unchanged=away <= SAME)
     distillation = settle_teacher(distillation, state.pruning, pruned.state, config)
     distance, distill_key = Distance(divergence, stats, config), jax.random.fold_in(key, 1)
-    actor = distill(distillation, pruned.state, pruned.params["actor"], distance, distill_key, state.step)
+    episodes = 0.0 if rules.dynamic is None else rules.dynamic.trial
+    actor = pruned.params["actor"]
+    actor = distill(distillation, pruned.state, actor, distance, distill_key, state.step, episodes)
     if distillation is not None:
         report["distillation"] = away
     return PruningStep(

@@ -17,8 +17,11 @@ import jax.numpy as jnp
 from prune_rl.pruning.gate import NO_PERFORMANCE
 from prune_rl.pruning.mask_schedule import Share
 
-# Standard errors that noise explains: between the mean return of a trial and the reference that it sets, or misses.
-MARGIN = 2.0
+# Standard errors that noise explains: between the mean return of a trial and the reference that it sets, or misses. The
+# two add up: a good policy whose mean is one above sets what a later one may miss by one.
+MARGIN = 1.0
+# Standard errors that the tolerance has to hold, for a short trial.
+PRECISE = 2.0
 # The share of a trial after which it can end, where noise is smaller than the tolerance.
 SHORTEST = 0.25
 # Forgetting per unit of weight of the variance of returns.
@@ -148,10 +151,10 @@ def observe(
 def verdict(rules: DynamicThreshold, state: ThresholdState) -> tuple[ThresholdState, Verdict]:
     """Whether the return holds, with the reference that this trial may have raised.
 
-    R ← max(R, x̄ − 2 s) with s = σ / √n; it holds where x̄ + 2 s_R ≥ R − δ |R|, with s_R = min(σ, σ_R) / √n: a policy
+    R ← max(R, x̄ − s) with s = σ / √n; it holds where x̄ + s_R ≥ R − δ |R|, with s_R = min(σ, σ_R) / √n: a policy
     that has become erratic is not excused by its own noise.
     """
-    known = _margin(state, state.variance) <= rules.tolerance * jnp.abs(state.mean)
+    known = PRECISE / MARGIN * _margin(state, state.variance) <= rules.tolerance * jnp.abs(state.mean)
     # The first trial finds out what noise there is.
     quick = known & jnp.isfinite(state.reference) & (state.waited >= SHORTEST * rules.trial)
     enough = quick | (state.waited >= rules.trial)
@@ -211,10 +214,10 @@ def _num_episodes(state: ThresholdState) -> jax.Array:
 
 
 def _lower_bound(state: ThresholdState) -> jax.Array:
-    """x̄ − 2 s: what the mean return of this trial is at least, as far as noise goes."""
+    """x̄ − s: what the mean return of this trial is at least, as far as noise goes."""
     return state.mean - _margin(state, state.variance)
 
 
 def _margin(state: ThresholdState, variance: jax.Array) -> jax.Array:
-    """2 s, what noise of this variance explains of the mean return of this trial."""
+    """s, what noise of this variance explains of the mean return of this trial."""
     return MARGIN * jnp.sqrt(variance / jnp.maximum(_num_episodes(state), 1.0))

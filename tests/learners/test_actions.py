@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from prune_rl.learners import ppo
-from prune_rl.learners.actions import gaussian_range
+from prune_rl.learners.actions import action_bounds, gaussian_bounds, gaussian_range
 from prune_rl.spaces import Box, Discrete, Spec
 
 
@@ -46,6 +46,9 @@ def test_the_range_of_a_gaussian_covers_finite_bounds(
     ]
     alone = gaussian_range(Spec(1, Box((low,), (high,), (1,))))
     assert (alone is None) == ((centre, scale) == (0.0, 1.0))
+    bounds = gaussian_bounds(action_bounds(Spec(1, Box((low, 50.0), (high, 100.0), (2,)))))
+    expected = [[(x - centre) / scale, edge] for x, edge in ((low, -1.0), (high, 1.0))]
+    np.testing.assert_allclose(bounds, expected, rtol=1e-5)
 
 
 def test_actions_are_moved_with_their_range_and_others_are_the_same_object() -> None:

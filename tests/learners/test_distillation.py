@@ -17,10 +17,10 @@ from prune_rl.learners.distillation import (
     Distance,
     Distillation,
     categorical_divergence,
+    clipped_divergence,
     distill,
     gaussian_divergence,
     init_distillation,
-    mean_divergence,
     settle_teacher,
     updates_apart,
     watch,
@@ -65,7 +65,7 @@ def on_trial(pruning: PruningState, value: bool = True) -> PruningState:
 
 LEARN = quick_jit(
     lambda state, pruning, actor, stats, key, step: distill(
-        state, pruning, actor, Distance(categorical_divergence, stats, CONFIG), key, step
+        state, pruning, actor, Distance(categorical_divergence, stats, CONFIG), key, step, 16.0
     )
 )
 
@@ -159,7 +159,7 @@ def test_the_student_comes_back_to_the_teacher() -> None:
     assert after < 0.1 * before
 
 
-@pytest.mark.parametrize("why", ["no trial", "not due", "near enough"])
+@pytest.mark.parametrize("why", ["no trial", "not due", "near enough", "a long trial"])
 def test_nothing_is_learned_where_there_is_no_reason(why: str) -> None:
     state, _ = start()
     distillation, actor = watched(state, 5), random_params(9, state.params["actor"])
@@ -167,6 +167,9 @@ def test_nothing_is_learned_where_there_is_no_reason(why: str) -> None:
         actor = jax.tree.map(lambda x: x * 1.0005, state.params["actor"])
         assert 0.0 < distance(state, distillation, actor) < ENOUGH
     pruning = on_trial(state.pruning, why != "no trial")
+    if why == "a long trial":
+        threshold: Any = pruning.threshold
+        pruning = pruning._replace(threshold=threshold._replace(waited=jnp.float32(16.0)))
     learned = learn(state, distillation, actor, pruning, step=1 if why == "not due" else 0)
     jax.tree.map(np.testing.assert_array_equal, learned, actor)
 
@@ -198,7 +201,8 @@ def test_divergences_are_those_of_the_policies() -> None:
     np.testing.assert_allclose(categorical_divergence(outputs, others), expected, rtol=1e-4)
     log_std = jnp.asarray(RNG.normal(size=4), jnp.float32)
     scaled = np.square(np.asarray(outputs - others) / np.exp(np.asarray(log_std))[None])
-    np.testing.assert_allclose(mean_divergence(log_std)(outputs, others), 0.5 * scaled.sum(1), rtol=1e-4)
+    unbounded = clipped_divergence(log_std, jnp.stack([jnp.full(4, -jnp.inf), jnp.full(4, jnp.inf)]))
+    np.testing.assert_allclose(unbounded(outputs, others), 0.5 * scaled.sum(1), rtol=1e-4)
 
 
 def test_a_spread_is_not_taught_by_a_mean_that_cannot_follow() -> None:

@@ -165,3 +165,64 @@ def test_the_squashed_density_integrates_to_one_over_the_actions() -> None:
     action, log_prob = policy.sample_and_log_prob(jnp.asarray(noise))
     density = np.exp(np.asarray(log_prob, np.float64))
     assert np.trapezoid(density, np.asarray(action, np.float64)[:, 0]) == pytest.approx(1.0, abs=1e-3)
+
+
+def clipped_divergence(mean: float, other: float, std: float, low: float, high: float) -> float:
+    """KL of two normal distributions clipped to [low, high], by quadrature in float64."""
+    first, second = scipy.stats.norm(mean, std), scipy.stats.norm(other, std)
+    at_bounds = [
+        tail * (log_tail - other_log_tail)
+        for tail, log_tail, other_log_tail, bound in (
+            (first.cdf(low), first.logcdf(low), second.logcdf(low), low),
+            (first.sf(high), first.logsf(high), second.logsf(high), high),
+        )
+        if math.isfinite(bound)
+    ]
+    start, end = max(low, mean - 12.0 * std), min(high, mean + 12.0 * std)
+    x = np.linspace(start, end, 100_001) if end > start else np.zeros(1)
+    return sum(at_bounds) + float(np.trapezoid(first.pdf(x) * (first.logpdf(x) - second.logpdf(x)), x))
+
+
+@pytest.mark.parametrize(
+    ("mean", "other", "std", "low", "high"),
+    [
+        (0.0, 0.3, 0.4, -1.0, 1.0),
+        (0.9, 1.4, 0.3, -1.0, 1.0),
+        (1.2, 1.6, 0.3, -1.0, 1.0),
+        (3.0, 7.0, 0.3, -1.0, 1.0),
+        (3.0, -2.0, 0.3, -1.0, 1.0),
+        (-5.0, -1.2, 0.2, -1.0, 1.0),
+        (1.0, 0.0, 0.5, -math.inf, math.inf),
+        (0.5, 0.1, 0.2, 0.0, math.inf),
+        (0.2, 0.4, 0.2, -math.inf, 0.3),
+    ],
+)
+def test_the_divergence_of_clipped_actions(
+    mean: float, other: float, std: float, low: float, high: float
+) -> None:
+    policy, bounds = Gaussian(jnp.array([mean]), jnp.log(jnp.array([std]))), jnp.array([[low], [high]])
+
+    def divergence(other: jax.Array) -> jax.Array:
+        return policy.clipped_kl_divergence(other, bounds)
+
+    found = float(divergence(jnp.array([other])))
+    assert found == pytest.approx(clipped_divergence(mean, other, std, low, high), rel=1e-4, abs=1e-6)
+    normal = float(policy.kl_divergence(Gaussian(jnp.array([other]), policy.log_std)))
+    assert found <= normal * (1.0 + 1e-6), "clipping can only bring two distributions closer"
+    h = 1e-4
+    slope = clipped_divergence(mean, other + h, std, low, high) - clipped_divergence(
+        mean, other - h, std, low, high
+    )
+    gradient = float(jax.grad(lambda x: divergence(x))(jnp.float32(other).reshape(1))[0])
+    assert gradient == pytest.approx(slope / (2.0 * h), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize("mean", [-1e4, -40.0, 0.0, 40.0, 1e4])
+@pytest.mark.parametrize("other", [-1e4, -40.0, 0.0, 40.0, 1e4])
+def test_the_divergence_of_clipped_actions_is_finite_far_beyond_the_bounds(mean: float, other: float) -> None:
+    policy, bounds = Gaussian(jnp.array([mean]), jnp.array([-2.0])), jnp.array([[-1.0], [1.0]])
+    value, slope = jax.value_and_grad(lambda x: policy.clipped_kl_divergence(x, bounds))(jnp.array([other]))
+    assert np.isfinite(value)
+    assert np.isfinite(slope).all()
+    if np.sign(mean) == np.sign(other):
+        assert float(value) == pytest.approx(0.0, abs=1e-5)

@@ -22,14 +22,14 @@ import jax.numpy as jnp
 from flax import struct
 
 from prune_rl.dependency.tree_paths import Params
-from prune_rl.learners.actions import action_bounds, gaussian_range, is_discrete
+from prune_rl.learners.actions import action_bounds, gaussian_bounds, gaussian_range, is_discrete
 from prune_rl.learners.actor_critic import prunable_groups, pruning_rules
 from prune_rl.learners.advantages import generalized_advantages
 from prune_rl.learners.distillation import (
     Distillation,
     categorical_divergence,
+    clipped_divergence,
     init_distillation,
-    mean_divergence,
 )
 from prune_rl.learners.networks import init_actor_critic
 from prune_rl.learners.ppo.config import Config
@@ -200,7 +200,11 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
         rules = pruning_rules(params, config)
         assert rules is not None
         inputs = {"actor": (batch.obs,), "critic": (batch.obs,)}
-        divergence = categorical_divergence if discrete else mean_divergence(params["actor"]["log_std"])
+        divergence = (
+            categorical_divergence
+            if discrete
+            else clipped_divergence(params["actor"]["log_std"], gaussian_bounds(state.bounds))
+        )
         step = pruning_step(state, rules, rollout.obs, acted, lambda: inputs, divergence, prune_key, config)
         state = dataclasses.replace(
             state,
