@@ -32,9 +32,9 @@ class Pruning:
     """Prune the critic too."""
     critic_sparsity: float = 0.5
     """Share of each hidden layer of the critic that may be gone in the end, in [0, 1], if the critic is pruned."""
-    begin: float = 0.85
+    begin: float = 0.86
     """Share of training after which neurons may go."""
-    end: float = 0.95
+    end: float = 0.94
     """Share of training after which none goes any more."""
     proximal_begin: float | None = None
     """Share of training after which the proximal step acts and importance is tracked, by default 0.01 before the first
