@@ -24,7 +24,7 @@ from prune_rl.learners.actions import to_unit
 from prune_rl.learners.actor_critic import pruning_rules
 from prune_rl.learners.distillation import categorical_divergence, gaussian_divergence
 from prune_rl.learners.gradient_steps import many_gradient_steps
-from prune_rl.learners.pruning_step import Acted, pruning_step
+from prune_rl.learners.pruning_step import pruning_step
 from prune_rl.learners.replay_buffer import Transitions
 from prune_rl.learners.rollout import Metrics, Rollout, track_returns
 from prune_rl.learners.running_statistics import update_statistics
@@ -93,32 +93,27 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     )
     state = dataclasses.replace(state, networks=networks, key=key, step=state.step + 1)
     if config.prune is not None:
-        state, report = _prune(state, rollout.obs, acted, (batch_key, prune_key), config)
-        metrics |= report
+
+        def draw_inputs() -> dict[str, tuple[jax.Array]]:
+            batch = replay_buffer.sample_normalized(replay, batch_key, PRUNING_BATCH, obs_stats, config)
+            return {"actor": (batch.obs,), "critic": (critic_input(batch.obs, batch.action, arch),)}
+
+        rules = pruning_rules(networks.params, config)
+        assert rules is not None
+        divergence = categorical_divergence if arch.discrete else gaussian_divergence(LOG_STD_RANGE)
+        # The target critics lose the neurons of the critics.
+        copies = {"critic": networks.params | {"critic": networks.target_critic}}
+        done = pruning_step(
+            state, rules, rollout.obs, acted, draw_inputs, divergence, prune_key, config, copies
+        )
+        target = done.copies["critic"]["critic"]
+        networks = Networks(done.params, target, networks.log_alpha, done.opt_state)
+        state = dataclasses.replace(
+            state,
+            networks=networks,
+            returns=done.returns,
+            pruning=done.pruning,
+            distillation=done.distillation,
+        )
+        metrics |= done.metrics
     return state, metrics | losses
-
-
-def _prune(
-    state: State, obs: jax.Array, acted: Acted, keys: tuple[jax.Array, jax.Array], config: Config
-) -> tuple[State, Metrics]:
-    """The mask update of the actor and, when asked, of the critics, target critics included, then distillation.
-
-    ``obs`` of the last rollout, made with the actor and statistics ``acted``.
-    """
-    arch, networks, stats = architecture(state, config), state.networks, state.obs_stats
-
-    def draw_inputs() -> dict[str, tuple[jax.Array]]:
-        batch = replay_buffer.sample_normalized(state.replay, keys[0], PRUNING_BATCH, stats, config)
-        return {"actor": (batch.obs,), "critic": (critic_input(batch.obs, batch.action, arch),)}
-
-    rules = pruning_rules(state.params, config)
-    assert rules is not None
-    divergence = categorical_divergence if arch.discrete else gaussian_divergence(LOG_STD_RANGE)
-    copies = {"critic": state.params | {"critic": networks.target_critic}}
-    step = pruning_step(state, rules, obs, acted, draw_inputs, divergence, keys[1], config, copies)
-    target = step.copies["critic"]["critic"]
-    networks = Networks(step.params, target, networks.log_alpha, step.opt_state)
-    state = dataclasses.replace(
-        state, networks=networks, returns=step.returns, pruning=step.pruning, distillation=step.distillation
-    )
-    return state, step.metrics
