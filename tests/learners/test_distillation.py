@@ -29,6 +29,7 @@ from prune_rl.learners.networks import apply_mlp
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.running_statistics import RunningStatistics
 from prune_rl.pruning.rules import PruningState
+from prune_rl.spaces import Box, Spec
 from tests.compilation import quick_jit
 from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, SMALL, random_params, random_rollout
 
@@ -203,6 +204,31 @@ def test_divergences_are_those_of_the_policies() -> None:
     scaled = np.square(np.asarray(outputs - others) / np.exp(np.asarray(log_std))[None])
     unbounded = clipped_divergence(log_std, jnp.stack([jnp.full(4, -jnp.inf), jnp.full(4, jnp.inf)]))
     np.testing.assert_allclose(unbounded(outputs, others), 0.5 * scaled.sum(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(("mean", "other", "same"), [(0.6, 0.8, False), (1.6, 1.8, True), (-1.6, 1.6, False)])
+def test_ppo_compares_the_actions_that_the_environment_sees(mean: float, other: float, same: bool) -> None:
+    # A Gaussian of mean 1 is at the bound, 0.4 in the environment's units.
+    spec = Spec(3, Box((-0.4, -0.4), (0.4, 0.4), (2,)))
+    state = ppo.init(jax.random.key(0), CONFIG, spec)
+    assert state.distillation is not None
+
+    def constant(value: float) -> Any:
+        actor = jax.tree.map(jnp.zeros_like, state.params["actor"])
+        actor["head"]["bias"] = jnp.full(2, value)
+        return {**actor, "log_std": jnp.full(2, -3.0)}
+
+    state = dataclasses.replace(
+        state,
+        params={**state.params, "actor": constant(mean)},
+        distillation=dataclasses.replace(state.distillation, teacher=constant(other)),
+        pruning=state.pruning._replace(updates=jnp.int32(1)),
+    )
+    _, metrics = quick_jit(ppo.update, static_argnums=2)(state, random_rollout(0, CONFIG, spec), CONFIG)
+    if same:
+        assert metrics["distillation"] < 1e-6
+    else:
+        assert metrics["distillation"] > 1.0
 
 
 def test_a_spread_is_not_taught_by_a_mean_that_cannot_follow() -> None:
