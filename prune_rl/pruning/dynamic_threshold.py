@@ -154,7 +154,7 @@ def verdict(rules: DynamicThreshold, state: ThresholdState) -> tuple[ThresholdSt
     R ← max(R, x̄ − s) with s = σ / √n; it holds where x̄ + s_R ≥ R − δ |R|, with s_R = min(σ, σ_R) / √n: a policy
     that has become erratic is not excused by its own noise.
     """
-    known = PRECISE / MARGIN * _margin(state, state.variance) <= rules.tolerance * jnp.abs(state.mean)
+    known = PRECISE * _standard_error(state, state.variance) <= rules.tolerance * jnp.abs(state.mean)
     # The first trial finds out what noise there is.
     quick = known & jnp.isfinite(state.reference) & (state.waited >= SHORTEST * rules.trial)
     enough = quick | (state.waited >= rules.trial)
@@ -162,7 +162,7 @@ def verdict(rules: DynamicThreshold, state: ThresholdState) -> tuple[ThresholdSt
     reference = jnp.where(higher, _lower_bound(state), state.reference)
     noise = jnp.where(higher, state.variance, state.noise)
     best = jnp.where(jnp.isfinite(reference), reference, 0.0)
-    margin = _margin(state, jnp.minimum(state.variance, noise))
+    margin = MARGIN * _standard_error(state, jnp.minimum(state.variance, noise))
     holds = enough & (state.mean + margin >= best - rules.tolerance * jnp.abs(best))
     fails = ~holds & (state.waited >= rules.patience * rules.trial)
     before = jnp.where(jnp.isfinite(state.reference), state.reference, best)
@@ -215,9 +215,9 @@ def _num_episodes(state: ThresholdState) -> jax.Array:
 
 def _lower_bound(state: ThresholdState) -> jax.Array:
     """x̄ − s: what the mean return of this trial is at least, as far as noise goes."""
-    return state.mean - _margin(state, state.variance)
+    return state.mean - MARGIN * _standard_error(state, state.variance)
 
 
-def _margin(state: ThresholdState, variance: jax.Array) -> jax.Array:
-    """s, what noise of this variance explains of the mean return of this trial."""
-    return MARGIN * jnp.sqrt(variance / jnp.maximum(_num_episodes(state), 1.0))
+def _standard_error(state: ThresholdState, variance: jax.Array) -> jax.Array:
+    """s, of the mean return of this trial, where one return has this variance."""
+    return jnp.sqrt(variance / jnp.maximum(_num_episodes(state), 1.0))

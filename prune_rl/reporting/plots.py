@@ -122,7 +122,6 @@ def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Mar
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
     panel.set_ylabel("kept neurons per layer")
-    ends = []
     for number, (name, kept) in enumerate(widths.items()):
         colour = LAYER_COLOURS[number % len(LAYER_COLOURS)]
         # Layers that go the same way stay visible: each later line is thinner and lies on top of the one before.
@@ -135,7 +134,6 @@ def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Mar
         low, high = int(np.nanmin(kept[-1])), int(np.nanmax(kept[-1]))
         text = f"{name}: {low if low == high else f'{low}–{high}'} of {int(np.nanmax(kept))}"
         panel.plot([], [], color=colour, linewidth=2.2, linestyle=dashes, label=text)
-        ends.append(float(np.nanmean(kept[-1])))
     targets = sorted(set(marks.target_widths.values()))
     for target in targets:
         panel.axhline(target, color="#222222", linewidth=1.1, linestyle=(0, (2, 2)))
@@ -147,7 +145,7 @@ def _draw_widths(panel: Axes, steps: Curve, widths: dict[str, Curve], marks: Mar
         panel.annotate(marks.window_name, (marks.window[0], 0.0 if late else 1.0), xycoords=("data", "axes fraction"),
                        xytext=(-5, 8) if late else (5, -12), ha="right" if late else "left",
                        textcoords="offset points", fontsize=8.5, color=GREY)  # fmt: skip
-    smallest = min([*ends, *targets])
+    smallest = min([*(float(np.nanmin(kept)) for kept in widths.values()), *targets])
     largest = max(float(np.nanmax(kept)) for kept in widths.values())
     if smallest >= 1:
         panel.set_yscale("log", base=2)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from prune_rl.reporting.plots import BLUE, ORANGE, VERMILION, Marks, draw
+from prune_rl.reporting.plots import BLUE, ORANGE, VERMILION, Marks, _draw_widths, draw
 from prune_rl.runs.logging import read_metrics
 from tests.reporting.drawn_runs import make_run
 
@@ -51,6 +52,15 @@ def test_many_seeds_layers_and_targets_fit() -> None:
         warnings.simplefilter("error")  # matplotlib warns where its layout leaves no room
         picture = draw(records, "many", marks)
     assert imread(io.BytesIO(picture)).shape[:2] == (992, 1280)
+
+
+def test_the_narrowest_seed_stays_in_the_picture() -> None:
+    steps, kept = np.array([0.0, 1.0, 2.0]), np.array([[256.0, 256.0], [3.0, 256.0], [11.0, 128.0]])
+    panel = Figure().subplots()
+    _draw_widths(panel, steps, {"actor/layer_0": kept}, Marks())
+    low, high = panel.get_ylim()
+    assert low < 3.0
+    assert high > 256.0
 
 
 def test_the_pruning_window_is_shaded(tmp_path: Path) -> None:
