@@ -70,6 +70,26 @@ def choose(points: Sequence[Point], dense: Sequence[float] | None, wish: Wish) -
     return max(small, key=lambda p: (returns[id(p)], -p["neurons"], p["step"]))
 
 
+def choose_within(
+    points: Sequence[Point], dense: Sequence[float] | None, tolerance: float
+) -> tuple[Point, str | None]:
+    """The smallest point that keeps the tolerance, and None.
+
+    Where none keeps it of the dense control's return, the smallest that keeps it of the run's own best, and a sentence
+    that says how near the nearest came: a wide policy that misses the control is no better than a narrow one that does.
+
+    Raises:
+        ValueError: there are no points.
+    """
+    wish = Wish(tolerance=tolerance)
+    try:
+        return choose(points, dense, wish), None
+    except ValueError as error:
+        if not points:
+            raise
+        return choose(points, None, wish), str(error)
+
+
 def best_of(points: Sequence[Point]) -> Point:
     """The one with the highest mean return in the episodes that all of them have played."""
     played = min(len(point["returns"]) for point in points)

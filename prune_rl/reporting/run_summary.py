@@ -13,7 +13,7 @@ from typing import Any
 from prune_rl.atomic_files import write_bytes
 from prune_rl.methods.registry import METHODS
 from prune_rl.reporting.caveats import remarks_on
-from prune_rl.reporting.frontier_choice import Wish, choose
+from prune_rl.reporting.frontier_choice import best_of, choose_within
 from prune_rl.reporting.plots import Marks, draw
 from prune_rl.reporting.provenance import provenance
 from prune_rl.reporting.pruning_schedule import (
@@ -218,19 +218,19 @@ def _frontier(data: Mapping[str, Any], tolerance: float | None) -> str:
 
 
 def _seeds_beyond(data: Mapping[str, Any], tolerance: float) -> list[str]:
-    """A sentence for each seed of which no policy keeps the tolerance, so that its best one was chosen."""
+    """A sentence for each seed of which no policy keeps the tolerance of its dense control's return."""
     sentences = []
     for name, dense in sorted(data["dense"].items(), key=lambda item: int(item[0])):
         points = [point for point in data["points"] if str(point["seed"]) == name]
         if not points:
             continue
-        try:
-            choose(points, dense, Wish(tolerance=tolerance))
-        except ValueError:
-            best = max((point["returns"] for point in points), key=mean)
+        chosen, missed = choose_within(points, dense, tolerance)
+        if missed is not None:
+            best = best_of(points)["returns"]
             sentences.append(
                 f"**Seed {name} does not keep the tolerance** of {tolerance:.1%}: the best of its policies returns "
-                f"{mean(best):.1f} in these episodes, the dense control {mean(dense[: len(best)]):.1f}."
+                f"{mean(best):.1f} in these episodes, the dense control {mean(dense[: len(best)]):.1f}. The "
+                f"smallest that keeps it of this best has {chosen['neurons']} hidden neurons."
             )
     return sentences
 

@@ -15,7 +15,7 @@ from prune_rl.envs.task import Task
 from prune_rl.evaluation.selection import selection_returns
 from prune_rl.export.policy import Policy, load_policy, save_policy
 from prune_rl.learners.registry import State
-from prune_rl.reporting.frontier_choice import Wish, best_of, choose
+from prune_rl.reporting.frontier_choice import Wish, best_of, choose, choose_within
 from prune_rl.reporting.frontier_plot import draw_frontier
 from prune_rl.reporting.statistics import mean
 from prune_rl.runs.frontier import FRONTIER_FILE, FrontierFolder, Point, read_frontier
@@ -161,17 +161,15 @@ def _confirm(
     prune, few = config.learner.prune, config.selection_episodes
     if prune is None or prune.tolerance is None:
         return
-    wish, seed = Wish(tolerance=prune.tolerance), _selection_seed(config) - len(ROUNDS) - 1
+    seed = _selection_seed(config) - len(ROUNDS) - 1
     while True:
         unconfirmed: dict[Key, tuple[Policy, list[float]]] = {}
         for training_seed in sorted({key[0] for key in points}):
             own = {key: point for key, point in points.items() if key[0] == training_seed}
             returns = dense.get(str(training_seed))
-            try:
-                chosen = choose(list(own.values()), returns, wish)
-            except ValueError:  # none keeps the tolerance
-                continue
-            compared = [chosen] if returns is not None else [chosen, best_of(list(own.values()))]
+            chosen, missed = choose_within(list(own.values()), returns, prune.tolerance)
+            alone = returns is not None and missed is None
+            compared = [chosen] if alone else [chosen, best_of(list(own.values()))]
             for point in compared:
                 key = training_seed, point["step"]
                 if len(point["returns"]) <= few:
@@ -245,20 +243,26 @@ def _measured_before(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
 def choose_policies(config: Config, path: Path, wish: Wish, console: Console) -> None:
     """Make the policy of every seed in ``policy/`` the one that a wish asks for; needs frontier.json.
 
-    A seed none of whose policies is within the tolerance gets its best one, and a note says so. Any other wish that
-    cannot be met raises ``ValueError`` before a file is touched.
+    For a seed none of whose policies is within the tolerance see ``choose_within``, and a note says so. Any other wish
+    that cannot be met raises ``ValueError`` before a file is touched.
     """
     data = read_frontier(path)
     chosen: dict[int, Point] = {}
     for seed in seeds_with_policy(path, config):
         points = [point for point in data["points"] if point["seed"] == seed]
+        dense, missed = data["dense"].get(str(seed)), None
         try:
-            chosen[seed] = choose(points, data["dense"].get(str(seed)), wish)
+            if wish.tolerance is None:
+                chosen[seed] = choose(points, dense, wish)
+            else:
+                chosen[seed], missed = choose_within(points, dense, wish.tolerance)
         except ValueError as error:
-            if wish.tolerance is None or not points:
-                raise ValueError(f"seed {seed}: {error}") from None
-            chosen[seed] = max(points, key=lambda point: mean(point["returns"]))
-            console.print(f"[yellow]note:[/] seed {seed} does not keep the tolerance: {error}")
+            raise ValueError(f"seed {seed}: {error}") from None
+        if missed is not None:
+            console.print(
+                f"[yellow]note:[/] seed {seed} does not keep the tolerance: {missed}; the smallest that keeps it of "
+                "this best is chosen"
+            )
     folder = FrontierFolder(path)
     policies = {seed: load_policy(folder.policy(point["step"], seed)) for seed, point in chosen.items()}
     for seed, policy in policies.items():

@@ -219,14 +219,15 @@ def test_a_seed_that_does_not_keep_the_tolerance_is_named(tmp_path: Path) -> Non
     run = make_run(tmp_path / "run", 2, tolerance=0.1)
     points = [
         {"seed": seed, "step": 1, "widths": [4], "neurons": 4, "weights": 9, "bytes": 36, "returns": [value]}
-        for seed, value in ((0, 91.0), (1, 85.0))
+        for seed, value in ((0, 91.0), (1, 80.0))
     ]
+    points += [{**points[1], "step": 2, "neurons": 8, "returns": [85.0]}]
     data = {"env_id": "CartPole-v1", "episodes": 1, "seed": 7, "points": points, "chosen": {"0": 1, "1": 1}}
     write_json(run / "frontier.json", {**data, "dense": {"0": [100.0], "1": [100.0]}})
     text = write_summary(run).read_text()
     assert (
         "**Seed 1 does not keep the tolerance** of 10.0%: the best of its policies returns 85.0 in these episodes, "
-        "the dense control 100.0."
+        "the dense control 100.0. The smallest that keeps it of this best has 4 hidden neurons."
     ) in text
     assert "Seed 0 does not keep" not in text
     write_json(run / "frontier.json", {**data, "dense": {}})

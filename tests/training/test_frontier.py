@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from prune_rl.atomic_files import write_json
 from prune_rl.cli import main
 from prune_rl.envs.task import resolve_task
 from prune_rl.evaluation.evaluate import evaluate_policy
@@ -22,10 +23,10 @@ from prune_rl.export.policy import load_policy
 from prune_rl.learners import ppo
 from prune_rl.learners.mask_rules import mask_schedules
 from prune_rl.reporting.compare_frontiers import compare_frontiers
-from prune_rl.reporting.frontier_choice import Wish, best_of, choose
+from prune_rl.reporting.frontier_choice import Wish, best_of, choose, choose_within
 from prune_rl.reporting.frontier_plot import draw_frontier
 from prune_rl.runs.frontier import FrontierFolder, read_frontier
-from prune_rl.training.frontier import CONFIRMATION, ROUNDS, SELECTION, measure_frontier
+from prune_rl.training.frontier import CONFIRMATION, ROUNDS, SELECTION, choose_policies, measure_frontier
 from prune_rl.training.frontier_points import LOOKS, NEWEST, frontier_level, frontier_updates
 from prune_rl.training.run_config import read_config
 from tests.learners.schedules import by_schedule
@@ -202,6 +203,49 @@ def test_a_dense_run_is_chosen_in_other_episodes(tmp_path: Path) -> None:
     run, dense = (read_frontier(path.parent) for path in sorted(tmp_path.rglob("frontier.json"))[::-1])
     assert run["seed"] - dense["seed"] > len(ROUNDS) + 1
     assert len(run["dense"]["0"]) == (1 + CONFIRMATION) * 2
+
+
+@pytest.mark.parametrize(
+    ("dense", "tolerance", "neurons", "kept"),
+    [
+        ([98.0, 97.0], 0.02, 4, True),
+        ([200.0, 200.0], 0.02, 16, False),
+        ([200.0, 200.0], 0.1, 4, False),
+        (None, 0.02, 16, True),
+    ],
+)
+def test_where_none_keeps_the_tolerance_the_smallest_that_keeps_it_of_the_best_is_chosen(
+    dense: list[float] | None, tolerance: float, neurons: int, kept: bool
+) -> None:
+    chosen, missed = choose_within(POINTS, dense, tolerance)
+    assert chosen["neurons"] == neurons
+    assert (missed is None) == kept
+    if missed is not None:
+        assert f"returns {200.0 * (1.0 - tolerance):.1f} or more, the best" in missed
+    with pytest.raises(ValueError, match="kept no policies"):
+        choose_within([], dense, tolerance)
+
+
+def test_a_run_that_does_not_keep_the_tolerance_says_so_and_plays_the_choice_and_the_best(
+    run: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, path := tmp_path / "run")
+    config = read_config(path)
+    assert config.learner.prune is not None
+    prune = dataclasses.replace(config.learner.prune, tolerance=0.5)
+    config = dataclasses.replace(config, learner=dataclasses.replace(config.learner, prune=prune))
+    data = read_frontier(path)
+    out_of_reach = [10.0 * max(max(p["returns"]) for p in data["points"])] * 3
+    write_json(path / "frontier.json", {**data, "dense": {"5": out_of_reach, "6": out_of_reach}})
+    measure_frontier(config, resolve_task("CartPole-v1"), path, None, Console(quiet=True))
+    choose_policies(config, path, Wish(tolerance=0.5), Console(file=(output := io.StringIO()), width=400))
+    assert "seed 5 does not keep the tolerance" in output.getvalue()
+    for seed in (5, 6):
+        points = [p for p in read_frontier(path)["points"] if p["seed"] == seed]
+        chosen, missed = choose_within(points, out_of_reach, 0.5)
+        assert missed
+        assert len(chosen["returns"]) == len(best_of(points)["returns"]) == (1 + CONFIRMATION) * 3
+        assert load_policy(path / "policy" / f"seed_{seed}").metadata["steps"] == chosen["step"]
 
 
 def test_a_policy_is_compared_in_the_episodes_that_it_has_played() -> None:
