@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,8 @@ LAST_STEP_SIZE = 0.05
 # policy; and far below one update, about 0.01, there is nothing more to learn.
 SAME = 3e-2
 ENOUGH = 1e-3
+# Squashed actions this near to a bound are the same action.
+SATURATED = 0.99
 
 Divergence = Callable[[jax.Array, jax.Array], jax.Array]
 """``divergence(outputs, others)`` of the policies with these outputs of the actor, float32[B, size]: float32[B]."""
@@ -52,21 +55,27 @@ def clipped_divergence(log_std: jax.Array, bounds: jax.Array) -> Divergence:
 
     Both have the spread ``log_std`` float32[size]: one that learned here would grow where the student cannot follow.
     """
-    return lambda outputs, others: Gaussian(outputs, log_std).clipped_kl_divergence(others, bounds)
+    return lambda outputs, others: Gaussian(outputs, log_std).clipped_kl_divergence(
+        Gaussian(others, log_std), bounds
+    )
 
 
-def gaussian_divergence(bounds: tuple[float, float]) -> Divergence:
-    """KL(teacher ‖ student) of means and log standard deviations, float32[B, 2 · size], the latter clipped to bounds.
+def squashed_divergence(log_std_range: tuple[float, float]) -> Divergence:
+    """KL(teacher ‖ student) of means and log standard deviations, float32[B, 2 · size], of actions squashed by tanh.
 
-    It is the sum of two: means that differ with the teacher's spread, and spreads that differ with the teacher's mean.
-    Squashing the actions changes no divergence.
+    The latter are clipped to their range. Actions beyond ``SATURATED`` count as that bound. The divergence is a sum of
+    two: means that differ with the teacher's spread, and spreads that differ with the teacher's mean, so that a spread
+    does not learn from a mean that cannot follow.
     """
+    # Squashing changes no divergence, so it is that of the normal distributions, clipped.
+    bounds = jnp.array([-math.atanh(SATURATED), math.atanh(SATURATED)], jnp.float32)
 
     def divergence(outputs: jax.Array, others: jax.Array) -> jax.Array:
         (mean, log_std), (other_mean, other_log_std) = (jnp.split(x, 2, axis=-1) for x in (outputs, others))
-        teacher = Gaussian(mean, jnp.clip(log_std, *bounds))
-        means = teacher.kl_divergence(Gaussian(other_mean, teacher.log_std))
-        return means + teacher.kl_divergence(Gaussian(mean, jnp.clip(other_log_std, *bounds)))
+        log_std, other_log_std = (jnp.clip(x, *log_std_range) for x in (log_std, other_log_std))
+        teacher = Gaussian(mean, log_std)
+        means = teacher.clipped_kl_divergence(Gaussian(other_mean, log_std), bounds)
+        return means + teacher.clipped_kl_divergence(Gaussian(mean, other_log_std), bounds)
 
     return divergence
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 
 # Standard deviations from the mean beyond which nothing lies.
 FAR = 1e3
+# A finite stand-in for bounds that are infinite.
+NO_BOUND = 1e9
 
 
 class Categorical(NamedTuple):
@@ -76,23 +78,29 @@ class Gaussian(NamedTuple):
         spread = jnp.exp(2.0 * (log_std - others)) + jnp.square((self.mean - other.mean) * jnp.exp(-others))
         return jnp.sum(others - log_std + 0.5 * (spread - 1.0), axis=-1)
 
-    def clipped_kl_divergence(self, mean: jax.Array, bounds: jax.Array) -> jax.Array:
-        """KL(self ‖ other), float32[…], of actions clipped to ``bounds`` float32[2, size]; the other has another mean.
+    def clipped_kl_divergence(self, other: Gaussian, bounds: jax.Array) -> jax.Array:
+        """KL(self ‖ other), float32[…], of actions clipped to ``bounds`` float32[2, size] or float32[2].
 
-        Both have the same spread. A clipped action equals a bound with the probability that lies beyond it, and has the
-        normal density between the bounds, so that means well beyond a bound are the same. Bounds may be infinite.
+        A clipped action equals a bound with the probability that lies beyond it, and has the normal density between the
+        bounds, so that means well beyond a bound are the same. Bounds may be infinite.
         """
-        std = self._like_mean(jnp.exp(self.log_std))
+        std, other_std = (self._like_mean(jnp.exp(x.log_std)) for x in (self, other))
         # Finite, for gradients without 0 · ∞; so far out no float32 probability is left.
+        bounds = jnp.clip(bounds, -NO_BOUND, NO_BOUND)
         (low, high), (other_low, other_high) = (
-            [jnp.clip((self._like_mean(bound) - x) / std, -FAR, FAR) for bound in bounds]
-            for x in (self.mean, mean)
+            [jnp.clip((self._like_mean(bound) - mean) / spread, -FAR, FAR) for bound in bounds]
+            for mean, spread in ((self.mean, std), (other.mean, other_std))
         )
         ndtr, log_ndtr, pdf = jax.scipy.special.ndtr, jax.scipy.special.log_ndtr, jax.scipy.stats.norm.pdf
         at_low = ndtr(low) * (log_ndtr(low) - log_ndtr(other_low))
         at_high = ndtr(-high) * (log_ndtr(-high) - log_ndtr(-other_high))
-        apart = (self.mean - mean) / std
-        between = 0.5 * jnp.square(apart) * (ndtr(high) - ndtr(low)) - apart * (pdf(high) - pdf(low))
+        # Moments of a standard normal variable between the bounds, of order 0, 1 and 2.
+        inside, first = ndtr(high) - ndtr(low), pdf(low) - pdf(high)
+        second = jnp.maximum(inside + low * pdf(low) - high * pdf(high), 0.0)
+        apart, log_ratio = (self.mean - other.mean) / other_std, self._like_mean(self.log_std - other.log_std)
+        ratio = jnp.exp(log_ratio)
+        between = 0.5 * jnp.square(apart) * inside + apart * ratio * first
+        between += 0.5 * (jnp.square(ratio) - 1.0) * second - log_ratio * inside
         return jnp.sum(at_low + between + at_high, axis=-1)
 
     def _like_mean(self, x: jax.Array) -> jax.Array:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
 
 from prune_rl.dependency.tree_paths import Params
+from prune_rl.learners.actor_critic import pruning_rules
 from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.distillation import (
     SAME,
@@ -21,7 +22,7 @@ from prune_rl.learners.distillation import (
 from prune_rl.learners.mask_rules import PrunedState, prune, since_change
 from prune_rl.learners.rollout import EpisodeReturns, Metrics
 from prune_rl.learners.running_statistics import RunningStatistics
-from prune_rl.pruning.rules import PruningRules, PruningState
+from prune_rl.pruning.rules import PruningState
 
 Acted = tuple[Params, RunningStatistics]
 """The actor's params and the statistics of observations with which a rollout was made."""
@@ -37,21 +38,26 @@ class DistilledState(PrunedState, Protocol):
     def obs_stats(self) -> RunningStatistics: ...
 
 
+class Fields(TypedDict):
+    """What of a train state belongs to pruning beside params and optimiser state, by the names of its fields."""
+
+    pruning: PruningState
+    returns: EpisodeReturns
+    distillation: Distillation | None
+
+
 class PruningStep(NamedTuple):
     """The parts of a train state after ``pruning_step``, and what it reports."""
 
     params: Params
     opt_state: Any
-    pruning: PruningState
-    returns: EpisodeReturns
-    distillation: Distillation | None
+    fields: Fields
     copies: dict[str, Params]
     metrics: Metrics
 
 
 def pruning_step(
     state: DistilledState,
-    rules: PruningRules,
     obs: jax.Array,
     acted: Acted,
     draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]],
@@ -67,16 +73,16 @@ def pruning_step(
 
     Args:
         state: after ``state.step`` updates of the learner.
-        rules: what bounds the removal.
         obs: float32[T, N, D], of the last rollout, as the environment gave them.
         acted: the actor's params and the statistics of observations with which that rollout was made.
         draw_inputs: see ``mask_update``.
         divergence: of the actor's outputs, see ``distill``.
         key: for the score "random" and the minibatches.
-        config: of the learner.
+        config: of the learner, in a run that prunes.
         copies: see ``mask_update``.
     """
-    stats, actor = state.obs_stats, state.params["actor"]
+    stats, actor, rules = state.obs_stats, state.params["actor"], pruning_rules(state.params, config)
+    assert rules is not None
     distillation = watch(state.distillation, state.pruning, actor, stats, obs, config)
     # Of the policy that acted: what the learner's update changed since then is not the removal's doing.
     away = Distance(divergence, acted[1], config).of_last(distillation, acted[0])
@@ -88,12 +94,6 @@ def pruning_step(
     actor = distill(distillation, pruned.state, actor, distance, distill_key, state.step, episodes)
     if distillation is not None:
         report["distillation"] = away
-    return PruningStep(
-        pruned.params | {"actor": actor},
-        pruned.opt_state,
-        pruned.state,
-        since_change(state.returns, state.pruning, pruned.state),
-        distillation,
-        pruned.copies,
-        report,
-    )
+    returns = since_change(state.returns, state.pruning, pruned.state)
+    fields = Fields(pruning=pruned.state, returns=returns, distillation=distillation)
+    return PruningStep(pruned.params | {"actor": actor}, pruned.opt_state, fields, pruned.copies, report)

@@ -13,6 +13,7 @@ import optax
 
 from prune_rl.learners import ppo, sac
 from prune_rl.learners.replay_buffer import Transitions
+from prune_rl.learners.sac.learner import gradient_noise
 from prune_rl.learners.sac.values import Architecture
 from prune_rl.spaces import Box, Discrete, Spec
 
@@ -97,7 +98,7 @@ def random_batch(seed: int, config: sac.Config, spec: Spec) -> Transitions:
 
 def random_noise(seed: int, networks: sac.Networks, config: sac.Config) -> jax.Array:
     """What a gradient step of these networks takes as noise."""
-    return sac.gradient_noise(jax.random.key(seed), networks.params, config.batch_size)
+    return gradient_noise(jax.random.key(seed), networks.params, config.batch_size)
 
 
 def slices_of(tree: Any, name: str) -> Iterator[np.ndarray]:

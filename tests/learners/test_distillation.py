@@ -19,9 +19,9 @@ from prune_rl.learners.distillation import (
     categorical_divergence,
     clipped_divergence,
     distill,
-    gaussian_divergence,
     init_distillation,
     settle_teacher,
+    squashed_divergence,
     updates_apart,
     watch,
 )
@@ -232,8 +232,9 @@ def test_ppo_compares_the_actions_that_the_environment_sees(mean: float, other: 
 
 
 def test_a_spread_is_not_taught_by_a_mean_that_cannot_follow() -> None:
-    outputs, others = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 5, 4)))
-    divergence = gaussian_divergence((-1.0, 1.0))
+    # Spreads of at most exp(-2), so that no probability lies where tanh saturates.
+    outputs, others = (jnp.asarray(x, jnp.float32) for x in RNG.normal([0, 0, -3, -3], size=(2, 5, 4)))
+    divergence = squashed_divergence((-4.0, -2.0))
     np.testing.assert_allclose(divergence(outputs, outputs), np.zeros(5), atol=1e-6)
     same_spread = jnp.concatenate([others[:, :2], outputs[:, 2:]], axis=1)
     assert (divergence(outputs, same_spread) > 1e-4).all()
@@ -242,9 +243,18 @@ def test_a_spread_is_not_taught_by_a_mean_that_cannot_follow() -> None:
     np.testing.assert_allclose(gradient[:, 2:], np.zeros((5, 2)), atol=1e-6)
     # In full where one of the two is equal: the divergence of normal distributions.
     same_mean = jnp.concatenate([outputs[:, :2], others[:, 2:]], axis=1)
-    std, other = (np.exp(np.clip(x[:, 2:], -1.0, 1.0)) for x in (outputs, others))
+    std, other = (np.exp(np.clip(x[:, 2:], -4.0, -2.0)) for x in (outputs, others))
     terms = np.log(other / std) + 0.5 * (np.square(std / other) - 1.0)
     np.testing.assert_allclose(divergence(outputs, same_mean), terms.sum(1), rtol=1e-4, atol=1e-6)
+
+
+def test_squashed_actions_at_a_bound_are_the_same() -> None:
+    divergence = squashed_divergence((-20.0, 2.0))
+    outputs = jnp.array([[5.0, -1.0], [5.0, -1.0], [1.0, -1.0], [1.0, -1.0], [-4.0, -1.0]])
+    others = jnp.array([[9.0, -1.0], [5.0, -3.0], [2.0, -1.0], [1.0, -3.0], [4.0, -1.0]])
+    *same, mean, spread, opposite = divergence(outputs, others)
+    assert all(0.0 <= float(x) < 2e-3 for x in same)
+    assert min(float(x) for x in (mean, spread, opposite)) > 1.0
 
 
 @pytest.mark.parametrize(

@@ -167,9 +167,11 @@ def test_the_squashed_density_integrates_to_one_over_the_actions() -> None:
     assert np.trapezoid(density, np.asarray(action, np.float64)[:, 0]) == pytest.approx(1.0, abs=1e-3)
 
 
-def clipped_divergence(mean: float, other: float, std: float, low: float, high: float) -> float:
+def clipped_divergence(
+    mean: float, other: float, std: float, low: float, high: float, other_std: float
+) -> float:
     """KL of two normal distributions clipped to [low, high], by quadrature in float64."""
-    first, second = scipy.stats.norm(mean, std), scipy.stats.norm(other, std)
+    first, second = scipy.stats.norm(mean, std), scipy.stats.norm(other, other_std)
     at_bounds = [
         tail * (log_tail - other_log_tail)
         for tail, log_tail, other_log_tail, bound in (
@@ -197,32 +199,40 @@ def clipped_divergence(mean: float, other: float, std: float, low: float, high: 
         (0.2, 0.4, 0.2, -math.inf, 0.3),
     ],
 )
+@pytest.mark.parametrize("ratio", [0.3, 1.0, 2.5])
 def test_the_divergence_of_clipped_actions(
-    mean: float, other: float, std: float, low: float, high: float
+    mean: float, other: float, std: float, low: float, high: float, ratio: float
 ) -> None:
     policy, bounds = Gaussian(jnp.array([mean]), jnp.log(jnp.array([std]))), jnp.array([[low], [high]])
 
-    def divergence(other: jax.Array) -> jax.Array:
-        return policy.clipped_kl_divergence(other, bounds)
+    def divergence(other: jax.Array, log_std: jax.Array) -> jax.Array:
+        return policy.clipped_kl_divergence(Gaussian(other, log_std), bounds)
 
-    found = float(divergence(jnp.array([other])))
-    assert found == pytest.approx(clipped_divergence(mean, other, std, low, high), rel=1e-4, abs=1e-6)
-    normal = float(policy.kl_divergence(Gaussian(jnp.array([other]), policy.log_std)))
+    def expected(shift: float = 0.0, wider: float = 0.0) -> float:
+        return clipped_divergence(mean, other + shift, std, low, high, ratio * std * math.exp(wider))
+
+    at = jnp.array([other]), jnp.log(jnp.array([ratio * std]))
+    found = float(divergence(*at))
+    assert found == pytest.approx(expected(), rel=1e-4, abs=1e-6)
+    normal = float(policy.kl_divergence(Gaussian(*at)))
     assert found <= normal * (1.0 + 1e-6), "clipping can only bring two distributions closer"
     h = 1e-4
-    slope = clipped_divergence(mean, other + h, std, low, high) - clipped_divergence(
-        mean, other - h, std, low, high
-    )
-    gradient = float(jax.grad(divergence)(jnp.array([other]))[0])
-    assert gradient == pytest.approx(slope / (2.0 * h), rel=1e-3, abs=1e-4)
+    slopes = [(expected(h) - expected(-h)) / (2.0 * h), (expected(0.0, h) - expected(0.0, -h)) / (2.0 * h)]
+    gradient = jax.grad(divergence, argnums=(0, 1))(*at)
+    assert [float(x[0]) for x in gradient] == pytest.approx(slopes, rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("mean", [-1e4, -40.0, 0.0, 40.0, 1e4])
 @pytest.mark.parametrize("other", [-1e4, -40.0, 0.0, 40.0, 1e4])
-def test_the_divergence_of_clipped_actions_is_finite_far_beyond_the_bounds(mean: float, other: float) -> None:
+@pytest.mark.parametrize("log_std", [-5.0, -2.0, 2.0])
+def test_the_divergence_of_clipped_actions_is_finite_far_beyond_the_bounds(
+    mean: float, other: float, log_std: float
+) -> None:
     policy, bounds = Gaussian(jnp.array([mean]), jnp.array([-2.0])), jnp.array([[-1.0], [1.0]])
-    value, slope = jax.value_and_grad(lambda x: policy.clipped_kl_divergence(x, bounds))(jnp.array([other]))
+    value, slope = jax.value_and_grad(
+        lambda x, y: policy.clipped_kl_divergence(Gaussian(x, y), bounds), argnums=(0, 1)
+    )(jnp.array([other]), jnp.array([log_std]))
     assert np.isfinite(value)
     assert np.isfinite(slope).all()
-    if np.sign(mean) == np.sign(other):
+    if np.sign(mean) == np.sign(other) and log_std == -2.0:
         assert float(value) == pytest.approx(0.0, abs=1e-5)

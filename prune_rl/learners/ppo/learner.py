@@ -197,22 +197,13 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     metrics["gradient_steps"] = jnp.int32(config.update_epochs * config.num_minibatches)
     state = dataclasses.replace(state, params=params, opt_state=opt_state, key=key, step=state.step + 1)
     if config.prune is not None:
-        rules = pruning_rules(params, config)
-        assert rules is not None
         inputs = {"actor": (batch.obs,), "critic": (batch.obs,)}
         divergence = (
             categorical_divergence
             if discrete
             else clipped_divergence(params["actor"]["log_std"], gaussian_bounds(state.bounds))
         )
-        step = pruning_step(state, rules, rollout.obs, acted, lambda: inputs, divergence, prune_key, config)
-        state = dataclasses.replace(
-            state,
-            params=step.params,
-            opt_state=step.opt_state,
-            returns=step.returns,
-            pruning=step.pruning,
-            distillation=step.distillation,
-        )
-        metrics |= step.metrics
+        done = pruning_step(state, rollout.obs, acted, lambda: inputs, divergence, prune_key, config)
+        state = dataclasses.replace(state, params=done.params, opt_state=done.opt_state, **done.fields)
+        metrics |= done.metrics
     return state, metrics

@@ -3,11 +3,8 @@
 from prune_rl.learners.actions import action_noise as action_noise
 from prune_rl.learners.actor_critic import all_groups as all_groups
 from prune_rl.learners.actor_critic import prunable_groups as prunable_groups
-from prune_rl.learners.optimizer import learning_rate as learning_rate
 from prune_rl.learners.rollout import Rollout as Rollout
 from prune_rl.learners.sac.config import Config as Config
-from prune_rl.learners.sac.learner import gradient_noise as gradient_noise
-from prune_rl.learners.sac.learner import gradient_step as gradient_step
 from prune_rl.learners.sac.learner import update as update
 from prune_rl.learners.sac.state import VMAP_AXES as VMAP_AXES
 from prune_rl.learners.sac.state import Networks as Networks
@@ -18,5 +15,4 @@ from prune_rl.learners.sac.state import extend as extend
 from prune_rl.learners.sac.state import init as init
 from prune_rl.learners.sac.state import shrink as shrink
 from prune_rl.learners.sac.state import squashes as squashes
-from prune_rl.learners.sac.temperature import target_entropy as target_entropy
 from prune_rl.learners.sac.values import LOG_STD_RANGE as LOG_STD_RANGE

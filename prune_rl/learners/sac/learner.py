@@ -1,5 +1,4 @@
-"""Soft actor-critic with neuron masks in the train state, as pure functions with the interface of
-`prune_rl.learners.ppo`.
+"""Soft actor-critic with neuron masks in the train state, as pure functions: the interface is that of `learners.ppo`.
 
 An update stores a rollout in the replay buffer and makes ``config.gradient_steps`` steps on what the buffer holds.
 
@@ -21,8 +20,7 @@ import optax
 from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners import replay_buffer
 from prune_rl.learners.actions import to_unit
-from prune_rl.learners.actor_critic import pruning_rules
-from prune_rl.learners.distillation import categorical_divergence, gaussian_divergence
+from prune_rl.learners.distillation import categorical_divergence, squashed_divergence
 from prune_rl.learners.gradient_steps import many_gradient_steps
 from prune_rl.learners.pruning_step import pruning_step
 from prune_rl.learners.replay_buffer import Transitions
@@ -98,22 +96,12 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
             batch = replay_buffer.sample_normalized(replay, batch_key, PRUNING_BATCH, obs_stats, config)
             return {"actor": (batch.obs,), "critic": (critic_input(batch.obs, batch.action, arch),)}
 
-        rules = pruning_rules(networks.params, config)
-        assert rules is not None
-        divergence = categorical_divergence if arch.discrete else gaussian_divergence(LOG_STD_RANGE)
+        divergence = categorical_divergence if arch.discrete else squashed_divergence(LOG_STD_RANGE)
         # The target critics lose the neurons of the critics.
         copies = {"critic": networks.params | {"critic": networks.target_critic}}
-        done = pruning_step(
-            state, rules, rollout.obs, acted, draw_inputs, divergence, prune_key, config, copies
-        )
+        done = pruning_step(state, rollout.obs, acted, draw_inputs, divergence, prune_key, config, copies)
         target = done.copies["critic"]["critic"]
         networks = Networks(done.params, target, networks.log_alpha, done.opt_state)
-        state = dataclasses.replace(
-            state,
-            networks=networks,
-            returns=done.returns,
-            pruning=done.pruning,
-            distillation=done.distillation,
-        )
+        state = dataclasses.replace(state, networks=networks, **done.fields)
         metrics |= done.metrics
     return state, metrics | losses

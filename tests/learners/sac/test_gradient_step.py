@@ -15,6 +15,8 @@ import scipy.special
 import scipy.stats
 
 from prune_rl.learners import sac
+from prune_rl.learners.optimizer import learning_rate
+from prune_rl.learners.sac import learner, temperature
 from prune_rl.spaces import Spec
 from tests.compilation import quick_jit
 from tests.learners.random_rollouts import (
@@ -30,7 +32,7 @@ from tests.learners.sac import sac_reference as reference
 
 Array = np.ndarray
 LOSSES = {"critic_loss", "actor_loss", "entropy", "alpha", "q_target"}
-gradient_step = quick_jit(sac.gradient_step, static_argnames=("config", "arch"))
+gradient_step = quick_jit(learner.gradient_step, static_argnames=("config", "arch"))
 
 
 def assert_trees_close(got: Any, expected: Any, *, rtol: float, atol: float) -> None:
@@ -209,11 +211,11 @@ def test_box_targets_hold_the_entropy_of_later_actions_only_when_asked(entropy_b
 
 def test_the_entropy_target_changes_linearly_and_then_stays() -> None:
     config = dataclasses.replace(SMALL_SAC, target_entropy=1.0, target_entropy_end=0.4)
-    schedule = sac.target_entropy(random_sac_state(config, DISCRETE).params, True, config)
+    schedule = temperature.target_entropy(random_sac_state(config, DISCRETE).params, True, config)
     np.testing.assert_allclose([schedule(i) for i in (0, 15, 30, 60)], [1.0, 0.7, 0.4, 0.4], rtol=1e-6)
 
 
 def test_the_learning_rate_changes_linearly_over_the_gradient_steps_after_warm_up() -> None:
     config = dataclasses.replace(SMALL_SAC, learning_rate=1.0, learning_rate_end=0.5)
-    schedule = sac.learning_rate(config)
+    schedule = learning_rate(config)
     np.testing.assert_allclose([schedule(i) for i in (0, 15, 30, 60)], [1.0, 0.75, 0.5, 0.5])

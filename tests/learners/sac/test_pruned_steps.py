@@ -10,6 +10,7 @@ import numpy as np
 
 from prune_rl.dependency.compaction import compact
 from prune_rl.learners import sac
+from prune_rl.learners.sac import learner
 from prune_rl.pruning.masks import apply_masks
 from tests.compilation import quick_jit
 from tests.learners.random_rollouts import (
@@ -31,7 +32,7 @@ BASE = dataclasses.replace(SMALL_SAC, hidden=HIDDEN)
 # No mask update comes due.
 GIVEN = dataclasses.replace(BASE, prune=by_schedule(critic=True, begin=1.0, end=1.0))
 ARCH = arch_of(BASE, CONTINUOUS)
-gradient_step = quick_jit(sac.gradient_step, static_argnames=("config", "arch"))
+gradient_step = quick_jit(learner.gradient_step, static_argnames=("config", "arch"))
 
 
 def test_a_gradient_step_takes_masked_slices_and_their_moments_to_zero() -> None:
