@@ -28,6 +28,9 @@ class LearnerConfig:
     """Widths of the hidden layers of the actor; none for a linear policy."""
     critic_hidden: tuple[int, ...] | None = None
     """Widths of the hidden layers of the critic; by default those of the actor."""
+    critic_layer_norm: bool = False
+    """Layer normalisation in the critic's hidden layers, before the activation: it bounds the values of actions never
+    taken (Ball et al. 2023, arXiv 2302.02948, section 4.2). Not with --prune.critic."""
     skip: bool = False
     """Add a linear path from the observation to the outputs of the actor, beside its hidden layers: these may then lose
     their last neuron (--prune.min-width 0), and the policy end linear."""
@@ -124,5 +127,10 @@ class LearnerConfig:
                 refuse_if(
                     not self.critic_widths,
                     "critic_hidden is (), so there is nothing to prune in the critic",
+                )
+                refuse_if(
+                    self.critic_layer_norm,
+                    "critic_layer_norm joins the neurons of a layer, so that none can be pruned alone: leave it or "
+                    "prune.critic out",
                 )
                 self.prune.check(self.critic_widths, least_width=least_width)

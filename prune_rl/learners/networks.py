@@ -26,11 +26,14 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
-def init_mlp(key: jax.Array, sizes: Sequence[int], head_scale: float, *, skip: bool = False) -> Params:
+def init_mlp(
+    key: jax.Array, sizes: Sequence[int], head_scale: float, *, skip: bool = False, layer_norm: bool = False
+) -> Params:
     """Orthogonal kernels (√2 in hidden layers, ``head_scale`` in the last) and zero biases, float32.
 
     ``sizes``: inputs, hidden widths, outputs. Returns {"layer_0": {"kernel": [in, out], "bias": [out]}, …, "head": …},
     with ``skip`` and a hidden layer also {"skip": {"kernel": [in, out]}}, a linear path beside the layers, 0 at first.
+    With ``layer_norm``, hidden layers also have a "scale" [out], 1 at first: what they receive is normalised.
     """
     params: Params = {}
     last = len(sizes) - 2
@@ -43,6 +46,8 @@ def init_mlp(key: jax.Array, sizes: Sequence[int], head_scale: float, *, skip: b
             "kernel": kernel,
             "bias": jnp.zeros(fan_out, jnp.float32),
         }
+        if layer_norm and i < last:
+            params[f"layer_{i}"]["scale"] = jnp.ones(fan_out, jnp.float32)
     if skip and last > 0:
         params["skip"] = {"kernel": jnp.zeros((sizes[0], sizes[-1]), jnp.float32)}
     return params
@@ -70,9 +75,12 @@ def apply_mlp(params: Params, x: jax.Array, activation: str) -> jax.Array:
     return outputs + _matmul(inputs, params["skip"]["kernel"]) if "skip" in params else outputs
 
 
-def init_ensemble(key: jax.Array, size: int, sizes: Sequence[int], head_scale: float) -> Params:
+def init_ensemble(
+    key: jax.Array, size: int, sizes: Sequence[int], head_scale: float, *, layer_norm: bool = False
+) -> Params:
     """Params of ``size`` independent MLPs in one tree, every leaf with a leading axis [size, …]."""
-    members = [init_mlp(member_key, sizes, head_scale) for member_key in jax.random.split(key, size)]
+    keys = jax.random.split(key, size)
+    members = [init_mlp(member_key, sizes, head_scale, layer_norm=layer_norm) for member_key in keys]
     stacked: Params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
     return stacked
 
@@ -94,8 +102,16 @@ def apply_ensemble(params: Params, x: jax.Array, activation: str) -> jax.Array:
 
 def _dense(layer: Params, x: jax.Array) -> jax.Array:
     y = _matmul(x, layer["kernel"])
+    if "scale" in layer:
+        y = _normalized(y) * jnp.broadcast_to(layer["scale"], y.shape)
     biased: jax.Array = y + jnp.broadcast_to(layer["bias"], y.shape)
     return biased
+
+
+def _normalized(y: jax.Array) -> jax.Array:
+    """Mean 0 and variance 1 over the neurons (Ba, Kiros and Hinton 2016, `arXiv 1607.06450`, equation 3)."""
+    centred = y - jnp.mean(y, axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + 1e-6)
 
 
 def _matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -125,9 +141,16 @@ def _narrow_product_jvp(
 
 
 def init_actor_critic(
-    key: jax.Array, spec: Spec, hidden: Sequence[int], critic_hidden: Sequence[int], *, skip: bool = False
+    key: jax.Array,
+    spec: Spec,
+    hidden: Sequence[int],
+    critic_hidden: Sequence[int],
+    *,
+    skip: bool = False,
+    layer_norm: bool = False,
 ) -> Params:
-    """Params of a separate actor and critic of these hidden widths; ``skip`` of ``init_mlp`` is for the actor.
+    """Params of a separate actor and critic of these hidden widths; of the options of ``init_mlp``, ``skip`` is for the
+    actor, ``layer_norm`` for the critic.
 
     The actor's head starts near zero (an almost uniform policy, Andrychowicz et al. 2021, section 3.2). With a ``Box``
     the actor also has a state-independent ``log_std`` [size], which starts at 0.
@@ -137,7 +160,8 @@ def init_actor_critic(
     actor = init_mlp(actor_key, sizes, 0.01, skip=skip)
     if not isinstance(spec.action, Discrete):
         actor["log_std"] = jnp.zeros(spec.action.size, jnp.float32)
-    return {"actor": actor, "critic": init_mlp(critic_key, [spec.observation_size, *critic_hidden, 1], 1.0)}
+    sizes = [spec.observation_size, *critic_hidden, 1]
+    return {"actor": actor, "critic": init_mlp(critic_key, sizes, 1.0, layer_norm=layer_norm)}
 
 
 def init_actor_q_critics(
@@ -148,6 +172,7 @@ def init_actor_q_critics(
     *,
     num_critics: int = 2,
     skip: bool = False,
+    layer_norm: bool = False,
 ) -> Params:
     """Params of an actor with a state-dependent spread, and of an ensemble of action-value critics; a key for each.
 
@@ -161,5 +186,5 @@ def init_actor_q_critics(
     critic_sizes = [critic_inputs, *critic_hidden, critic_outputs]
     return {
         "actor": init_mlp(keys[0], [inputs, *hidden, actor_outputs], 0.01, skip=skip),
-        "critic": init_ensemble(keys[1], num_critics, critic_sizes, 1.0),
+        "critic": init_ensemble(keys[1], num_critics, critic_sizes, 1.0, layer_norm=layer_norm),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,6 +158,27 @@ def test_the_members_of_an_ensemble_are_mlps_of_their_own() -> None:
         kernel = np.asarray(member["layer_0"]["kernel"])
         np.testing.assert_allclose(kernel @ kernel.T, 2.0 * np.eye(4), atol=1e-5)
         assert not np.allclose(outputs[i], outputs[i - 1])
+
+
+def test_layer_normalisation_is_that_of_flax() -> None:
+    params = init_ensemble(jax.random.key(6), 2, [4, 7, 5, 2], 1.0, layer_norm=True)
+    assert {name for name, shape in shapes(params).items() if name.endswith("scale")} == {
+        "layer_0/scale",
+        "layer_1/scale",
+    }
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+    x = jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)
+    norm = flax.linen.LayerNorm(epsilon=1e-6, use_fast_variance=False)
+    outputs = apply_ensemble(params, x, "tanh")
+    for i in range(2):
+        member = jax.tree.map(lambda leaf, i=i: leaf[i], params)
+        y = x
+        for name in ("layer_0", "layer_1"):
+            layer = {key: member[name][key] for key in ("scale", "bias")}
+            y = jnp.tanh(norm.apply({"params": layer}, y @ member[name]["kernel"]))
+        expected = y @ member["head"]["kernel"] + member["head"]["bias"][None]
+        np.testing.assert_allclose(outputs[i], expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("outputs", [1, 3, 40])

@@ -82,6 +82,27 @@ def test_the_critic_is_pruned_only_when_asked(actor: Run, both: Run) -> None:
             assert all(np.all(part) for part in slices_of(tree, name))
 
 
+@pytest.mark.parametrize("run", [PPO_ACTOR, SAC_ACTOR], ids=["ppo", "sac"])
+def test_the_actor_is_pruned_beside_a_critic_with_layer_normalisation(run: Run) -> None:
+    run = run._replace(config=dataclasses.replace(run.config, critic_layer_norm=True))
+    first, last = trained(run).states[0], trained(run).states[-1]
+    assert set(run.module.all_groups(first.params, run.config)) == {"actor/layer_0", "actor/layer_1"}
+    for name, mask in last.masks.items():
+        assert int(mask.sum()) == run.final_width(name)
+    for name in ("layer_0", "layer_1"):
+        assert "scale" not in last.params["actor"][name]
+        scale = np.asarray(last.params["critic"][name]["scale"])
+        assert scale.shape == last.params["critic"][name]["bias"].shape
+        assert np.all(np.asarray(first.params["critic"][name]["scale"]) == 1.0)
+        assert np.any(scale != 1.0)
+        assert np.all(np.isfinite(scale))
+    prune = dataclasses.replace(run.prune, critic=True)
+    with pytest.raises(
+        ValueError, match=r"^critic_layer_norm joins the neurons .* leave it or prune\.critic out$"
+    ):
+        dataclasses.replace(run.config, prune=prune).check()
+
+
 @pytest.mark.parametrize(("run", "outputs"), [(PPO_BOTH, 4), (SAC_BOTH, 4)], ids=["ppo", "sac"])
 def test_the_output_layers_keep_every_output(run: Run, outputs: int) -> None:
     params = trained(run).states[-1].params

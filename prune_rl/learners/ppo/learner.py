@@ -82,7 +82,8 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
     """A fresh state for one seed; ``key`` from ``jax.random.key``. Raises ``ValueError`` for a bad config."""
     config.check()
     params_key, key = jax.random.split(key)
-    params = init_actor_critic(params_key, spec, config.hidden, config.critic_widths, skip=config.skip)
+    options = {"skip": config.skip, "layer_norm": config.critic_layer_norm}
+    params = init_actor_critic(params_key, spec, config.hidden, config.critic_widths, **options)
     groups = prunable_groups(params, config)
     obs_stats = RunningStatistics.create((spec.observation_size,))
     return State(

@@ -33,9 +33,8 @@ def update_actor(
 
     ``noise`` is standard normal, float32[B, size], for the actions at ``obs``.
     """
-    alpha = jnp.exp(networks.log_alpha)
     (loss, entropy), gradient = jax.value_and_grad(actor_loss, has_aux=True)(
-        networks.params["actor"], critic, alpha, obs, noise, arch
+        networks.params["actor"], critic, jnp.exp(networks.log_alpha), obs, noise, arch
     )
     actor, opt_state = apply_gradient("actor", networks, gradient, masks, config)
     return actor, opt_state, {"actor_loss": loss, "entropy": entropy}

@@ -122,7 +122,8 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
 
 def init_networks(keys: tuple[jax.Array, jax.Array], config: Config, spec: Spec) -> Networks:
     """Orthogonal actor and critics, target critics equal to the critics, and fresh optimisers."""
-    params = init_actor_q_critics(keys, spec, config.hidden, config.critic_widths, skip=config.skip)
+    options = {"skip": config.skip, "layer_norm": config.critic_layer_norm}
+    params = init_actor_q_critics(keys, spec, config.hidden, config.critic_widths, **options)
     groups = prunable_groups(params, config)
     log_alpha = jnp.log(jnp.float32(config.init_alpha if config.alpha is None else config.alpha))
     opt_state = OptState(
