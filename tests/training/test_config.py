@@ -167,7 +167,7 @@ def test_dense_removes_nothing_whatever_was_asked(algo: str) -> None:
     assert config.to_json()["learner"]["prune"] is None
     assert config == Config(algo=algo, method="dense").resolved()
     assert config == with_learner(Config(algo=algo, method="dense"), prune=None).resolved()
-    assert Config(algo=algo).resolved().learner.prune == Pruning()
+    assert Config(algo=algo).resolved().learner.prune == LEARNERS[algo].Config().prune
 
 
 NAN, INFINITY = math.nan, math.inf
@@ -267,9 +267,10 @@ def test_merging_another_algo_brings_its_hyperparameters() -> None:
     assert merged(mine, {"algo": "sac"}) == Config(algo="sac", seeds=7)
     assert merged(mine, {"algo": "ppo"}) == mine
     found = merged(mine, {"algo": "sac", "learner": {"tau": 1, "alpha": 0.2, "prune": {"critic": True}}})
-    assert found == Config(
-        algo="sac", seeds=7, learner=sac.Config(tau=1.0, alpha=0.2, prune=Pruning(critic=True))
-    )
+    prune = sac.Config().prune
+    assert prune is not None
+    expected = sac.Config(tau=1.0, alpha=0.2, prune=dataclasses.replace(prune, critic=True))
+    assert found == Config(algo="sac", seeds=7, learner=expected)
     assert merged(found, {"algo": "ppo"}) == Config(seeds=7)
     for data, part in (
         ({"algo": "sac", "learner": {"update_epochs": 3}}, "unknown field 'learner.update_epochs'; known are activ"),

@@ -85,9 +85,8 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     def step(networks: Networks, drawn: tuple[Transitions, jax.Array]) -> tuple[Networks, Metrics]:
         return gradient_step(networks, *drawn, state.masks, config, arch)
 
-    learning = state.step >= config.warmup_updates
     networks, losses = many_gradient_steps(
-        step, state.networks, draw, learn_key, config.gradient_steps, learning
+        step, state.networks, draw, learn_key, config.gradient_steps, state.step >= config.warmup_updates
     )
     state = dataclasses.replace(state, networks=networks, key=key, step=state.step + 1)
     if config.prune is not None:
@@ -100,8 +99,7 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
         # The target critics lose the neurons of the critics.
         copies = {"critic": networks.params | {"critic": networks.target_critic}}
         done = pruning_step(state, rollout.obs, acted, draw_inputs, divergence, prune_key, config, copies)
-        target = done.copies["critic"]["critic"]
-        networks = Networks(done.params, target, networks.log_alpha, done.opt_state)
+        networks = Networks(done.params, done.copies["critic"]["critic"], networks.log_alpha, done.opt_state)
         state = dataclasses.replace(state, networks=networks, **done.fields)
         metrics |= done.metrics
     return state, metrics | losses

@@ -188,8 +188,7 @@ def shrink(state: State, widths: Mapping[str, int], config: Config) -> State:
     networks = state.networks
     groups = prunable_groups(networks.params, config)
     # The target critics are params of the same names.
-    target = {"critic": networks.target_critic}
-    whole = (networks.params, target, networks.opt_state, state.pruning)
+    whole = (networks.params, {"critic": networks.target_critic}, networks.opt_state, state.pruning)
     params, target, opt_state, pruning = gather(groups, networks.params, whole, state.pruning.needed, widths)
     networks = Networks(params, target["critic"], networks.log_alpha, opt_state)
     return dataclasses.replace(state, networks=networks, pruning=pruning)
