@@ -176,7 +176,8 @@ def test_layer_normalisation_is_that_of_flax() -> None:
         y = x
         for name in ("layer_0", "layer_1"):
             layer = {key: member[name][key] for key in ("scale", "bias")}
-            y = jnp.tanh(norm.apply({"params": layer}, y @ member[name]["kernel"]))
+            normalized: Any = norm.apply({"params": layer}, y @ member[name]["kernel"])
+            y = jnp.tanh(normalized)
         expected = y @ member["head"]["kernel"] + member["head"]["bias"][None]
         np.testing.assert_allclose(outputs[i], expected, rtol=1e-4, atol=1e-5)
 
