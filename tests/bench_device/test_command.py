@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from prune_rl.bench_device.__main__ import main
 from prune_rl.bench_device.options import Options
 from prune_rl.bench_device.sections import Case, Process, sections_of
 from prune_rl.exit_status import NO_ACCELERATOR, NOT_ALL_MEASURED, USAGE_ERROR
+from prune_rl.learners.registry import LEARNERS
+from prune_rl.training.presets import find_preset
 
 TINY = Options(
     hidden=(4,), num_envs=2, num_steps=4, rollout_steps=4, repeats=2, repeat_seconds=0.01, buffer_size=512
@@ -86,8 +89,8 @@ def test_a_device_that_cannot_be_used(
     assert "no_such_platform" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("env", "algo", "every"), [("CartPole-v1", "ppo", 1), ("Hopper-v3", "sac", 5)])
-def test_a_training_is_pruned_in_arrays_of_full_width(env: str, algo: str, every: int) -> None:
+@pytest.mark.parametrize(("env", "algo"), [("CartPole-v1", "ppo"), ("Hopper-v3", "sac")])
+def test_a_training_is_pruned_in_arrays_of_full_width(env: str, algo: str) -> None:
     config = trainings.configuration(Case("t", "training", 3, env, algo), TINY)
     assert (config.backend, config.seeds, config.learner.hidden) == ("jax", 3, (4,))
     assert getattr(config.learner, "buffer_size", 512) == 512
@@ -95,7 +98,11 @@ def test_a_training_is_pruned_in_arrays_of_full_width(env: str, algo: str, every
     assert prune is not None
     assert (prune.begin, prune.shrink, prune.tolerance) == (0.0, "never", 0.02)
     # As in a run of the preset: a 120th of the updates between begin and end.
-    assert prune.every == every
+    path, defaults = find_preset(env, algo), LEARNERS[algo].Config().prune
+    assert path is not None
+    preset = tomllib.loads(path.read_text())["learner"]
+    updates = preset["total_timesteps"] / (preset["num_envs"] * preset["num_steps"])
+    assert prune.every == max(1, round((defaults.end - defaults.begin) * updates / 120))
 
 
 @pytest.mark.parametrize(
