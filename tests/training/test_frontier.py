@@ -26,6 +26,7 @@ from prune_rl.reporting.compare_frontiers import compare_frontiers
 from prune_rl.reporting.frontier_choice import Wish, best_of, choose, choose_within
 from prune_rl.reporting.frontier_plot import draw_frontier
 from prune_rl.runs.frontier import FrontierFolder, read_frontier
+from prune_rl.training.config import Config
 from prune_rl.training.frontier import CONFIRMATION, ROUNDS, SELECTION, choose_policies, measure_frontier
 from prune_rl.training.frontier_points import LOOKS, NEWEST, frontier_level, frontier_updates
 from prune_rl.training.run_config import read_config
@@ -50,6 +51,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_main(folder, *shlex.split(WORDS), "--seeds", 2, "--seed", 5)
     run_main(folder, "choose", "run", "--tolerance", 0.5)
     return folder / "run"
+
+
+def copy_with_tolerance(run: Path, folder: Path) -> tuple[Path, Config]:
+    """A copy of the run in the folder, and its configuration with a tolerance of 0.5."""
+    shutil.copytree(run, path := folder / "run")
+    config = read_config(path)
+    assert config.learner.prune is not None
+    prune = dataclasses.replace(config.learner.prune, tolerance=0.5)
+    return path, dataclasses.replace(config, learner=dataclasses.replace(config.learner, prune=prune))
 
 
 def point(neurons: int, *returns: float, step: int = 0, weights: int = 0) -> dict[str, Any]:
@@ -175,11 +185,7 @@ def test_a_run_keeps_policies_and_measures_them_on_episodes_of_their_own(run: Pa
 def test_with_a_tolerance_the_chosen_policy_and_the_best_play_further_episodes(
     run: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(run, path := tmp_path / "run")
-    config = read_config(path)
-    assert config.learner.prune is not None
-    prune = dataclasses.replace(config.learner.prune, tolerance=0.5)
-    config = dataclasses.replace(config, learner=dataclasses.replace(config.learner, prune=prune))
+    path, config = copy_with_tolerance(run, tmp_path)
     measure_frontier(config, resolve_task("CartPole-v1"), path, None, Console(quiet=True))
     before, data = read_frontier(run), read_frontier(path)
     further, whole = SELECTION + 1_000_000 - len(ROUNDS) - 1, (1 + CONFIRMATION) * 3
@@ -229,11 +235,7 @@ def test_where_none_keeps_the_tolerance_the_smallest_that_keeps_it_of_the_best_i
 def test_a_run_that_does_not_keep_the_tolerance_says_so_and_plays_the_choice_and_the_best(
     run: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(run, path := tmp_path / "run")
-    config = read_config(path)
-    assert config.learner.prune is not None
-    prune = dataclasses.replace(config.learner.prune, tolerance=0.5)
-    config = dataclasses.replace(config, learner=dataclasses.replace(config.learner, prune=prune))
+    path, config = copy_with_tolerance(run, tmp_path)
     data = read_frontier(path)
     out_of_reach = [10.0 * max(max(p["returns"]) for p in data["points"])] * 3
     write_json(path / "frontier.json", {**data, "dense": {"5": out_of_reach, "6": out_of_reach}})
