@@ -18,6 +18,7 @@ _OF_TRAINING = {
     "method": "method",
     "seed": "seed",
     "steps": "training_steps",
+    "averaged": "averaged_policies",
 }
 
 
@@ -26,7 +27,8 @@ def metadata_of(policy: Policy, extra: Mapping[str, Any] | None = None) -> dict[
 
     Keys: observation_size, observation_shape, action_type ("discrete" or "box"), action_size, action_start or
     action_shape, action_dtype, action_low, action_high (null: no bound), normalised, prune_rl_version, and where the
-    policy file has them environment, algorithm, method, seed, training_steps.
+    policy file has them environment, algorithm, method, seed, training_steps, averaged_policies (the
+    number of policies that it is the mean of).
     """
     action = policy.action
     found: dict[str, Any] = {

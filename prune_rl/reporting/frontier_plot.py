@@ -11,7 +11,7 @@ import numpy as np
 
 from prune_rl.reporting.plots import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, legend_above
 from prune_rl.reporting.statistics import bootstrap_interval, mean
-from prune_rl.runs.frontier import Point
+from prune_rl.runs.frontier import Point, is_chosen
 
 COLOURS = (BLUE, VERMILION, GREEN, PURPLE, SKY)
 
@@ -49,7 +49,7 @@ def frontier_series(label: str, data: Mapping[str, Any]) -> Series:
     """The content of frontier.json."""
     seeds = sorted({point["seed"] for point in data["points"]})
     lines = [[point for point in data["points"] if point["seed"] == seed] for seed in seeds]
-    marked = [point for point in data["points"] if data["chosen"].get(str(point["seed"])) == point["step"]]
+    marked = [point for point in data["points"] if is_chosen(data, point)]
     return Series(label, lines, marked)
 
 

@@ -37,7 +37,7 @@ from prune_rl.reporting.tables import (
 from prune_rl.runs.config_file import read_config, read_json
 from prune_rl.runs.evaluation_file import Entries, Policy, as_evaluated, own_policy, read_evaluation
 from prune_rl.runs.faults_file import read_faults
-from prune_rl.runs.frontier import FRONTIER_FILE, read_frontier
+from prune_rl.runs.frontier import FRONTIER_FILE, is_chosen, read_frontier
 from prune_rl.runs.json_text import check_types
 from prune_rl.runs.logging import read_metrics
 
@@ -201,7 +201,7 @@ def _frontier(data: Mapping[str, Any], tolerance: float | None) -> str:
         points = [point for point in data["points"] if point["neurons"] == neurons]
         means = [mean(point["returns"]) for point in points]
         weights = [point["weights"] for point in points]
-        chosen = sum(data["chosen"].get(str(point["seed"])) == point["step"] for point in points)
+        chosen = sum(is_chosen(data, point) for point in points)
         rows.append(
             [number(neurons), widths_text(points), span(min(weights), max(weights)), f"{mean(means):.1f}",
              f"{min(means):.1f}", str(len({point["seed"] for point in points})), str(chosen) if chosen else ""]
@@ -211,6 +211,12 @@ def _frontier(data: Mapping[str, Any], tolerance: float | None) -> str:
         f"Policies kept while the network narrowed, each over {data['episodes']} episodes or more that serve the "
         "choice alone: the evaluation above has others. `prune-rl choose` takes another one."
     )
+    chosen_points = [point for point in data["points"] if is_chosen(data, point)]
+    if sizes := [point["averaged"] for point in chosen_points if point["averaged"] > 1]:
+        note += (
+            f" Of the chosen policies, {len(sizes)} of {len(chosen_points)} are the mean of kept policies with the same "
+            f"neurons ({span(min(sizes), max(sizes))} each)."
+        )
     missed = [] if tolerance is None else _seeds_beyond(data, tolerance)
     return "\n\n".join(
         ["![return against hidden neurons](frontier.png)", note, table(heads, rows, 2), *missed]

@@ -18,14 +18,14 @@ from prune_rl.learners.registry import State
 from prune_rl.reporting.frontier_choice import Wish, best_of, choose, choose_within
 from prune_rl.reporting.frontier_plot import draw_frontier
 from prune_rl.reporting.statistics import mean
-from prune_rl.runs.frontier import FRONTIER_FILE, FrontierFolder, Point, read_frontier
+from prune_rl.runs.frontier import FRONTIER_FILE, FrontierFolder, Kept, Point, kept_of, read_frontier
 from prune_rl.spaces import Spec
 from prune_rl.training.config import Config
+from prune_rl.training.frontier_averages import averages
 from prune_rl.training.frontier_points import NEWEST, frontier_level
 from prune_rl.training.policy_export import compact_policy, policy_paths, seeds_with_policy, state_of_seed
 
-Key = tuple[int, int]  # (seed, step)
-Play = Callable[[Mapping[Key, Policy], int, int], dict[Key, list[float]]]
+Play = Callable[[Mapping[Kept, Policy], int, int], dict[Kept, list[float]]]
 
 # Apart from every evaluation seed that is likely to be given.
 SELECTION = 2**31
@@ -58,11 +58,11 @@ class FrontierKeeper:
             if member in held
         }
         self._folder = FrontierFolder(path)
-        self._kept: dict[tuple[int, int], list[int]] = {}  # (seed, level): steps, in order
-        for step in self._folder.steps():
-            for seed in self._seeds:
-                if self._folder.policy(step, seed).exists():
-                    self._now_kept(step, seed, load_policy(self._folder.policy(step, seed)))
+        self._kept: dict[tuple[int, int], list[Kept]] = {}  # (seed, level): in order
+        for seed in self._seeds:
+            for key in self._folder.kept(seed):
+                if not key.averaged:
+                    self._now_kept(key, load_policy(self._folder.policy(key)))
 
     def keep(self, state: State, step: int, frozen: Sequence[bool]) -> None:
         """Save what ``state`` holds after ``step`` environment steps, and remove what it replaces.
@@ -77,25 +77,26 @@ class FrontierKeeper:
                 policy = compact_policy(state_of_seed(state, place), self._config, self._spec, seed, step)
             except ValueError:
                 continue
-            self._folder.save(step, seed, policy)
-            self._now_kept(step, seed, policy)
+            self._folder.save(Kept(seed, step), policy)
+            self._now_kept(Kept(seed, step), policy)
 
-    def _now_kept(self, step: int, seed: int, policy: Policy) -> None:
+    def _now_kept(self, key: Kept, policy: Policy) -> None:
         level = frontier_level(policy.num_neurons, sum(self._config.learner.hidden), self._config.frontier)
-        steps = self._kept.setdefault((seed, level), [])
-        if step not in steps:
-            steps.append(step)
-        if len(steps) > NEWEST:
-            self._folder.remove(steps.pop(0), seed)
+        kept = self._kept.setdefault((key.seed, level), [])
+        if key not in kept:
+            kept.append(key)
+        if len(kept) > NEWEST:
+            self._folder.remove(kept.pop(0))
 
 
 def measure_frontier(config: Config, task: Task, path: Path, control: Path | None, console: Console) -> None:
     """Play the selection episodes with the best candidates of each level, and with the dense control's policy.
 
-    Every policy that was kept plays a few episodes first, and the better ones of each level a few more; those that are
-    not among the best are removed then. The others, and the control, play ``config.selection_episodes`` others: their
-    returns are what frontier.json holds, and they are no part of the first choice. With a tolerance, the policy that it
-    would choose plays more, see ``_confirm``. Policies that were measured before are not played again.
+    Candidates are the policies that were kept, and the means of those with the same neurons. Each plays a few episodes
+    first, and the better ones of each level a few more; those that are not among the best are removed then. The others,
+    and the control, play ``config.selection_episodes`` others: their returns are what frontier.json holds, and they are
+    no part of the first choice. With a tolerance, the policy that it would choose plays more, see ``_confirm``. What
+    was measured before is not played again.
     """
     folder, episodes = FrontierFolder(path), config.selection_episodes
     seed = _selection_seed(config)
@@ -107,26 +108,29 @@ def measure_frontier(config: Config, task: Task, path: Path, control: Path | Non
     }
     result |= {"points": [], "dense": {}, "chosen": {}}
     before = _measured_before(path, result)
-    known = {(point["seed"], point["step"]): point for point in copy.deepcopy(before["points"])}
+    known = {kept_of(point): point for point in copy.deepcopy(before["points"])}
     dense = copy.deepcopy(before["dense"])
     play = functools.partial(_play, task, console)
 
-    kept = {
-        (training_seed, step): load_policy(folder.policy(step, training_seed))
+    on_disk = {
+        key: load_policy(folder.policy(key))
         for training_seed in seeds_with_policy(path, config)
-        for step in folder.steps()
-        if folder.policy(step, training_seed).exists()
+        for key in folder.kept(training_seed)
     }
     # Of what was kept until the frontier was measured, all but the best is about to be removed.
-    until = before.get("until", max((step for _, step in known), default=-1))
-    candidates = {key: policy for key, policy in kept.items() if key[1] > until}
-    result["until"] = max((until, *(step for _, step in kept)))
+    until = before.get("until", max((key.step for key in known), default=-1))
+    result["until"] = max((until, *(key.step for key in on_disk)))
+    candidates = {key: policy for key, policy in on_disk.items() if key.step > until}
+    candidates |= averages(config, path, candidates)
+    kept = {**on_disk, **candidates}
     best = _best_of_level(config, play, candidates)
-    points = {key: known.get(key) or _point(*key, kept[key]) for key in kept if key in known or key in best}
+    points = {
+        key: known.get(key) or _point(key, kept[key]) for key in sorted(kept) if key in known or key in best
+    }
     unplayed = {key: kept[key] for key in points if key not in known}
     controls = {} if control is None else policy_paths(control, config)
     wide = {
-        (training_seed, -1): load_policy(where)
+        Kept(training_seed, -1): load_policy(where)
         for training_seed, where in controls.items()
         if str(training_seed) not in dense and where.exists()
     }
@@ -135,21 +139,23 @@ def measure_frontier(config: Config, task: Task, path: Path, control: Path | Non
         points[key]["returns"] = played[key]
     result["points"] = list(points.values())
     result["dense"] = {name: dense[name] for name in map(str, config.all_seeds) if name in dense}
-    result["dense"] |= {str(training_seed): played[training_seed, step] for training_seed, step in wide}
+    result["dense"] |= {str(key.seed): played[key] for key in wide}
     _confirm(config, play, points, kept, result["dense"], controls)
     if result["points"] == before["points"]:
         result["chosen"] = before["chosen"]
+    for key in points.keys() - on_disk.keys():
+        folder.save(key, kept[key])
     if result != before:
         _write(path, result)
-    for training_seed, step in kept.keys() - points.keys():
-        folder.remove(step, training_seed)
+    for key in on_disk.keys() - points.keys():
+        folder.remove(key)
 
 
 def _confirm(
     config: Config,
     play: Play,
-    points: Mapping[Key, dict[str, Any]],
-    kept: Mapping[Key, Policy],
+    points: Mapping[Kept, dict[str, Any]],
+    kept: Mapping[Kept, Policy],
     dense: dict[str, list[float]],
     controls: Mapping[int, Path],
 ) -> None:
@@ -163,19 +169,19 @@ def _confirm(
         return
     seed = _selection_seed(config) - len(ROUNDS) - 1
     while True:
-        unconfirmed: dict[Key, tuple[Policy, list[float]]] = {}
-        for training_seed in sorted({key[0] for key in points}):
-            own = {key: point for key, point in points.items() if key[0] == training_seed}
+        unconfirmed: dict[Kept, tuple[Policy, list[float]]] = {}
+        for training_seed in sorted({key.seed for key in points}):
+            own = {key: point for key, point in points.items() if key.seed == training_seed}
             returns = dense.get(str(training_seed))
             chosen, missed = choose_within(list(own.values()), returns, prune.tolerance)
             alone = returns is not None and missed is None
             compared = [chosen] if alone else [chosen, best_of(list(own.values()))]
             for point in compared:
-                key = training_seed, point["step"]
+                key = kept_of(point)
                 if len(point["returns"]) <= few:
                     unconfirmed[key] = kept[key], points[key]["returns"]
             if returns is not None and len(returns) <= few and training_seed in controls:
-                unconfirmed[training_seed, -1] = load_policy(controls[training_seed]), returns
+                unconfirmed[Kept(training_seed, -1)] = load_policy(controls[training_seed]), returns
         if not unconfirmed:
             return
         played = play({key: policy for key, (policy, _) in unconfirmed.items()}, CONFIRMATION * few, seed)
@@ -188,8 +194,8 @@ def _selection_seed(config: Config) -> int:
 
 
 def _play(
-    task: Task, console: Console, policies: Mapping[Key, Policy], episodes: int, seed: int
-) -> dict[Key, list[float]]:
+    task: Task, console: Console, policies: Mapping[Kept, Policy], episodes: int, seed: int
+) -> dict[Kept, list[float]]:
     """The returns of each policy in the same episodes."""
     if not policies:
         return {}
@@ -198,14 +204,14 @@ def _play(
     return {key: [float(value) for value in returns] for key, returns in zip(policies, played, strict=True)}
 
 
-def _best_of_level(config: Config, play: Play, candidates: Mapping[Key, Policy]) -> set[Key]:
+def _best_of_level(config: Config, play: Play, candidates: Mapping[Kept, Policy]) -> set[Kept]:
     """The few candidates of each seed and level that return most in a few episodes; a newer one before an older."""
     total = sum(config.learner.hidden)
-    levels: dict[tuple[int, int], list[Key]] = {}
+    levels: dict[tuple[int, int], list[Kept]] = {}
     for key, policy in candidates.items():
         level = frontier_level(policy.num_neurons, total, config.frontier)
-        levels.setdefault((key[0], level), []).append(key)
-    returns: dict[Key, list[float]] = {key: [] for key in candidates}
+        levels.setdefault((key.seed, level), []).append(key)
+    returns: dict[Kept, list[float]] = {key: [] for key in candidates}
     for number, (share, stay) in enumerate(ROUNDS, start=1):
         crowded = {key: candidates[key] for keys in levels.values() if len(keys) > stay for key in keys}
         episodes, seed = (
@@ -216,14 +222,15 @@ def _best_of_level(config: Config, play: Play, candidates: Mapping[Key, Policy])
             returns[key] += played
         for place, keys in levels.items():
             if len(keys) > stay:
-                keys.sort(key=lambda key: (mean(returns[key]), key[1]), reverse=True)
+                keys.sort(key=lambda key: (mean(returns[key]), key), reverse=True)
             levels[place] = keys[:stay]
     return {key for keys in levels.values() for key in keys}
 
 
-def _point(seed: int, step: int, policy: Policy) -> dict[str, Any]:
+def _point(key: Kept, policy: Policy) -> dict[str, Any]:
     sizes = {"neurons": policy.num_neurons, "weights": policy.num_weights, "bytes": policy.nbytes}
-    return {"seed": seed, "step": step, "widths": list(policy.widths), **sizes}
+    averaged = policy.metadata["averaged"] if key.averaged else 1
+    return {"seed": key.seed, "step": key.step, "averaged": averaged, "widths": list(policy.widths), **sizes}
 
 
 def _measured_before(path: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,21 +271,24 @@ def choose_policies(config: Config, path: Path, wish: Wish, console: Console) ->
                 "this best is chosen"
             )
     folder = FrontierFolder(path)
-    policies = {seed: load_policy(folder.policy(point["step"], seed)) for seed, point in chosen.items()}
+    policies = {seed: load_policy(folder.policy(kept_of(point))) for seed, point in chosen.items()}
     for seed, policy in policies.items():
         where = policy_paths(path, config)[seed]
         if load_policy(where).metadata != policy.metadata:
             save_policy(where, policy)
         point = chosen[seed]
         widths = "·".join(map(str, point["widths"])) or "no hidden layer"
+        what = f"mean of {point['averaged']} policies, " if point["averaged"] > 1 else ""
         console.print(
-            f"seed {seed}: chosen {point['neurons']} neurons ({widths}) after {point['step']:,} steps, return "
+            f"seed {seed}: chosen {point['neurons']} neurons ({widths}) after {point['step']:,} steps, {what}return "
             f"{mean(point['returns']):.1f} in the episodes that select",
             markup=False,
         )
-    steps = {str(seed): point["step"] for seed, point in chosen.items()}
-    if data["chosen"] != steps:
-        _write(path, {**data, "chosen": steps})
+    choices = {
+        str(seed): {"step": point["step"], "averaged": point["averaged"]} for seed, point in chosen.items()
+    }
+    if data["chosen"] != choices:
+        _write(path, {**data, "chosen": choices})
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

@@ -66,10 +66,9 @@ def evaluate(
         folders = {"compact": policy_paths(path, config)[seed]}
         wide = load_policy(policy_paths(path, config, "wide")[seed])
         # The masked network is that of the end of training: the same function only as the policy of that time.
-        if (
-            config.learner.prune is not None
-            and load_policy(folders["compact"]).metadata.get("steps", config.steps) == config.steps
-        ):
+        of_the_end = {"steps": config.steps, "averaged": 1}
+        about = of_the_end | load_policy(folders["compact"]).metadata
+        if config.learner.prune is not None and of_the_end.items() <= about.items():
             folders = {"masked": policy_paths(path, config, "wide")[seed], **folders}
         if config.method == "dense":
             folders = {"dense": folders["compact"]}

@@ -25,7 +25,7 @@ from prune_rl.learners.mask_rules import mask_schedules
 from prune_rl.reporting.compare_frontiers import compare_frontiers
 from prune_rl.reporting.frontier_choice import Wish, best_of, choose, choose_within
 from prune_rl.reporting.frontier_plot import draw_frontier
-from prune_rl.runs.frontier import FrontierFolder, read_frontier
+from prune_rl.runs.frontier import FrontierFolder, is_chosen, kept_of, read_frontier
 from prune_rl.training.config import Config
 from prune_rl.training.frontier import CONFIRMATION, ROUNDS, SELECTION, choose_policies, measure_frontier
 from prune_rl.training.frontier_points import LOOKS, NEWEST, frontier_level, frontier_updates
@@ -65,8 +65,8 @@ def copy_with_tolerance(run: Path, folder: Path) -> tuple[Path, Config]:
 def point(neurons: int, *returns: float, step: int = 0, weights: int = 0) -> dict[str, Any]:
     weights = weights or 10 * neurons
     return {
-        "seed": 0, "step": step, "widths": [neurons], "neurons": neurons, "weights": weights, "bytes": 4 * weights,
-        "returns": list(returns),
+        "seed": 0, "step": step, "averaged": 1, "widths": [neurons], "neurons": neurons, "weights": weights,
+        "bytes": 4 * weights, "returns": list(returns),
     }  # fmt: skip
 
 
@@ -159,14 +159,12 @@ def test_a_run_keeps_policies_and_measures_them_on_episodes_of_their_own(run: Pa
     data = read_frontier(run)
     folder = FrontierFolder(run)
     assert (data["episodes"], data["seed"]) == (3, SELECTION + 1_000_000)
-    left = {(s, t) for s in (5, 6) for t in folder.steps() if folder.policy(t, s).exists()}
-    assert {(p["seed"], p["step"]) for p in data["points"]} == left, (
-        "what was not the best of its level is gone"
-    )
+    left = {key for seed in (5, 6) for key in folder.kept(seed)}
+    assert {kept_of(p) for p in data["points"]} == left, "what was not the best of its level is gone"
     assert folder.steps()[-1] == 6400
     assert len(folder.steps()) > 5
     for p in data["points"][:3]:
-        policy = load_policy(folder.policy(p["step"], p["seed"]))
+        policy = load_policy(folder.policy(kept_of(p)))
         assert (list(policy.widths), policy.num_neurons) == (p["widths"], p["neurons"])
         assert policy.metadata["steps"] == p["step"]
         played = evaluate_policy(policy, "CartPole-v1", episodes=3, seed=data["seed"])
@@ -194,7 +192,7 @@ def test_with_a_tolerance_the_chosen_policy_and_the_best_play_further_episodes(
         chosen = choose(points, None, Wish(tolerance=0.5))
         assert len(chosen["returns"]) == len(best_of(points)["returns"]) == whole
         assert {len(p["returns"]) for p in points} == {3, whole}
-        policy = load_policy(FrontierFolder(run).policy(chosen["step"], seed))
+        policy = load_policy(FrontierFolder(path).policy(kept_of(chosen)))
         played = evaluate_policy(policy, "CartPole-v1", episodes=whole - 3, seed=further)
         assert played.returns.tolist() == chosen["returns"][3:]
     for point, measured in zip(before["points"], data["points"], strict=True):
@@ -267,13 +265,13 @@ def test_the_tolerance_chooses_for_each_seed(run: Path) -> None:
         seed = entry["seed"]
         points = [p for p in data["points"] if p["seed"] == seed]
         expected = choose(points, None, Wish(tolerance=0.5))
-        assert data["chosen"][str(seed)] == expected["step"]
+        assert is_chosen(data, expected)
         policy = load_policy(run / "policy" / f"seed_{seed}")
         assert policy.metadata["steps"] == expected["step"]
         assert entry["policies"]["compact"]["widths"] == expected["widths"] == list(policy.widths)
         assert entry["policies"]["compact"]["neurons"] == {"kept": expected["neurons"], "total": 32}
         # The masked network is the one at the end, which another policy is not the same function as.
-        assert ("masked" in entry["policies"]) == (expected["step"] == 6400)
+        assert ("masked" in entry["policies"]) == (expected["step"] == 6400 and expected["averaged"] == 1)
 
 
 def test_another_policy_can_be_chosen(run: Path) -> None:
