@@ -34,9 +34,10 @@ from prune_rl.pruning.rules import PruningState
 STEPS_APART = 2048
 # The last step size of a distillation, as a share of its first.
 LAST_STEP_SIZE = 0.05
-# Divergences from the teacher, in nats. What is no further away than a few updates of PPO take a policy is the same
-# policy; and far below one update, about 0.01, there is nothing more to learn.
-SAME = 3e-2
+# Divergences from the teacher, in nats; one update of PPO takes a policy about 0.01 away. Up to the first a policy
+# returns as much as the teacher does (experiments/results/narrowing-pilots.md, "How near is near enough"); below the
+# second there is nothing more to learn.
+SAME = 1e-1
 ENOUGH = 1e-3
 # Squashed actions this near to a bound are the same action.
 SATURATED = 0.99

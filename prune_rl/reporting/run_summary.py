@@ -214,8 +214,8 @@ def _frontier(data: Mapping[str, Any], tolerance: float | None) -> str:
     chosen_points = [point for point in data["points"] if is_chosen(data, point)]
     if sizes := [point["averaged"] for point in chosen_points if point["averaged"] > 1]:
         note += (
-            f" Of the chosen policies, {len(sizes)} of {len(chosen_points)} are the mean of kept policies with the same "
-            f"neurons ({span(min(sizes), max(sizes))} each)."
+            f" Of the chosen policies, {len(sizes)} of {len(chosen_points)} are the mean of kept policies with the "
+            f"same neurons ({span(min(sizes), max(sizes))} each)."
         )
     missed = [] if tolerance is None else _seeds_beyond(data, tolerance)
     return "\n\n".join(

@@ -11,16 +11,16 @@ from prune_rl.runs.frontier import Kept
 from prune_rl.runs.mask_history import MaskHistory
 from prune_rl.training.config import Config
 
-# The mean of fewer policies is no candidate.
-LEAST_AVERAGED = 4
+# The mean of fewer policies is no candidate, and more of them do not belong together: a narrow policy moves on.
+LEAST_AVERAGED, MOST_AVERAGED = 4, 8
 
 
 def averages(config: Config, path: Path, policies: Mapping[Kept, Policy]) -> dict[Kept, Policy]:
-    """The mean of the policies of each seed and set of neurons, at the step of the newest of them.
+    """The mean of the newest policies of each seed and set of neurons, at the step of the last one.
 
-    While a network narrows its step size stays high, and the return of consecutive policies varies with the noise of
-    the updates. Their mean has less of it: docs/design.md, "Dynamic threshold". Policies have the same neurons where the
-    run in ``path`` had the same masks. Those at steps with damaged masks are left out.
+    While a network narrows, the return of consecutive policies varies with the noise of the updates. Their mean has
+    less of it: docs/design.md, "Dynamic threshold". Policies have the same neurons where the run in ``path`` had the
+    same masks. Those at steps with damaged masks are left out.
     """
     history = MaskHistory(path / "masks")
     same: dict[tuple[int, bytes], dict[Kept, Policy]] = {}
@@ -29,7 +29,8 @@ def averages(config: Config, path: Path, policies: Mapping[Kept, Policy]) -> dic
         if neurons is not None and not key.averaged:
             same.setdefault((key.seed, neurons), {})[key] = policy
     groups = [group for group in same.values() if len(group) >= LEAST_AVERAGED]
-    return {max(group)._replace(averaged=True): average_policies(list(group.values())) for group in groups}
+    newest = [dict(list(group.items())[-MOST_AVERAGED:]) for group in groups]
+    return {max(group)._replace(averaged=True): average_policies(list(group.values())) for group in newest}
 
 
 def _neurons(history: MaskHistory, step: int, member: int) -> bytes | None:

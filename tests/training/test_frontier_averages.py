@@ -21,7 +21,7 @@ from prune_rl.runs.mask_history import MaskHistory
 from prune_rl.spaces import Discrete
 from prune_rl.training.config import Config
 from prune_rl.training.frontier import choose_policies, measure_frontier
-from prune_rl.training.frontier_averages import LEAST_AVERAGED, averages
+from prune_rl.training.frontier_averages import LEAST_AVERAGED, MOST_AVERAGED, averages
 from prune_rl.training.run_config import read_config
 from prune_rl.training.run_evaluation import evaluate_run
 from prune_rl.training.trust import Trust
@@ -33,9 +33,8 @@ QUIET = Console(quiet=True)
 def linear(kernel: np.ndarray, seed: int, step: int) -> Policy:
     """A policy of CartPole-v1 without hidden neurons; float[4] makes "push to the right"."""
     weights = np.stack([np.zeros(4), kernel], axis=1).astype(np.float32)
-    return Policy(
-        ((weights, np.zeros(2, np.float32)),), "tanh", Discrete(2), metadata={"env": "CartPole-v1", "seed": seed, "steps": step}
-    )  # fmt: skip
+    metadata = {"env": "CartPole-v1", "seed": seed, "steps": step}
+    return Policy(((weights, np.zeros(2, np.float32)),), "tanh", Discrete(2), metadata=metadata)
 
 
 def masks(*kept: int) -> dict[str, np.ndarray]:
@@ -57,10 +56,11 @@ def test_policies_are_averaged_that_have_the_same_seed_and_neurons(tmp_path: Pat
     members = {
         Kept(5, 430, True): [110, 180, 420, 430],
         Kept(5, 340, True): [310, 320, 330, 340],
-        Kept(6, 630, True): steps,
+        Kept(6, 630, True): steps[-MOST_AVERAGED:],
     }
     assert found.keys() == members.keys()
     assert len(members[Kept(5, 430, True)]) == LEAST_AVERAGED
+    assert len(members[Kept(6, 630, True)]) == MOST_AVERAGED < len(steps)
     for key, each in members.items():
         wanted = average_policies([policies[Kept(key.seed, step)] for step in each])
         assert found[key].metadata == wanted.metadata == {
