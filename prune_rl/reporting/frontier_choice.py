@@ -91,9 +91,11 @@ def choose_within(
 
 
 def best_of(points: Sequence[Point]) -> Point:
-    """The one with the highest mean return in the episodes that all of them have played."""
-    played = min(len(point["returns"]) for point in points)
-    return max(points, key=lambda point: mean(point["returns"][:played]))
+    """The one with the highest mean return in all of its episodes.
+
+    One that has played few may have been lucky in these; of one that was, further episodes show it.
+    """
+    return max(points, key=lambda point: mean(point["returns"]))
 
 
 def _least(point: Point, reference: Sequence[float], wish: Wish) -> float:

@@ -258,6 +258,15 @@ def test_a_policy_is_compared_in_the_episodes_that_it_has_played() -> None:
     assert choose([{**lucky, "returns": [100.0] * 3}, short], dense, Wish(tolerance=0.02))["neurons"] == 2
 
 
+def test_the_best_is_not_the_one_that_further_episodes_show_to_have_been_lucky() -> None:
+    lucky = {**POINTS[0], "neurons": 2, "returns": [100.0] * 3 + [40.0] * 9}
+    others = [{**POINTS[0], "neurons": neurons, "returns": [90.0 + neurons] * 3} for neurons in (4, 8)]
+    assert best_of([lucky, *others]) is others[1]
+    chosen, missed = choose_within([lucky, *others], [200.0] * 12, 0.05)
+    assert missed
+    assert chosen is others[0], "within 5 % of the best, as far as their episodes tell"
+
+
 def test_the_tolerance_chooses_for_each_seed(run: Path) -> None:
     data = read_frontier(run)
     evaluation = json.loads((run / "evaluation.json").read_text())
