@@ -34,8 +34,8 @@ from prune_rl.pruning.rules import PruningState
 STEPS_APART = 2048
 # The last step size of a distillation, as a share of its first.
 LAST_STEP_SIZE = 0.05
-# Divergences from the teacher, in nats; one update of PPO takes a policy about 0.01 away. Up to the first a policy
-# returns as much as the teacher does (experiments/results/narrowing-pilots.md, "How near is near enough"); below the
+# Divergences from the teacher, in nats; one update of PPO takes a policy about 0.01 away. Up to the first a
+# removal on trial waits for no returns (experiments/results/narrowing-pilots.md, "How near is near enough"); below the
 # second there is nothing more to learn.
 SAME = 1e-1
 ENOUGH = 1e-3

@@ -20,12 +20,14 @@ def averages(config: Config, path: Path, policies: Mapping[Kept, Policy]) -> dic
 
     While a network narrows, the return of consecutive policies varies with the noise of the updates. Their mean has
     less of it: docs/design.md, "Dynamic threshold". Policies have the same neurons where the run in ``path`` had the
-    same masks. Those at steps with damaged masks are left out.
+    same masks. Those at steps whose masks are missing or damaged are left out.
     """
     history = MaskHistory(path / "masks")
     same: dict[tuple[int, bytes], dict[Kept, Policy]] = {}
     for key, policy in sorted(policies.items()):
-        neurons = _neurons(history, key.step, config.all_seeds.index(key.seed))
+        # Where nothing is pruned, the neurons stay.
+        member = config.all_seeds.index(key.seed)
+        neurons = b"" if config.learner.prune is None else _neurons(history, key.step, member)
         if neurons is not None and not key.averaged:
             same.setdefault((key.seed, neurons), {})[key] = policy
     groups = [group for group in same.values() if len(group) >= LEAST_AVERAGED]
@@ -35,8 +37,6 @@ def averages(config: Config, path: Path, policies: Mapping[Kept, Policy]) -> dic
 
 def _neurons(history: MaskHistory, step: int, member: int) -> bytes | None:
     """What is equal where the neurons of a member's actor are; None if that is not known."""
-    if not history.steps():  # a run that prunes nothing
-        return b""
     try:
         masks = history.read(step)
         return b"".join(masks[name][member].tobytes() for name in sorted(masks) if name.startswith("actor/"))

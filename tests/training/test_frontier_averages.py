@@ -80,6 +80,9 @@ def test_a_policy_whose_neurons_are_not_known_is_in_no_mean(tmp_path: Path) -> N
     found = averages(config, tmp_path, policies)
     assert found.keys() == {Kept(5, 140, True)}
     assert found[Kept(5, 140, True)].metadata["averaged"] == 4
+    assert averages(config, tmp_path / "without_masks", policies) == {}
+    dense = dataclasses.replace(config, learner=dataclasses.replace(config.learner, prune=None))
+    assert averages(dense, tmp_path / "without_masks", policies).keys() == {Kept(5, 220, True)}
 
 
 @pytest.fixture(scope="module")
