@@ -58,6 +58,9 @@ class LearnerConfig:
     """Normalised observations are clipped to this range, normalised rewards too."""
     prune: Pruning | None = Pruning()
     """How neurons are removed; None: train the wide network and remove nothing."""
+    RESTS: ClassVar[bool] = False
+    """Whether the learner makes no updates of its own, and acts without noise, from the first update on after which
+    neurons may go, if removals are followed by distillation."""
 
     @property
     def critic_widths(self) -> tuple[int, ...]:
@@ -88,6 +91,11 @@ class LearnerConfig:
     def gradient_samples(self) -> int:
         """Samples that the gradient steps of one update look at, all together."""
         return self.steps_per_update
+
+    @property
+    def distills(self) -> bool:
+        """Whether a removal of neurons is followed by distillation: not where they go by a schedule."""
+        return self.prune is not None and self.prune.tolerance is not None and self.prune.distill_ratio > 0
 
     @property
     def distillation_samples(self) -> int:

@@ -13,8 +13,7 @@ References:
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
+import functools
 from typing import Any
 
 import jax
@@ -24,61 +23,28 @@ from flax import struct
 
 from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.config import LearnerConfig
-from prune_rl.learners.distributions import Categorical, Gaussian
+from prune_rl.learners.imitation import Divergence, Imitated
+from prune_rl.learners.mask_rules import rests
 from prune_rl.learners.networks import apply_mlp
 from prune_rl.learners.running_statistics import RunningStatistics, normalize
 from prune_rl.pruning.dynamic_threshold import ThresholdState
 from prune_rl.pruning.rules import PruningState
 
 # Environment steps from one distillation to the next, at least: the gradient steps of each start from fresh moments.
-STEPS_APART = 2048
+STEPS_APART = 1024
 # The last step size of a distillation, as a share of its first.
 LAST_STEP_SIZE = 0.05
 # Divergences from the teacher, in nats; one update of PPO takes a policy about 0.01 away. Up to the first a
 # removal on trial waits for no returns (experiments/results/narrowing-pilots.md, "How near is near enough"); below the
 # second there is nothing more to learn.
 SAME = 1e-1
+# Distillations after which a removal that changed the policy by more is taken back, unless its returns hold.
+ROUNDS = 12
 ENOUGH = 1e-3
-# Squashed actions this near to a bound are the same action.
-SATURATED = 0.99
-
-Divergence = Callable[[jax.Array, jax.Array], jax.Array]
-"""``divergence(outputs, others)`` of the policies with these outputs of the actor, float32[B, size]: float32[B]."""
-
-
-def categorical_divergence(outputs: jax.Array, others: jax.Array) -> jax.Array:
-    """KL(teacher ‖ student), float32[B], of logits float32[B, n]."""
-    return Categorical(outputs).kl_divergence(Categorical(others))
-
-
-def clipped_divergence(log_std: jax.Array, bounds: jax.Array) -> Divergence:
-    """KL(teacher ‖ student) of means float32[B, size], of actions clipped to ``bounds`` float32[2, size].
-
-    Both have the spread ``log_std`` float32[size]: one that learned here would grow where the student cannot follow.
-    """
-    return lambda outputs, others: Gaussian(outputs, log_std).clipped_kl_divergence(
-        Gaussian(others, log_std), bounds
-    )
-
-
-def squashed_divergence(log_std_range: tuple[float, float]) -> Divergence:
-    """KL(teacher ‖ student) of means and log standard deviations, float32[B, 2 · size], of actions squashed by tanh.
-
-    The latter are clipped to their range. Actions beyond ``SATURATED`` count as that bound. The divergence is a sum of
-    two: means that differ with the teacher's spread, and spreads that differ with the teacher's mean, so that a spread
-    does not learn from a mean that cannot follow.
-    """
-    # Squashing changes no divergence, so it is that of the normal distributions, clipped.
-    bounds = jnp.array([-math.atanh(SATURATED), math.atanh(SATURATED)], jnp.float32)
-
-    def divergence(outputs: jax.Array, others: jax.Array) -> jax.Array:
-        (mean, log_std), (other_mean, other_log_std) = (jnp.split(x, 2, axis=-1) for x in (outputs, others))
-        log_std, other_log_std = (jnp.clip(x, *log_std_range) for x in (log_std, other_log_std))
-        teacher = Gaussian(mean, log_std)
-        means = teacher.clipped_kl_divergence(Gaussian(other_mean, log_std), bounds)
-        return means + teacher.clipped_kl_divergence(Gaussian(mean, other_log_std), bounds)
-
-    return divergence
+# Where the learner rests, the teacher is the mean of about so many updates' params.
+AVERAGED = 64
+# Wider layers are brought back in fewer steps, in proportion, each of which costs more.
+WIDE = 64
 
 
 @struct.dataclass
@@ -91,6 +57,7 @@ class Distillation:
         obs: float32[R, B, D], the observations of the last R rollouts, as the environment gave them.
         outputs: float32[R, B, size], the outputs of the teacher's network there.
         stored: int32[], rollouts stored so far.
+        rounds: int32[], distillations since neurons went last.
     """
 
     teacher: Params
@@ -98,6 +65,7 @@ class Distillation:
     obs: jax.Array
     outputs: jax.Array
     stored: jax.Array
+    rounds: jax.Array
 
 
 def init_distillation(
@@ -105,7 +73,7 @@ def init_distillation(
 ) -> Distillation | None:
     """No rollout is stored; None where nothing is distilled: in a dense run, and where neurons go by a schedule."""
     prune = config.prune
-    if prune is None or prune.tolerance is None or not prune.distill_ratio:
+    if prune is None or not config.distills:
         return None
     # Copies, since a state that holds an array twice cannot be donated.
     teacher, stats = jax.tree.map(jnp.copy, (actor, obs_stats))
@@ -114,7 +82,8 @@ def init_distillation(
     rollouts = max(prune.distill_buffer // config.steps_per_update, updates_apart(config))
     shape = (rollouts, config.steps_per_update)
     obs, outputs = jnp.zeros((*shape, obs_size), jnp.float32), jnp.zeros((*shape, size), jnp.float32)
-    return Distillation(teacher, stats, obs, outputs, jnp.zeros((), jnp.int32))
+    zero = functools.partial(jnp.zeros, (), jnp.int32)
+    return Distillation(teacher, stats, obs, outputs, zero(), zero())
 
 
 def updates_apart(config: LearnerConfig) -> int:
@@ -132,7 +101,8 @@ def watch(
 ) -> Distillation | None:
     """Store a rollout's observations [T, N, D] in place of the oldest. For the state before a mask update.
 
-    While no neuron has gone, ``actor`` is the teacher.
+    While no neuron has gone, ``actor`` is the teacher; where the learner rests, the mean of the last ones is: they
+    differ by the noise of the updates, and there is one moment at which the teacher is taken.
     """
     if state is None:
         return None
@@ -140,13 +110,37 @@ def watch(
     # Arrays of another shape have shrunk, so that neurons went.
     if jax.tree.map(jnp.shape, actor) == jax.tree.map(jnp.shape, teacher):
         untouched = pruning.updates == 0
+        if config.RESTS:
+            share = 1.0 / jnp.minimum(state.stored + 1, AVERAGED)
+            actor = jax.tree.map(
+                lambda new, old: (old + share * (new - old)).astype(old.dtype), actor, teacher
+            )
         teacher, stats = jax.tree.map(
             lambda new, old: jnp.where(untouched, new, old), (actor, obs_stats), (teacher, stats)
         )
     i, obs = state.stored % state.obs.shape[0], obs.reshape(state.obs.shape[1:]).astype(jnp.float32)
     outputs = _outputs(teacher, stats, obs, config)
-    return Distillation(
-        teacher, stats, state.obs.at[i].set(obs), state.outputs.at[i].set(outputs), state.stored + 1
+    obs, outputs = state.obs.at[i].set(obs), state.outputs.at[i].set(outputs)
+    return Distillation(teacher, stats, obs, outputs, state.stored + 1, state.rounds)
+
+
+def student(
+    state: Distillation | None,
+    actor: Params,
+    step: jax.Array,
+    config: LearnerConfig,
+    imitated: Imitated,
+) -> Params:
+    """The actor after ``step`` updates: made of the teacher if the learner rests from now on, else ``actor``."""
+    if (
+        state is None
+        or not config.RESTS
+        or jax.tree.map(jnp.shape, actor) != jax.tree.map(jnp.shape, state.teacher)
+    ):
+        return actor
+    begins = rests(step, config) & ~rests(step - 1, config)
+    return jax.tree.map(
+        lambda new, old: jnp.where(begins, new, old), imitated.student_of(state.teacher), actor
     )
 
 
@@ -164,7 +158,8 @@ def settle_teacher(
     # A loop, which costs nothing under vmap either where no seed needs it.
     number = jnp.where(first, jnp.minimum(state.stored, state.obs.shape[0]), 0)
     outputs = jax.lax.fori_loop(0, number, label, state.outputs)
-    return state.replace(outputs=outputs)  # type: ignore[attr-defined,no-any-return]
+    rounds = jnp.where(after.updates > before.updates, 0, state.rounds)
+    return state.replace(outputs=outputs, rounds=rounds)  # type: ignore[attr-defined,no-any-return]
 
 
 def _outputs(actor: Params, stats: RunningStatistics, obs: jax.Array, config: LearnerConfig) -> jax.Array:
@@ -207,12 +202,13 @@ def distill(
     key: jax.Array,
     step: jax.Array,
     episodes: float,
-) -> Params:
-    """Bring the actor back to the teacher after a removal of neurons, in the first ``episodes`` of its trial.
+) -> tuple[Params, Distillation | None]:
+    """Bring the actor back to the teacher after a removal of neurons; returns it, and the state with one round more.
 
-    What imitation does not bring back by then is left to the learner's own updates. Gradient steps of Adam on the mean
-    divergence from the teacher, from moments of zero, with a step size that falls as a cosine. None is made where the
-    divergence on the last rollouts is at most ``ENOUGH``. Masked slices stay 0, since their gradient is.
+    What imitation does not bring back in the first ``episodes`` of a trial is left to the learner's own updates; where
+    the learner rests, imitation goes on. Gradient steps of Adam on the mean divergence from the teacher, from moments
+    of zero, with a step size that falls as a cosine. None is made where the divergence on the last rollouts is at most
+    ``ENOUGH``. Masked slices stay 0, since their gradient is.
 
     Args:
         state: after ``watch``.
@@ -225,16 +221,17 @@ def distill(
     """
     config, threshold = distance.config, pruning.threshold
     if state is None or config.prune is None:
-        return actor
+        return actor, state
     assert isinstance(threshold, ThresholdState)
     prune, apart = config.prune, updates_apart(config)
     widths = [jnp.sum(pruning.masks[name]) for name in threshold.good_masks]
     width = sum(widths, jnp.zeros((), jnp.int32)) / max(len(widths), 1)
     first_step_size = prune.distill_learning_rate / jnp.sqrt(width + 1.0)
-    most = max(1, round(prune.distill_ratio * apart * config.steps_per_update))
+    most = prune.distill_ratio * apart * config.steps_per_update
+    steps = jnp.ceil(most * jnp.minimum(1.0, WIDE / jnp.maximum(width, 1.0)))
     adam = optax.scale_by_adam()
 
-    def when_due(actor: Params) -> Params:
+    def when_due(actor: Params) -> tuple[Params, jax.Array]:
         available = jnp.minimum(state.stored, state.obs.shape[0]) * config.steps_per_update
         obs, outputs = (x.reshape(-1, x.shape[-1]) for x in (state.obs, state.outputs))
 
@@ -244,18 +241,18 @@ def distill(
             rows = jax.random.randint(row_key, (prune.distill_batch_size,), 0, available)
             grads = jax.grad(distance)(actor, obs[rows], outputs[rows])
             updates, opt_state = adam.update(grads, opt_state)
-            cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * i / most))
+            cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * i / steps))
             step_size = first_step_size * (LAST_STEP_SIZE + (1.0 - LAST_STEP_SIZE) * cosine)
             changes = jax.tree.map(lambda x, update: (-step_size * update).astype(x.dtype), actor, updates)
             return optax.apply_updates(actor, changes), opt_state
 
-        needed = (
-            threshold.on_trial & (threshold.waited < episodes) & (distance.of_last(state, actor) > ENOUGH)
-        )
-        number = jnp.where(needed, most, 0)
+        early = threshold.on_trial & (threshold.waited < episodes)
+        wanted = pruning.updates > 0 if config.RESTS else early
+        needed = wanted & (distance.of_last(state, actor) > ENOUGH)
+        number = jnp.where(needed, steps, 0).astype(jnp.int32)
         learned: Params = jax.lax.fori_loop(0, number, minibatch, (actor, adam.init(actor)))[0]
-        return learned
+        return learned, state.rounds + needed
 
     # Not batched over seeds, so that it costs nothing at other updates.
-    due: Params = jax.lax.cond(step % apart == 0, when_due, lambda actor: actor, actor)
-    return due
+    actor, rounds = jax.lax.cond(step % apart == 0, when_due, lambda actor: (actor, state.rounds), actor)
+    return actor, state.replace(rounds=rounds)  # type: ignore[attr-defined]

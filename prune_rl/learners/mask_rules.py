@@ -110,6 +110,11 @@ def dense_updates(config: LearnerConfig) -> int:
     return min(math.floor(round(prune.proximal_begin * total, 6)), first - 1)
 
 
+def rests(step: jax.Array | int, config: LearnerConfig) -> jax.Array | bool:
+    """Whether the learner's own updates have ended after ``step`` updates, see ``LearnerConfig.RESTS``."""
+    return config.RESTS and config.distills and step >= mask_schedules(config)["actor"].first
+
+
 def planned_widths(
     config: LearnerConfig, groups: NeuronGroups, sizes: Mapping[str, int], update: int
 ) -> dict[str, int]:
@@ -173,7 +178,10 @@ def prune(
     draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]],
     key: jax.Array,
     copies: Mapping[str, Params] | None = None,
+    *,
+    params: Params | None = None,
     unchanged: jax.Array | bool = False,
+    lost: jax.Array | bool = False,
 ) -> tuple[Pruned, dict[str, Any]]:
     """``mask_update`` after ``state.step`` updates, gated by the running training return; a dynamic threshold follows
     the returns of episodes that began after the masks changed.
@@ -189,7 +197,7 @@ def prune(
     pruned = mask_update(
         rules,
         state.pruning,
-        state.params,
+        state.params if params is None else params,
         state.opt_state,
         state.importance,
         count=state.step,
@@ -200,6 +208,7 @@ def prune(
         key=key,
         copies=copies,
         unchanged=unchanged,
+        lost=lost,
     )
     progress = rules.progress(rules.targets[0], pruned.state.updates)
     if rules.dynamic is not None:

@@ -11,14 +11,16 @@ from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.actor_critic import pruning_rules
 from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.distillation import (
+    ROUNDS,
     SAME,
     Distance,
     Distillation,
-    Divergence,
     distill,
     settle_teacher,
+    student,
     watch,
 )
+from prune_rl.learners.imitation import Imitated
 from prune_rl.learners.mask_rules import PrunedState, prune, since_change
 from prune_rl.learners.rollout import EpisodeReturns, Metrics
 from prune_rl.learners.running_statistics import RunningStatistics
@@ -61,37 +63,45 @@ def pruning_step(
     obs: jax.Array,
     acted: Acted,
     draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]],
-    divergence: Divergence,
+    imitated: Imitated,
     key: jax.Array,
     config: LearnerConfig,
     copies: Mapping[str, Params] | None = None,
 ) -> PruningStep:
     """``prune``, and the actor brought back to what it was before any neuron went.
 
-    A removal on trial is known to have changed nothing where the policy that acted was that of before it. The metric
-    "distillation" is the divergence of that policy from the teacher's.
+    Removals are known to have changed nothing where the policy that acted was that of before them, and one is known to
+    be lost where it is not after ``ROUNDS`` distillations. The metric "distillation" is the divergence of the policy
+    that acted from the teacher's.
 
     Args:
         state: after ``state.step`` updates of the learner.
         obs: float32[T, N, D], of the last rollout, as the environment gave them.
         acted: the actor's params and the statistics of observations with which that rollout was made.
         draw_inputs: see ``mask_update``.
-        divergence: of the actor's outputs, see ``distill``.
+        imitated: what the actor that loses neurons has to keep.
         key: for the score "random" and the minibatches.
         config: of the learner, in a run that prunes.
         copies: see ``mask_update``.
     """
-    stats, actor, rules = state.obs_stats, state.params["actor"], pruning_rules(state.params, config)
+    stats, rules = state.obs_stats, pruning_rules(state.params, config)
     assert rules is not None
-    distillation = watch(state.distillation, state.pruning, actor, stats, obs, config)
+    distillation = watch(state.distillation, state.pruning, state.params["actor"], stats, obs, config)
+    actor = student(distillation, state.params["actor"], state.step, config, imitated)
     # Of the policy that acted: what the learner's update changed since then is not the removal's doing.
-    away = Distance(divergence, acted[1], config).of_last(distillation, acted[0])
-    pruned, report = prune(state, rules, draw_inputs, key, copies, unchanged=away <= SAME)
+    away = Distance(imitated.divergence, acted[1], config).of_last(distillation, acted[0])
+    lost = False if distillation is None else (distillation.rounds >= ROUNDS) & (away > SAME)
+    params = state.params | {"actor": actor}
+    pruned, report = prune(
+        state, rules, draw_inputs, key, copies, params=params, unchanged=away <= SAME, lost=lost
+    )
     distillation = settle_teacher(distillation, state.pruning, pruned.state, config)
-    distance, distill_key = Distance(divergence, stats, config), jax.random.fold_in(key, 1)
+    distance, distill_key = Distance(imitated.divergence, stats, config), jax.random.fold_in(key, 1)
     episodes = 0.0 if rules.dynamic is None else rules.dynamic.trial
     actor = pruned.params["actor"]
-    actor = distill(distillation, pruned.state, actor, distance, distill_key, state.step, episodes)
+    actor, distillation = distill(
+        distillation, pruned.state, actor, distance, distill_key, state.step, episodes
+    )
     if distillation is not None:
         report["distillation"] = away
     returns = since_change(state.returns, state.pruning, pruned.state)

@@ -34,6 +34,7 @@ def mask_update(
     performance: jax.Array | float = NO_PERFORMANCE,
     weight: jax.Array | float = 1.0,
     unchanged: jax.Array | bool = False,
+    lost: jax.Array | bool = False,
     draw_inputs: Callable[[], Mapping[str, tuple[Any, ...]]] | None = None,
     bias_of: Callable[[KeyPath], KeyPath | None] = lambda path: None,
     key: jax.Array | None = None,
@@ -56,8 +57,10 @@ def mask_update(
             it as it is; a dynamic threshold averages it over a trial, so give it one value per update.
         weight: float32[], of the performance for a dynamic threshold, such as the number of episodes that it is a mean
             over.
-        unchanged: bool[], whether the removal on trial is known to have changed nothing that matters, such as the
+        unchanged: bool[], whether all removals so far are known to have changed nothing that matters, such as the
             outputs of the network: a dynamic threshold then ends the trial without waiting for performance.
+        lost: bool[], whether what the removal on trial changed is known not to come back: a dynamic threshold then
+            takes it back, unless the performance holds.
         draw_inputs: returns {name of a target: the arguments of its ``network`` after ``params``}. It is called inside
             the conditional, so a batch that it draws costs nothing at other training updates.
         bias_of: maps the path of an outgoing kernel to that of the bias added after it, see ``refit``.
@@ -83,7 +86,7 @@ def mask_update(
 
     def by_threshold(_: None) -> Pruned:
         if not rules.scheduled:
-            return end_trial(removal, count, unchanged)
+            return end_trial(removal, count, unchanged, lost)
         made = rules.schedule.made_before(count)
         before: Pruned = jax.lax.cond(
             rules.schedule.due(count, gated=False),
@@ -98,7 +101,7 @@ def mask_update(
             opt_state=before.opt_state,
             copies=before.copies,
         )
-        ended = end_trial(then, count, unchanged)
+        ended = end_trial(then, count, unchanged, lost)
         following = [name for target in rules.following for name in target.groups]
         return ended._replace(report={**before.report, **{name: ended.report[name] for name in following}})
 

@@ -10,19 +10,24 @@ from prune_rl.pruning.dynamic_threshold import ThresholdState, new_trial, raised
 from prune_rl.pruning.removal import Bounds, Pruned, Removal
 
 
-def end_trial(removal: Removal, count: jax.Array, unchanged: jax.Array | bool = False) -> Pruned:
+def end_trial(
+    removal: Removal, count: jax.Array, unchanged: jax.Array | bool = False, lost: jax.Array | bool = False
+) -> Pruned:
     """Remove neurons if the return held and rose no more, take the last removal back if it did not come back in time.
 
     Nothing is removed outside of the schedule. Before it the reference is found; after it, what is on trial can still
-    be taken back. Where the network is known to be ``unchanged`` by the removal on trial, bool[], the return holds.
+    be taken back. Where the network is known to be ``unchanged`` by all removals so far, bool[], the return holds; it
+    fails where what is on trial is known to be ``lost``, bool[], and the return does not hold.
     """
     rules, state, threshold = removal.rules, removal.state, removal.state.threshold
     assert rules.dynamic is not None
     assert isinstance(threshold, ThresholdState)
     dynamic = rules.dynamic
     threshold, (holds, fails, rises) = verdict(dynamic, threshold)
-    same = threshold.on_trial & unchanged
-    holds, fails = holds | same, fails & ~same
+    # Before the first removal it is the network that sets the reference.
+    same = (state.updates > 0) & unchanged
+    holds = holds | same
+    fails = ~holds & (fails | (threshold.on_trial & lost))
 
     def go_on(_: None) -> Pruned:
         masks = {name: state.masks[name] for name in threshold.good_masks}

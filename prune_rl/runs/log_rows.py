@@ -24,7 +24,11 @@ def without_placeholders(metrics: Mapping[str, Any]) -> dict[str, Any]:
     def known(name: str, value: Any) -> Any:
         array = np.asarray(value)
         count = metrics.get(COUNTS[name]) if name in COUNTS else steps
-        if name.startswith("prune") or count is None or not np.issubdtype(array.dtype, np.floating):
+        if (
+            name.startswith(("prune", "distillation"))
+            or count is None
+            or not np.issubdtype(array.dtype, np.floating)
+        ):
             return value
         return np.where(np.asarray(count) > 0, array, np.nan).astype(array.dtype)
 

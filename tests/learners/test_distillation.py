@@ -11,20 +11,29 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from prune_rl.learners import ppo
+from prune_rl.learners import ppo, sac
+from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.distillation import (
+    AVERAGED,
     ENOUGH,
     Distance,
     Distillation,
-    categorical_divergence,
-    clipped_divergence,
     distill,
     init_distillation,
     settle_teacher,
-    squashed_divergence,
+    student,
     updates_apart,
     watch,
 )
+from prune_rl.learners.imitation import (
+    BEST_ACTION,
+    CATEGORICAL,
+    best_action_divergence,
+    categorical_divergence,
+    clipped_divergence,
+    without_spread,
+)
+from prune_rl.learners.mask_rules import mask_schedules, rests
 from prune_rl.learners.networks import apply_mlp
 from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.running_statistics import RunningStatistics
@@ -35,6 +44,16 @@ from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, SMALL, random_p
 
 PRUNE = Pruning(distill_buffer=72, distill_ratio=0.1, distill_batch_size=32, distill_learning_rate=0.02)
 CONFIG = dataclasses.replace(SMALL, prune=PRUNE, activation="tanh", total_timesteps=100 * 24)
+RESTING = sac.Config(
+    total_timesteps=100 * 24,
+    num_envs=3,
+    num_steps=8,
+    hidden=(6, 5),
+    learning_starts=24,
+    buffer_size=240,
+    prune=PRUNE,
+)
+FIRST = mask_schedules(RESTING)["actor"].first
 RNG = np.random.default_rng(0)
 
 
@@ -64,15 +83,21 @@ def on_trial(pruning: PruningState, value: bool = True) -> PruningState:
     return pruning._replace(threshold=threshold._replace(on_trial=jnp.asarray(value)))
 
 
-LEARN = quick_jit(
-    lambda state, pruning, actor, stats, key, step: distill(
-        state, pruning, actor, Distance(categorical_divergence, stats, CONFIG), key, step, 16.0
+def learner(config: LearnerConfig) -> Any:
+    return quick_jit(
+        lambda state, pruning, actor, stats, key, step: distill(
+            state, pruning, actor, Distance(categorical_divergence, stats, config), key, step, 16.0
+        )
     )
-)
 
 
-def learn(state: ppo.State, distillation: Distillation, actor: Any, pruning: Any, step: int = 0) -> Any:
-    return LEARN(distillation, pruning, actor, state.obs_stats, jax.random.key(3), jnp.int32(step))
+LEARN, LEARN_RESTING = learner(CONFIG), learner(dataclasses.replace(RESTING, activation="tanh"))
+
+
+def learn(
+    state: ppo.State, distillation: Distillation, actor: Any, pruning: Any, step: int = 0, by: Any = LEARN
+) -> Any:
+    return by(distillation, pruning, actor, state.obs_stats, jax.random.key(3), jnp.int32(step))
 
 
 def distance(state: ppo.State, distillation: Distillation, actor: Any) -> float:
@@ -155,9 +180,10 @@ def test_the_student_comes_back_to_the_teacher() -> None:
     state, _ = start()
     distillation, other = watched(state, 5), random_params(9, state.params["actor"])
     before = distance(state, distillation, other)
-    after = distance(state, distillation, learn(state, distillation, other, on_trial(state.pruning)))
+    learned, later = learn(state, distillation, other, on_trial(state.pruning))
     assert before > 0.1
-    assert after < 0.1 * before
+    assert distance(state, distillation, learned) < 0.1 * before
+    assert int(later.rounds) == int(distillation.rounds) + 1
 
 
 @pytest.mark.parametrize("why", ["no trial", "not due", "near enough", "a long trial"])
@@ -171,8 +197,82 @@ def test_nothing_is_learned_where_there_is_no_reason(why: str) -> None:
     if why == "a long trial":
         threshold: Any = pruning.threshold
         pruning = pruning._replace(threshold=threshold._replace(waited=jnp.float32(16.0)))
-    learned = learn(state, distillation, actor, pruning, step=1 if why == "not due" else 0)
+    learned, later = learn(state, distillation, actor, pruning, step=1 if why == "not due" else 0)
     jax.tree.map(np.testing.assert_array_equal, learned, actor)
+    jax.tree.map(np.testing.assert_array_equal, later, distillation)
+
+
+@pytest.mark.parametrize(("updates", "learns"), [(0, False), (1, True)])
+def test_where_the_learner_rests_imitation_goes_on(updates: int, learns: bool) -> None:
+    state, _ = start()
+    distillation, actor = watched(state, 5), random_params(9, state.params["actor"])
+    pruning = on_trial(state.pruning._replace(updates=jnp.int32(updates)), False)
+    learned, later = learn(state, distillation, actor, pruning, by=LEARN_RESTING)
+    near, far = distance(state, distillation, learned), distance(state, distillation, actor)
+    assert near < 0.2 * far if learns else near == far
+    assert int(later.rounds) == int(learns)
+    assert learn(state, distillation, actor, pruning)[1].rounds == 0, "PPO learns by itself"
+
+
+def test_rounds_are_counted_from_the_last_removal() -> None:
+    state, _ = start()
+    distillation, pruning = dataclasses.replace(watched(state, 3), rounds=jnp.int32(5)), state.pruning
+    for updates, rounds in (((1, 1), 5), ((1, 2), 0)):
+        before, after = (pruning._replace(updates=jnp.int32(x)) for x in updates)
+        settled = settle_teacher(distillation, before, after, CONFIG)
+        assert settled is not None
+        assert int(settled.rounds) == rounds
+
+
+def test_where_the_learner_rests_the_teacher_is_the_mean_of_the_last_actors() -> None:
+    state = sac.init(jax.random.key(0), RESTING, CONTINUOUS)
+    obs = jnp.asarray(random_rollout(0, RESTING, CONTINUOUS).obs)
+    actors = [random_params(i, state.params["actor"]) for i in range(3)]
+
+    def after(distillation: Any, actor: Any, pruning: PruningState = state.pruning) -> Any:
+        return watch(distillation, pruning, actor, state.obs_stats, obs, RESTING)
+
+    distillation: Any = state.distillation
+    for actor in actors:
+        distillation = after(distillation, actor)
+    mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *actors)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), distillation.teacher, mean
+    )
+    # The share of a new one does not vanish, so that an early policy is forgotten.
+    late = after(distillation.replace(stored=jnp.int32(10 * AVERAGED)), actors[0])
+    moved = jax.tree.map(lambda old, new: old + (new - old) / AVERAGED, distillation.teacher, actors[0])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), late.teacher, moved)
+    settled = after(distillation, actors[0], state.pruning._replace(updates=jnp.int32(1)))
+    jax.tree.map(np.testing.assert_array_equal, settled.teacher, distillation.teacher)
+
+
+def test_the_student_starts_as_the_teacher_at_one_update() -> None:
+    state = sac.init(jax.random.key(0), RESTING, CONTINUOUS)
+    actor = random_params(1, state.params["actor"])
+    distillation: Any = state.distillation
+    distillation = distillation.replace(teacher=random_params(2, actor))
+    for step in range(FIRST - 2, FIRST + 3):
+        begun = student(distillation, actor, jnp.int32(step), RESTING, BEST_ACTION)
+        expected = without_spread(distillation.teacher) if step == FIRST else actor
+        jax.tree.map(np.testing.assert_array_equal, begun, expected)
+        assert bool(rests(jnp.int32(step), RESTING)) == (step >= FIRST)
+        other = student(distillation, actor, jnp.int32(step), CONFIG, CATEGORICAL)
+        jax.tree.map(np.testing.assert_array_equal, other, actor)
+    never = dataclasses.replace(RESTING, prune=dataclasses.replace(PRUNE, distill_ratio=0.0))
+    assert not rests(jnp.int32(FIRST), never)
+    assert not rests(jnp.int32(FIRST), dataclasses.replace(RESTING, prune=None))
+
+
+def test_without_spread_the_means_are_the_same() -> None:
+    config = dataclasses.replace(RESTING, skip=True)
+    actor = random_params(1, sac.init(jax.random.key(0), config, CONTINUOUS).params["actor"])
+    obs = jnp.asarray(RNG.normal(size=(7, 3)), jnp.float32)
+    before, after = (apply_mlp(x, obs, "relu") for x in (actor, without_spread(actor)))
+    size = before.shape[1] // 2
+    np.testing.assert_allclose(after[:, :size], before[:, :size], rtol=1e-6)
+    np.testing.assert_allclose(after[:, size:], np.tile(actor["head"]["bias"][size:], (7, 1)), rtol=1e-6)
+    assert np.std(before[:, size:], axis=0).min() > 1e-3
 
 
 def test_removed_neurons_stay_zero() -> None:
@@ -182,7 +282,7 @@ def test_removed_neurons_stay_zero() -> None:
     actor["layer_0"] = jax.tree.map(lambda x: jnp.where(gone, 0.0, x), actor["layer_0"])
     kernel = actor["layer_1"]["kernel"]
     actor["layer_1"]["kernel"] = jnp.where(gone[:, None], 0.0, kernel)
-    learned = learn(state, distillation, actor, on_trial(state.pruning))
+    learned, _ = learn(state, distillation, actor, on_trial(state.pruning))
     assert not np.any(np.asarray(learned["layer_0"]["kernel"])[:, 4:])
     assert not np.any(np.asarray(learned["layer_0"]["bias"])[4:])
     assert not np.any(np.asarray(learned["layer_1"]["kernel"])[4:])
@@ -231,30 +331,16 @@ def test_ppo_compares_the_actions_that_the_environment_sees(mean: float, other: 
         assert metrics["distillation"] > 1.0
 
 
-def test_a_spread_is_not_taught_by_a_mean_that_cannot_follow() -> None:
-    # Spreads of at most exp(-2), so that no probability lies where tanh saturates.
-    outputs, others = (jnp.asarray(x, jnp.float32) for x in RNG.normal([0, 0, -3, -3], size=(2, 5, 4)))
-    divergence = squashed_divergence((-4.0, -2.0))
-    np.testing.assert_allclose(divergence(outputs, outputs), np.zeros(5), atol=1e-6)
-    same_spread = jnp.concatenate([others[:, :2], outputs[:, 2:]], axis=1)
-    assert (divergence(outputs, same_spread) > 1e-4).all()
-    gradient = jax.grad(lambda x: jnp.sum(divergence(outputs, x)))(same_spread)
-    assert np.any(gradient[:, :2])
-    np.testing.assert_allclose(gradient[:, 2:], np.zeros((5, 2)), atol=1e-6)
-    # In full where one of the two is equal: the divergence of normal distributions.
-    same_mean = jnp.concatenate([outputs[:, :2], others[:, 2:]], axis=1)
-    std, other = (np.exp(np.clip(x[:, 2:], -4.0, -2.0)) for x in (outputs, others))
-    terms = np.log(other / std) + 0.5 * (np.square(std / other) - 1.0)
-    np.testing.assert_allclose(divergence(outputs, same_mean), terms.sum(1), rtol=1e-4, atol=1e-6)
-
-
-def test_squashed_actions_at_a_bound_are_the_same() -> None:
-    divergence = squashed_divergence((-20.0, 2.0))
-    outputs = jnp.array([[5.0, -1.0], [5.0, -1.0], [1.0, -1.0], [1.0, -1.0], [-4.0, -1.0]])
-    others = jnp.array([[9.0, -1.0], [5.0, -3.0], [2.0, -1.0], [1.0, -3.0], [4.0, -1.0]])
-    *same, mean, spread, opposite = divergence(outputs, others)
-    assert all(0.0 <= float(x) < 2e-3 for x in same)
-    assert min(float(x) for x in (mean, spread, opposite)) > 1.0
+def test_best_actions_are_compared_as_they_are_squashed() -> None:
+    outputs, others = (jnp.asarray(x, jnp.float32) for x in RNG.normal(size=(2, 5, 4)))
+    expected = np.square(np.tanh(outputs[:, :2]) - np.tanh(others[:, :2])).sum(1)
+    np.testing.assert_allclose(best_action_divergence(outputs, others), expected, rtol=1e-4)
+    spreads = jnp.concatenate([outputs[:, :2], others[:, 2:]], axis=1)
+    np.testing.assert_array_equal(best_action_divergence(outputs, spreads), np.zeros(5))
+    saturated = best_action_divergence(
+        jnp.array([[5.0, -1.0], [-4.0, -1.0]]), jnp.array([[9.0, -1.0], [4.0, -1.0]])
+    )
+    np.testing.assert_allclose(saturated, [0.0, 4.0], atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -82,13 +82,14 @@ def make_step(rules: PruningRules) -> Any:
         performance: jax.Array,
         weight: jax.Array,
         unchanged: jax.Array,
+        lost: jax.Array,
     ) -> Any:
         # What training does in between: every weight that is left moves a little.
         params = jax.tree.map(lambda x: x * 0.999, params)
         zero = {name: jnp.zeros(mask.shape) for name, mask in state.masks.items()}
         return params, mask_update(
             rules, state, params, (), zero, count=count, performance=performance, weight=weight,
-            unchanged=unchanged, draw_inputs=lambda: {"actor": (X,)},
+            unchanged=unchanged, lost=lost, draw_inputs=lambda: {"actor": (X,)},
         )  # fmt: skip
 
     return step
@@ -103,6 +104,7 @@ def watch(
     rules: PruningRules = RULES,
     weight: float = 2.0,
     unchanged: Callable[[int], bool] = lambda update: False,
+    lost: Callable[[int], bool] = lambda update: False,
 ) -> list[Step]:
     rules.check()
     groups = GROUPS if rules.scheduled else ACTOR
@@ -110,7 +112,9 @@ def watch(
     state = init_pruning(groups, rules, params)
     for i, performance in enumerate(performances):
         numbers = jnp.int32(i + 1), jnp.float32(performance), jnp.float32(weight)
-        before, pruned = step(state, params, *numbers, jnp.asarray(unchanged(i + 1)))
+        before, pruned = step(
+            state, params, *numbers, jnp.asarray(unchanged(i + 1)), jnp.asarray(lost(i + 1))
+        )
         seen.append(Step(i + 1, state, before, pruned))
         state, params = pruned.state, pruned.params
     return seen
@@ -160,7 +164,7 @@ def test_a_removal_that_changed_nothing_needs_no_return() -> None:
     assert removals(quick) == list(range(first, first + 8, 2))
     assert int(quick[-1].pruned.state.threshold.taken_back) == 0
     assert bool(quick[-1].pruned.state.threshold.on_trial)
-    # It can be said of a removal only: without one the network changes as it learns.
+    # It can be said of removals only: without one the network sets the reference.
     never = watch([-math.inf] * UPDATES, unchanged=lambda update: True)
     assert same(never[-1].pruned.state.masks, init_pruning(ACTOR).masks)
 
@@ -215,6 +219,32 @@ def test_a_removal_after_which_the_return_stays_away_is_taken_back() -> None:
     assert float(threshold.growth) == pytest.approx(math.sqrt(2.0))
 
 
+def test_a_removal_that_is_lost_is_taken_back_at_once_unless_the_return_holds() -> None:
+    at = first_removal(watch([100.0] * UPDATES))
+    fallen = [100.0] * (at + 1) + [50.0] * (UPDATES - at - 1)
+    seen = watch(fallen, lost=lambda update: True)
+    assert same(seen[at + 1].pruned.state.masks, seen[at].pruned.state.masks), "no mask update is due"
+    assert same(seen[at + 2].pruned.state.masks, seen[at].state.masks)
+    assert same(seen[at + 2].pruned.params["a"], seen[at].params["a"])
+    assert int(seen[at + 2].pruned.state.threshold.taken_back) == 1
+    held = watch([100.0] * UPDATES, lost=lambda update: True)
+    assert held[-1].widths() == [0, 0]
+    assert int(held[-1].pruned.state.threshold.taken_back) == 0
+
+
+def test_what_returned_is_known_to_be_as_it_was() -> None:
+    """After a removal was taken back, the next one needs no return to begin where the policy is that of before."""
+    at = first_removal(watch([100.0] * UPDATES))
+    returns = [100.0] * (at + 1) + [-math.inf] * (UPDATES - at - 1)
+    fails = at + 3  # an update
+    waiting = watch(returns, lost=lambda update: update == fails)
+    assert same(waiting[-1].pruned.state.masks, waiting[at].state.masks), "nobody knows its return"
+    seen = watch(returns, lost=lambda update: update == fails, unchanged=lambda update: update > fails)
+    later = [s.update for s in seen[fails:] if not same(s.state.masks, s.pruned.state.masks)]
+    assert later[0] == fails + 2
+    assert len(later) > 3
+
+
 def test_where_the_return_comes_back_in_time_the_removal_stays() -> None:
     at = first_removal(watch([100.0] * UPDATES))
     seen = watch([100.0] * (at + 1) + [50.0] * 2 + [140.0] * (UPDATES - at - 3))
@@ -254,10 +284,11 @@ def test_seeds_have_widths_of_their_own() -> None:
     step, params = make_step(RULES), make_params()
     start = init_pruning(ACTOR, RULES, params)
     state, params = jax.tree.map(lambda x: jnp.stack([x, x]), (start, params))
-    several = quick_jit(jax.vmap(step, in_axes=(0, 0, None, 0, None, None)))
+    several = quick_jit(jax.vmap(step, in_axes=(0, 0, None, 0, None, None, None)))
     for i in range(UPDATES):
         now = jnp.asarray([performances[i] for performances in returns])
-        _, pruned = several(state, params, jnp.int32(i + 1), now, jnp.float32(2.0), jnp.asarray(False))
+        no = jnp.asarray(False)
+        _, pruned = several(state, params, jnp.int32(i + 1), now, jnp.float32(2.0), no, no)
         state, params = pruned.state, pruned.params
     for index, expected in enumerate(alone):
         for name, mask in expected.pruned.state.masks.items():

@@ -25,12 +25,8 @@ from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.actions import action_bounds, gaussian_bounds, gaussian_range, is_discrete
 from prune_rl.learners.actor_critic import prunable_groups, pruning_rules
 from prune_rl.learners.advantages import generalized_advantages
-from prune_rl.learners.distillation import (
-    Distillation,
-    categorical_divergence,
-    clipped_divergence,
-    init_distillation,
-)
+from prune_rl.learners.distillation import Distillation, init_distillation
+from prune_rl.learners.imitation import CATEGORICAL, Imitated, clipped_divergence
 from prune_rl.learners.networks import init_actor_critic
 from prune_rl.learners.ppo.config import Config
 from prune_rl.learners.ppo.surrogate import Batch, actor_distribution, minibatch_epochs, optimizer, values
@@ -199,12 +195,12 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     state = dataclasses.replace(state, params=params, opt_state=opt_state, key=key, step=state.step + 1)
     if config.prune is not None:
         inputs = {"actor": (batch.obs,), "critic": (batch.obs,)}
-        divergence = (
-            categorical_divergence
+        imitated = (
+            CATEGORICAL
             if discrete
-            else clipped_divergence(params["actor"]["log_std"], gaussian_bounds(state.bounds))
+            else Imitated(clipped_divergence(params["actor"]["log_std"], gaussian_bounds(state.bounds)))
         )
-        done = pruning_step(state, rollout.obs, acted, lambda: inputs, divergence, prune_key, config)
+        done = pruning_step(state, rollout.obs, acted, lambda: inputs, imitated, prune_key, config)
         state = dataclasses.replace(state, params=done.params, opt_state=done.opt_state, **done.fields)
         metrics |= done.metrics
     return state, metrics

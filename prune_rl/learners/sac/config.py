@@ -6,7 +6,6 @@ import dataclasses
 from typing import ClassVar
 
 from prune_rl.learners.config import LearnerConfig
-from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.validation import (
     check_at_least_one,
     check_at_most,
@@ -28,8 +27,7 @@ class Config(LearnerConfig):
         "reward_scale",
     )
 
-    prune: Pruning | None = Pruning(begin=0.27, end=0.9, distill_ratio=0.0)
-    """How neurons are removed; None: none are. Without distillation, since the actor learns off-policy from critics."""
+    RESTS: ClassVar[bool] = True
     activation: str = "relu"
     """Activation of the hidden layers: tanh, relu, silu, gelu or elu."""
     num_envs: int = 4

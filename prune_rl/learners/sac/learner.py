@@ -20,8 +20,9 @@ import optax
 from prune_rl.dependency.tree_paths import Masks, Params
 from prune_rl.learners import replay_buffer
 from prune_rl.learners.actions import to_unit
-from prune_rl.learners.distillation import categorical_divergence, squashed_divergence
 from prune_rl.learners.gradient_steps import many_gradient_steps
+from prune_rl.learners.imitation import BEST_ACTION, CATEGORICAL
+from prune_rl.learners.mask_rules import rests
 from prune_rl.learners.pruning_step import pruning_step
 from prune_rl.learners.replay_buffer import Transitions
 from prune_rl.learners.rollout import Metrics, Rollout, track_returns
@@ -31,7 +32,7 @@ from prune_rl.learners.sac.config import Config
 from prune_rl.learners.sac.critic import update_critic
 from prune_rl.learners.sac.state import Networks, OptState, State, architecture
 from prune_rl.learners.sac.temperature import update_temperature
-from prune_rl.learners.sac.values import LOG_STD_RANGE, Architecture, critic_input
+from prune_rl.learners.sac.values import Architecture, critic_input
 
 # Transitions on which the score and the refit of a mask update look at the networks.
 PRUNING_BATCH = 2048
@@ -85,9 +86,8 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     def step(networks: Networks, drawn: tuple[Transitions, jax.Array]) -> tuple[Networks, Metrics]:
         return gradient_step(networks, *drawn, state.masks, config, arch)
 
-    networks, losses = many_gradient_steps(
-        step, state.networks, draw, learn_key, config.gradient_steps, state.step >= config.warmup_updates
-    )
+    learns, count = (state.step >= config.warmup_updates) & ~rests(state.step, config), config.gradient_steps
+    networks, losses = many_gradient_steps(step, state.networks, draw, learn_key, count, learns)
     state = dataclasses.replace(state, networks=networks, key=key, step=state.step + 1)
     if config.prune is not None:
 
@@ -95,10 +95,10 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
             batch = replay_buffer.sample_normalized(replay, batch_key, PRUNING_BATCH, obs_stats, config)
             return {"actor": (batch.obs,), "critic": (critic_input(batch.obs, batch.action, arch),)}
 
-        divergence = categorical_divergence if arch.discrete else squashed_divergence(LOG_STD_RANGE)
+        imitated = CATEGORICAL if arch.discrete else BEST_ACTION
         # The target critics lose the neurons of the critics.
         copies = {"critic": networks.params | {"critic": networks.target_critic}}
-        done = pruning_step(state, rollout.obs, acted, draw_inputs, divergence, prune_key, config, copies)
+        done = pruning_step(state, rollout.obs, acted, draw_inputs, imitated, prune_key, config, copies)
         networks = Networks(done.params, done.copies["critic"]["critic"], networks.log_alpha, done.opt_state)
         state = dataclasses.replace(state, networks=networks, **done.fields)
         metrics |= done.metrics

@@ -19,6 +19,7 @@ from prune_rl.learners.actions import action_bounds, from_unit, is_discrete
 from prune_rl.learners.actor_critic import prunable_groups, pruning_rules
 from prune_rl.learners.distillation import Distillation, init_distillation
 from prune_rl.learners.distributions import Categorical, SquashedGaussian
+from prune_rl.learners.mask_rules import rests
 from prune_rl.learners.networks import init_actor_q_critics
 from prune_rl.learners.optimizer import learning_rate, pruned_adam
 from prune_rl.learners.replay_buffer import Replay
@@ -164,6 +165,7 @@ def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.A
     warmup = state.step < config.warmup_updates
     obs = normalize(state.obs_stats, obs, config)
     distribution = policy(state.params["actor"], obs, architecture(state, config))
+    noise = jnp.where(rests(state.step, config), 0.0, noise)
     if isinstance(distribution, Categorical):
         return Categorical(jnp.where(warmup, 0.0, distribution.logits)).sample(noise)
     assert isinstance(distribution, SquashedGaussian)

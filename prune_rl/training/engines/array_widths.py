@@ -23,7 +23,7 @@ from prune_rl.learners.mask_rules import planned_widths
 Widths = Mapping[str, int]
 
 # The arrays can get smaller at this many points of a run, evenly spaced.
-CHECKS = 64
+CHECKS = 256
 # Multiplications that take as long as one compilation of an update, 8 to 12 s on two cores.
 COMPILATION = 4e11
 # And the share of the whole run's multiplications that a further compilation must save at least.
@@ -86,7 +86,8 @@ def next_shrinking(
     # A forward and a backward pass: about three products with every weight for each sample.
     learning = 3.0 * config.gradient_samples * num_seeds
     # Where arrays can get smaller, neurons go, and distillation follows.
-    per_weight = learning + 3.0 * config.distillation_samples * num_seeds
+    own = 0.0 if config.RESTS and config.distills else learning
+    per_weight = own + 3.0 * config.distillation_samples * num_seeds
     work = [per_weight * touched_weights(groups, params, widths) for widths in courses]
     now = per_weight * touched_weights(groups, params, present)
     compilation = max(COMPILATION, LEAST_SAVING * end * learning * touched_weights(groups, params, sizes))
