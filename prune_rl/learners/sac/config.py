@@ -26,7 +26,6 @@ class Config(LearnerConfig):
         "target_entropy_end",
         "reward_scale",
     )
-
     RESTS: ClassVar[bool] = True
     activation: str = "relu"
     """Activation of the hidden layers: tanh, relu, silu, gelu or elu."""
@@ -56,16 +55,14 @@ class Config(LearnerConfig):
     """Entropy that the temperature is learned for, in nats, at the start; by default -size for Box actions, 0.5 log n
     for n Discrete ones."""
     target_entropy_end: float | None = None
-    """That entropy at the end; it changes linearly in between (after Xu et al. 2021, arXiv 2112.02852). By default it
-    stays as at the start."""
+    """That entropy at the end, by default the same; linear in between (after Xu et al. 2021, arXiv 2112.02852)."""
     entropy_backup: bool = True
     """Count the entropy of later actions as reward when the critics learn (soft values). Without it only the actor
     seeks entropy, and an episode is not drawn out for its sake (SACLite: Yu et al. 2022, arXiv 2201.12434)."""
     reward_scale: float = 1.0
     """Rewards are multiplied by this before learning."""
     overlap: bool = False
-    """Step host environments while an update runs, with the parameters of before it: the policy that acts is one update
-    older, which is another algorithm. Not for backend jax."""
+    """Step host environments while an update runs, with the policy of before it. Not for backend jax."""
 
     @property
     def gradient_steps(self) -> int:
