@@ -40,11 +40,11 @@ LAST_STEP_SIZE = 0.05
 SAME = 1e-1
 # Distillations after which a removal that changed the policy by more is taken back, unless its returns hold.
 ROUNDS = 12
-ENOUGH = 1e-3
+ENOUGH = 4e-2
 # Where the learner rests, the teacher is the mean of about so many updates' params.
 AVERAGED = 64
-# Wider layers are brought back in fewer steps, in proportion, each of which costs more.
-WIDE = 64
+# Wider layers are brought back in fewer steps, each of which costs more.
+WIDE = 32
 
 
 @struct.dataclass
@@ -228,7 +228,8 @@ def distill(
     width = sum(widths, jnp.zeros((), jnp.int32)) / max(len(widths), 1)
     first_step_size = prune.distill_learning_rate / jnp.sqrt(width + 1.0)
     most = prune.distill_ratio * apart * config.steps_per_update
-    steps = jnp.ceil(most * jnp.minimum(1.0, WIDE / jnp.maximum(width, 1.0)))
+    # By what is left and not by the arrays, whose widths depend on the other seeds.
+    steps = jnp.ceil(most * jnp.minimum(1.0, jnp.square(WIDE / jnp.maximum(width, 1.0))))
     adam = optax.scale_by_adam()
 
     def when_due(actor: Params) -> tuple[Params, jax.Array]:

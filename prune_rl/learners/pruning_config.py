@@ -73,7 +73,7 @@ class Pruning:
     """While neurons may go, Adam's step size is at least this share of learning_rate, and after end it falls linearly
     to learning_rate_end: a network that has just narrowed has to learn, where nothing is distilled. None: it goes on as
     in the dense control."""
-    distill_ratio: float = 8.0
+    distill_ratio: float = 4.0
     """With tolerance, in the first episodes after a removal: gradient steps per environment step that bring the policy
     back to that of before the first removal, on the states of the last rollouts. 0 leaves them out."""
     distill_batch_size: int = 256
