@@ -38,12 +38,13 @@ LAST_STEP_SIZE = 0.05
 # removal on trial waits for no returns (experiments/results/narrowing-pilots.md, "How near is near enough"); below the
 # second there is nothing more to learn.
 SAME = 1e-1
-# Distillations after which a removal that changed the policy by more is taken back, unless its returns hold.
+# Where the learner rests: distillations after which a removal that changed the policy by more is taken back, unless its
+# returns hold.
 ROUNDS = 12
-ENOUGH = 4e-2
+ENOUGH = 1e-3
 # Where the learner rests, the teacher is the mean of about so many updates' params.
 AVERAGED = 64
-# Wider layers are brought back in fewer steps, each of which costs more.
+# Where the learner rests, layers that are wider make fewer steps: each costs more, and imitation goes on anyway.
 WIDE = 32
 
 
@@ -229,7 +230,8 @@ def distill(
     first_step_size = prune.distill_learning_rate / jnp.sqrt(width + 1.0)
     most = prune.distill_ratio * apart * config.steps_per_update
     # By what is left and not by the arrays, whose widths depend on the other seeds.
-    steps = jnp.ceil(most * jnp.minimum(1.0, jnp.square(WIDE / jnp.maximum(width, 1.0))))
+    share = jnp.minimum(1.0, jnp.square(WIDE / jnp.maximum(width, 1.0))) if config.RESTS else 1.0
+    steps = jnp.ceil(most * share)
     adam = optax.scale_by_adam()
 
     def when_due(actor: Params) -> tuple[Params, jax.Array]:

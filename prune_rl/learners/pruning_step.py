@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
+import jax.numpy as jnp
 
 from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.actor_critic import pruning_rules
@@ -24,6 +25,7 @@ from prune_rl.learners.imitation import Imitated
 from prune_rl.learners.mask_rules import PrunedState, prune, since_change
 from prune_rl.learners.rollout import EpisodeReturns, Metrics
 from prune_rl.learners.running_statistics import RunningStatistics
+from prune_rl.pruning.dynamic_threshold import ThresholdState
 from prune_rl.pruning.rules import PruningState
 
 Acted = tuple[Params, RunningStatistics]
@@ -70,9 +72,9 @@ def pruning_step(
 ) -> PruningStep:
     """``prune``, and the actor brought back to what it was before any neuron went.
 
-    Removals are known to have changed nothing where the policy that acted was that of before them, and one is known to
-    be lost where it is not after ``ROUNDS`` distillations. The metric "distillation" is the divergence of the policy
-    that acted from the teacher's.
+    A removal on trial is known to have changed nothing where the policy that acted was that of before any removal.
+    Where the learner rests, so it is when nothing is on trial, and what is not back after ``ROUNDS`` distillations is
+    known to be lost. The metric "distillation" is the divergence of the policy that acted from the teacher's.
 
     Args:
         state: after ``state.step`` updates of the learner.
@@ -90,10 +92,15 @@ def pruning_step(
     actor = student(distillation, state.params["actor"], state.step, config, imitated)
     # Of the policy that acted: what the learner's update changed since then is not the removal's doing.
     away = Distance(imitated.divergence, acted[1], config).of_last(distillation, acted[0])
-    lost = False if distillation is None else (distillation.rounds >= ROUNDS) & (away > SAME)
+    unchanged, lost = away <= SAME, jnp.zeros((), bool)
+    if distillation is not None and config.RESTS:
+        lost = (distillation.rounds >= ROUNDS) & ~unchanged
+    elif isinstance(state.pruning.threshold, ThresholdState):
+        # What has not just lost neurons may be near the teacher and on its way elsewhere.
+        unchanged &= state.pruning.threshold.on_trial
     params = state.params | {"actor": actor}
     pruned, report = prune(
-        state, rules, draw_inputs, key, copies, params=params, unchanged=away <= SAME, lost=lost
+        state, rules, draw_inputs, key, copies, params=params, unchanged=unchanged, lost=lost
     )
     distillation = settle_teacher(distillation, state.pruning, pruned.state, config)
     distance, distill_key = Distance(imitated.divergence, stats, config), jax.random.fold_in(key, 1)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from prune_rl.learners import sac
+from prune_rl.learners.distillation import ROUNDS
 from prune_rl.learners.imitation import without_spread
 from prune_rl.learners.mask_rules import mask_schedules
 from prune_rl.learners.pruning_config import Pruning
@@ -131,3 +132,31 @@ def test_seeds_side_by_side_rest_together_and_compile_once(spec: Spec) -> None:
         both, metrics = several(both, rollout)
         assert metrics["gradient_steps"].tolist() == [expected, expected]
     assert count == 1
+
+
+@pytest.mark.parametrize(
+    ("rounds", "moved", "taken_back"), [(ROUNDS, 3.0, 1), (ROUNDS - 1, 3.0, 0), (ROUNDS, 0.0, 0)]
+)
+def test_what_imitation_does_not_bring_back_is_taken_back(rounds: int, moved: float, taken_back: int) -> None:
+    """After ``ROUNDS`` distillations, if the best action is still another one and no return says that it is as good."""
+    states, _ = trained(LOPSIDED, RESTING)
+    state = states[FIRST + 1]
+    threshold: Any = state.pruning.threshold
+    assert bool(threshold.on_trial)
+    assert state.distillation is not None
+    actor = state.distillation.teacher
+    head = {**actor["head"], "bias": actor["head"]["bias"] + moved}
+    state = dataclasses.replace(
+        state,
+        networks=dataclasses.replace(
+            state.networks, params={**state.params, "actor": {**actor, "head": head}}
+        ),
+        distillation=state.distillation.replace(rounds=jnp.int32(rounds)),  # type: ignore[attr-defined]
+    )
+    silent = dataclasses.replace(with_steady_returns(99, LOPSIDED), terminated=jnp.zeros((8, 3), bool))
+    after, _ = update(state, silent, RESTING)
+    found: Any = after.pruning.threshold
+    assert int(found.taken_back) - int(threshold.taken_back) == taken_back
+    assert (int(after.pruning.updates) > int(state.pruning.updates)) == (moved == 0.0), (
+        "the same policy: more go"
+    )
