@@ -127,19 +127,23 @@ def watch(
 
 def student(
     state: Distillation | None,
+    pruning: PruningState,
     actor: Params,
     step: jax.Array,
     config: LearnerConfig,
     imitated: Imitated,
 ) -> Params:
-    """The actor after ``step`` updates: made of the teacher if the learner rests from now on, else ``actor``."""
+    """The actor after ``step`` updates: made of the teacher if the learner rests from now on, else ``actor``.
+
+    A run that was extended can come here a second time, with neurons that are gone.
+    """
     if (
         state is None
         or not config.RESTS
         or jax.tree.map(jnp.shape, actor) != jax.tree.map(jnp.shape, state.teacher)
     ):
         return actor
-    begins = rests(step, config) & ~rests(step - 1, config)
+    begins = rests(step, config) & ~rests(step - 1, config) & (pruning.updates == 0)
     return jax.tree.map(
         lambda new, old: jnp.where(begins, new, old), imitated.student_of(state.teacher), actor
     )

@@ -89,7 +89,7 @@ def pruning_step(
     stats, rules = state.obs_stats, pruning_rules(state.params, config)
     assert rules is not None
     distillation = watch(state.distillation, state.pruning, state.params["actor"], stats, obs, config)
-    actor = student(distillation, state.params["actor"], state.step, config, imitated)
+    actor = student(distillation, state.pruning, state.params["actor"], state.step, config, imitated)
     # Of the policy that acted: what the learner's update changed since then is not the removal's doing.
     away = Distance(imitated.divergence, acted[1], config).of_last(distillation, acted[0])
     unchanged, lost = away <= SAME, jnp.zeros((), bool)

@@ -253,12 +253,15 @@ def test_the_student_starts_as_the_teacher_at_one_update() -> None:
     distillation: Any = state.distillation
     distillation = distillation.replace(teacher=random_params(2, actor))
     for step in range(FIRST - 2, FIRST + 3):
-        begun = student(distillation, actor, jnp.int32(step), RESTING, BEST_ACTION)
+        begun = student(distillation, state.pruning, actor, jnp.int32(step), RESTING, BEST_ACTION)
         expected = without_spread(distillation.teacher) if step == FIRST else actor
         jax.tree.map(np.testing.assert_array_equal, begun, expected)
         assert bool(rests(jnp.int32(step), RESTING)) == (step >= FIRST)
-        other = student(distillation, actor, jnp.int32(step), CONFIG, CATEGORICAL)
+        other = student(distillation, state.pruning, actor, jnp.int32(step), CONFIG, CATEGORICAL)
         jax.tree.map(np.testing.assert_array_equal, other, actor)
+    narrower = state.pruning._replace(updates=jnp.int32(1))
+    kept = student(distillation, narrower, actor, jnp.int32(FIRST), RESTING, BEST_ACTION)
+    jax.tree.map(np.testing.assert_array_equal, kept, actor)
     never = dataclasses.replace(RESTING, prune=dataclasses.replace(PRUNE, distill_ratio=0.0))
     assert not rests(jnp.int32(FIRST), never)
     assert not rests(jnp.int32(FIRST), dataclasses.replace(RESTING, prune=None))
