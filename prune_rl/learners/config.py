@@ -58,9 +58,6 @@ class LearnerConfig:
     """Normalised observations are clipped to this range, normalised rewards too."""
     prune: Pruning | None = Pruning()
     """How neurons are removed; None: train the wide network and remove nothing."""
-    RESTS: ClassVar[bool] = False
-    """Whether the learner makes no updates of its own, and acts without noise, from the first update on after which
-    neurons may go, if removals are followed by distillation."""
 
     @property
     def critic_widths(self) -> tuple[int, ...]:
@@ -94,12 +91,12 @@ class LearnerConfig:
 
     @property
     def distills(self) -> bool:
-        """Whether a removal of neurons is followed by distillation: not where they go by a schedule."""
+        """Whether distillation follows removals, while the learner rests: not where neurons go by a schedule."""
         return self.prune is not None and self.prune.tolerance is not None and self.prune.distill_ratio > 0
 
     @property
     def distillation_samples(self) -> int:
-        """Samples that the gradient steps of distillation look at per update, while a removal is on trial."""
+        """Samples that the gradient steps of distillation look at per update, once neurons have gone."""
         if self.prune is None or self.prune.tolerance is None:
             return 0
         return round(self.prune.distill_ratio * self.steps_per_update * self.prune.distill_batch_size)

@@ -38,13 +38,13 @@ LAST_STEP_SIZE = 0.05
 # removal on trial waits for no returns (experiments/results/narrowing-pilots.md, "How near is near enough"); below the
 # second there is nothing more to learn.
 SAME = 1e-1
-# Where the learner rests: distillations after which a removal that changed the policy by more is taken back, unless its
+# Distillations after which a removal that changed the policy by more is taken back, unless its
 # returns hold.
 ROUNDS = 12
 ENOUGH = 1e-3
-# Where the learner rests, the teacher is the mean of about so many updates' params.
+# The teacher is the mean of about so many updates' params.
 AVERAGED = 64
-# Where the learner rests, layers that are wider make fewer steps: each costs more, and imitation goes on anyway.
+# Layers that are wider make fewer steps: each costs more, and imitation goes on anyway.
 WIDE = 32
 
 
@@ -102,8 +102,8 @@ def watch(
 ) -> Distillation | None:
     """Store a rollout's observations [T, N, D] in place of the oldest. For the state before a mask update.
 
-    While no neuron has gone, ``actor`` is the teacher; where the learner rests, the mean of the last ones is: they
-    differ by the noise of the updates, and there is one moment at which the teacher is taken.
+    While no neuron has gone, the teacher is the mean of the last ``actor``s: they differ by the noise of the updates,
+    and there is one moment at which the teacher is taken.
     """
     if state is None:
         return None
@@ -111,11 +111,10 @@ def watch(
     # Arrays of another shape have shrunk, so that neurons went.
     if jax.tree.map(jnp.shape, actor) == jax.tree.map(jnp.shape, teacher):
         untouched = pruning.updates == 0
-        if config.RESTS:
-            share = 1.0 / jnp.minimum(state.stored + 1, AVERAGED)
-            actor = jax.tree.map(
-                lambda new, old: (old + share * (new - old)).astype(old.dtype), actor, teacher
-            )
+        share = 1.0 / jnp.minimum(state.stored + 1, AVERAGED)
+        actor = jax.tree.map(
+            lambda new, old: ((1.0 - share) * old + share * new).astype(old.dtype), actor, teacher
+        )
         teacher, stats = jax.tree.map(
             lambda new, old: jnp.where(untouched, new, old), (actor, obs_stats), (teacher, stats)
         )
@@ -137,13 +136,9 @@ def student(
 
     A run that was extended can come here a second time, with neurons that are gone.
     """
-    if (
-        state is None
-        or not config.RESTS
-        or jax.tree.map(jnp.shape, actor) != jax.tree.map(jnp.shape, state.teacher)
-    ):
+    if state is None or jax.tree.map(jnp.shape, actor) != jax.tree.map(jnp.shape, state.teacher):
         return actor
-    begins = rests(step, config) & ~rests(step - 1, config) & (pruning.updates == 0)
+    begins = rests(step, config) & jnp.logical_not(rests(step - 1, config)) & (pruning.updates == 0)
     return jax.tree.map(
         lambda new, old: jnp.where(begins, new, old), imitated.student_of(state.teacher), actor
     )
@@ -206,14 +201,12 @@ def distill(
     distance: Distance,
     key: jax.Array,
     step: jax.Array,
-    episodes: float,
 ) -> tuple[Params, Distillation | None]:
-    """Bring the actor back to the teacher after a removal of neurons; returns it, and the state with one round more.
+    """Bring the actor back to the teacher once neurons have gone; returns it, and the state with one round more.
 
-    What imitation does not bring back in the first ``episodes`` of a trial is left to the learner's own updates; where
-    the learner rests, imitation goes on. Gradient steps of Adam on the mean divergence from the teacher, from moments
-    of zero, with a step size that falls as a cosine. None is made where the divergence on the last rollouts is at most
-    ``ENOUGH``. Masked slices stay 0, since their gradient is.
+    Gradient steps of Adam on the mean divergence from the teacher, from moments of zero, with a step size that falls as
+    a cosine. None is made where the divergence on the last rollouts is at most ``ENOUGH``. Masked slices stay 0, since
+    their gradient is.
 
     Args:
         state: after ``watch``.
@@ -222,7 +215,6 @@ def distill(
         distance: of the actor from the teacher.
         key: for the minibatches.
         step: int32[], updates made, the same for all seeds.
-        episodes: for how many of a trial the actor learns here.
     """
     config, threshold = distance.config, pruning.threshold
     if state is None or config.prune is None:
@@ -234,7 +226,7 @@ def distill(
     first_step_size = prune.distill_learning_rate / jnp.sqrt(width + 1.0)
     most = prune.distill_ratio * apart * config.steps_per_update
     # By what is left and not by the arrays, whose widths depend on the other seeds.
-    share = jnp.minimum(1.0, jnp.square(WIDE / jnp.maximum(width, 1.0))) if config.RESTS else 1.0
+    share = jnp.minimum(1.0, jnp.square(WIDE / jnp.maximum(width, 1.0)))
     steps = jnp.ceil(most * share)
     adam = optax.scale_by_adam()
 
@@ -253,9 +245,7 @@ def distill(
             changes = jax.tree.map(lambda x, update: (-step_size * update).astype(x.dtype), actor, updates)
             return optax.apply_updates(actor, changes), opt_state
 
-        early = threshold.on_trial & (threshold.waited < episodes)
-        wanted = pruning.updates > 0 if config.RESTS else early
-        needed = wanted & (distance.of_last(state, actor) > ENOUGH)
+        needed = (pruning.updates > 0) & (distance.of_last(state, actor) > ENOUGH)
         number = jnp.where(needed, steps, 0).astype(jnp.int32)
         learned: Params = jax.lax.fori_loop(0, number, minibatch, (actor, adam.init(actor)))[0]
         return learned, state.rounds + needed

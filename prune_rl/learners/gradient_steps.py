@@ -1,4 +1,4 @@
-"""Many gradient steps on random batches, as one compiled loop; for off-policy learners."""
+"""Gradient steps that are made only where a learner learns, and many on random batches as one compiled loop."""
 
 from __future__ import annotations
 
@@ -19,15 +19,33 @@ DRAWN_AHEAD = 64
 UNROLL = 2
 
 
+def learn_unless(
+    resting: jax.Array | bool, learn: Callable[[Carry], tuple[Carry, dict[str, jax.Array]]], carry: Carry
+) -> tuple[Carry, dict[str, jax.Array]]:
+    """``carry, metrics = learn(carry)``; where ``resting``, bool[], the carry as it is and metrics of 0.
+
+    Nothing is computed there, unless ``resting`` is batched.
+    """
+
+    def rest(carry: Carry) -> tuple[Carry, dict[str, jax.Array]]:
+        shapes = jax.eval_shape(learn, carry)[1]
+        return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    if resting is False:
+        return learn(carry)
+    result: tuple[Carry, dict[str, jax.Array]] = jax.lax.cond(resting, rest, learn, carry)
+    return result
+
+
 def many_gradient_steps(
     step: Callable[[Carry, Drawn], tuple[Carry, dict[str, jax.Array]]],
     carry: Carry,
     draw: Callable[[jax.Array], Drawn],
     key: jax.Array,
     count: int,
-    learning: jax.Array,
+    resting: jax.Array,
 ) -> tuple[Carry, dict[str, jax.Array]]:
-    """``count`` times ``carry, metrics = step(carry, draw(key_i))``, or nothing where ``learning`` is False.
+    """``count`` times ``carry, metrics = step(carry, draw(key_i))``, or nothing where ``resting``.
 
     Returns the carry and the mean metrics, 0 where nothing was learned, with "gradient_steps", int32[].
 
@@ -37,7 +55,7 @@ def many_gradient_steps(
         draw: what a step needs that is random, such as batch and noise, from a key; a pytree of arrays.
         key: split into one key per step.
         count: gradient steps, at least 1.
-        learning: bool[], False during warm-up.
+        resting: bool[], True during warm-up.
     """
     ahead = next(size for size in range(min(count, DRAWN_AHEAD), 0, -1) if count % size == 0)
 
@@ -48,9 +66,4 @@ def many_gradient_steps(
         carry, metrics = jax.lax.scan(steps, carry, jax.random.split(key, count).reshape(-1, ahead))
         return carry, {**jax.tree.map(jnp.mean, metrics), "gradient_steps": jnp.int32(count)}
 
-    def rest(carry: Carry) -> tuple[Carry, dict[str, jax.Array]]:
-        shapes = jax.eval_shape(learn, carry)[1]
-        return carry, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-    result: tuple[Carry, dict[str, jax.Array]] = jax.lax.cond(learning, learn, rest, carry)
-    return result
+    return learn_unless(resting, learn, carry)

@@ -22,10 +22,9 @@ from prune_rl.learners.distillation import (
     watch,
 )
 from prune_rl.learners.imitation import Imitated
-from prune_rl.learners.mask_rules import PrunedState, prune, since_change
+from prune_rl.learners.mask_rules import PrunedState, prune, rests, since_change
 from prune_rl.learners.rollout import EpisodeReturns, Metrics
 from prune_rl.learners.running_statistics import RunningStatistics
-from prune_rl.pruning.dynamic_threshold import ThresholdState
 from prune_rl.pruning.rules import PruningState
 
 Acted = tuple[Params, RunningStatistics]
@@ -72,9 +71,9 @@ def pruning_step(
 ) -> PruningStep:
     """``prune``, and the actor brought back to what it was before any neuron went.
 
-    A removal on trial is known to have changed nothing where the policy that acted was that of before any removal.
-    Where the learner rests, so it is when nothing is on trial, and what is not back after ``ROUNDS`` distillations is
-    known to be lost. The metric "distillation" is the divergence of the policy that acted from the teacher's.
+    Removals are known to have changed nothing where the policy that acted was that of before any of them. What is not
+    back after ``ROUNDS`` distillations is known to be lost. The metric "distillation" is the divergence of the policy
+    that acted from the teacher's.
 
     Args:
         state: after ``state.step`` updates of the learner.
@@ -92,23 +91,18 @@ def pruning_step(
     actor = student(distillation, state.pruning, state.params["actor"], state.step, config, imitated)
     # Of the policy that acted: what the learner's update changed since then is not the removal's doing.
     away = Distance(imitated.divergence, acted[1], config).of_last(distillation, acted[0])
-    unchanged, lost = away <= SAME, jnp.zeros((), bool)
-    if distillation is not None and config.RESTS:
+    unchanged = lost = jnp.zeros((), bool)
+    if distillation is not None:
+        unchanged = (away <= SAME) & rests(state.step, config)
         lost = (distillation.rounds >= ROUNDS) & ~unchanged
-    elif isinstance(state.pruning.threshold, ThresholdState):
-        # What has not just lost neurons may be near the teacher and on its way elsewhere.
-        unchanged &= state.pruning.threshold.on_trial
     params = state.params | {"actor": actor}
     pruned, report = prune(
         state, rules, draw_inputs, key, copies, params=params, unchanged=unchanged, lost=lost
     )
     distillation = settle_teacher(distillation, state.pruning, pruned.state, config)
     distance, distill_key = Distance(imitated.divergence, stats, config), jax.random.fold_in(key, 1)
-    episodes = 0.0 if rules.dynamic is None else rules.dynamic.trial
     actor = pruned.params["actor"]
-    actor, distillation = distill(
-        distillation, pruned.state, actor, distance, distill_key, state.step, episodes
-    )
+    actor, distillation = distill(distillation, pruned.state, actor, distance, distill_key, state.step)
     if distillation is not None:
         report["distillation"] = away
     returns = since_change(state.returns, state.pruning, pruned.state)

@@ -152,20 +152,21 @@ def verdict(rules: DynamicThreshold, state: ThresholdState) -> tuple[ThresholdSt
     """Whether the return holds, with the reference that this trial may have raised.
 
     R ← max(R, x̄ − s) with s = σ / √n; it holds where x̄ + s_R ≥ R − δ |R|, with s_R = min(σ, σ_R) / √n: a policy
-    that has become erratic is not excused by its own noise.
+    that has become erratic is not excused by its own noise. A removal on trial does not set the first reference.
     """
-    known = PRECISE * _standard_error(state, state.variance) <= rules.tolerance * jnp.abs(state.mean)
+    known = jnp.isfinite(state.reference)
+    precise = PRECISE * _standard_error(state, state.variance) <= rules.tolerance * jnp.abs(state.mean)
     # The first trial finds out what noise there is.
-    quick = known & jnp.isfinite(state.reference) & (state.waited >= SHORTEST * rules.trial)
+    quick = precise & known & (state.waited >= SHORTEST * rules.trial)
     enough = quick | (state.waited >= rules.trial)
-    higher = enough & (_lower_bound(state) > state.reference)
+    higher = enough & (known | ~state.on_trial) & (_lower_bound(state) > state.reference)
     reference = jnp.where(higher, _lower_bound(state), state.reference)
     noise = jnp.where(higher, state.variance, state.noise)
     best = jnp.where(jnp.isfinite(reference), reference, 0.0)
     margin = MARGIN * _standard_error(state, jnp.minimum(state.variance, noise))
-    holds = enough & (state.mean + margin >= best - rules.tolerance * jnp.abs(best))
+    holds = enough & jnp.isfinite(reference) & (state.mean + margin >= best - rules.tolerance * jnp.abs(best))
     fails = ~holds & (state.waited >= rules.patience * rules.trial)
-    before = jnp.where(jnp.isfinite(state.reference), state.reference, best)
+    before = jnp.where(known, state.reference, best)
     rises = holds & (best > before + rules.tolerance * jnp.abs(before))
     return state._replace(reference=reference, noise=noise), Verdict(holds, fails, rises)
 

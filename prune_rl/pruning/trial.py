@@ -17,16 +17,15 @@ def end_trial(
 
     Nothing is removed outside of the schedule. Before it the reference is found; after it, what is on trial can still
     be taken back. Where the network is known to be ``unchanged`` by all removals so far, bool[], the return holds; it
-    fails where what is on trial is known to be ``lost``, bool[], and the return does not hold.
+    fails where what is on trial is known to be ``lost``, bool[], and the return does not hold. If neurons go without a
+    reference because nothing changes, it is found after a removal was taken back.
     """
     rules, state, threshold = removal.rules, removal.state, removal.state.threshold
     assert rules.dynamic is not None
     assert isinstance(threshold, ThresholdState)
     dynamic = rules.dynamic
     threshold, (holds, fails, rises) = verdict(dynamic, threshold)
-    # Before the first removal it is the network that sets the reference.
-    same = (state.updates > 0) & unchanged
-    holds = holds | same
+    holds |= unchanged & (jnp.isfinite(threshold.reference) | (threshold.taken_back == 0))
     fails = ~holds & (fails | (threshold.on_trial & lost))
 
     def go_on(_: None) -> Pruned:

@@ -152,7 +152,7 @@ def test_the_error_that_goes_at_once_is_below_the_threshold_which_rises() -> Non
 
 
 def test_a_removal_that_changed_nothing_needs_no_return() -> None:
-    """The first waits for a reference; those on trial end at once, or as ever where something changed."""
+    """Trials end at once where nothing changed, or as ever where something did."""
     first = first_removal(watch([100.0] * UPDATES)) + 1
     returns = [100.0] * first + [-math.inf] * (UPDATES - first)
 
@@ -164,9 +164,28 @@ def test_a_removal_that_changed_nothing_needs_no_return() -> None:
     assert removals(quick) == list(range(first, first + 8, 2))
     assert int(quick[-1].pruned.state.threshold.taken_back) == 0
     assert bool(quick[-1].pruned.state.threshold.on_trial)
-    # It can be said of removals only: without one the network sets the reference.
-    never = watch([-math.inf] * UPDATES, unchanged=lambda update: True)
-    assert same(never[-1].pruned.state.masks, init_pruning(ACTOR).masks)
+    silent = [-math.inf] * UPDATES
+    early = removals(watch(silent, unchanged=lambda update: update <= first + 6))
+    assert early == list(range(RULES.schedule.first, first + 8, 2)), "the first waits for no reference"
+    assert removals(watch(silent)) == []
+
+
+def test_without_a_reference_it_is_found_after_a_removal_was_taken_back() -> None:
+    """Until then a removal on trial sets none, since nobody knows what it lost."""
+    lost = RULES.schedule.first + 8  # an update
+    returns = [-math.inf] * (lost - 2) + [50.0] * 2 + [100.0] * (UPDATES - lost)
+    seen = watch(
+        returns, unchanged=lambda update: not lost - 1 <= update <= lost, lost=lambda update: update == lost
+    )
+    changed = [s.update for s in seen if not same(s.state.masks, s.pruned.state.masks)]
+    assert changed[3:5] == [lost - 2, lost]
+    assert changed[5] > lost + 2, "the smaller threshold lets nothing go at once"
+    back = seen[lost - 1].pruned.state
+    assert int(back.threshold.taken_back) == 1
+    assert same(back.masks, seen[lost - 3].state.masks)
+    references = [float(s.pruned.state.threshold.reference) for s in seen]
+    assert references[: lost + 1] == [-math.inf] * (lost + 1)
+    assert references[lost + 1] == pytest.approx(100.0)
 
 
 def test_nothing_goes_while_the_return_still_rises() -> None:

@@ -26,7 +26,9 @@ from prune_rl.learners.actions import action_bounds, gaussian_bounds, gaussian_r
 from prune_rl.learners.actor_critic import prunable_groups, pruning_rules
 from prune_rl.learners.advantages import generalized_advantages
 from prune_rl.learners.distillation import Distillation, init_distillation
+from prune_rl.learners.gradient_steps import learn_unless
 from prune_rl.learners.imitation import CATEGORICAL, Imitated, clipped_divergence
+from prune_rl.learners.mask_rules import rests
 from prune_rl.learners.networks import init_actor_critic
 from prune_rl.learners.ppo.config import Config
 from prune_rl.learners.ppo.surrogate import Batch, actor_distribution, minibatch_epochs, optimizer, values
@@ -102,6 +104,7 @@ def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.A
     ``environment_actions`` takes them to the environment; a ``Rollout`` has them as they are.
     """
     obs = normalize(state.obs_stats, obs, config)
+    noise = jnp.where(rests(state.step, config), 0.0, noise)
     return actor_distribution(state.params, obs, config, is_discrete(state.bounds)).sample(noise)
 
 
@@ -180,18 +183,17 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     key, shuffle_key, prune_key = jax.random.split(state.key, 3)
     acted = state.params["actor"], state.obs_stats
     state, batch, metrics = prepare(state, rollout, config)
-    params, opt_state, losses = minibatch_epochs(
-        state.params,
-        state.opt_state,
-        batch,
-        state.masks,
-        tx,
-        shuffle_key,
-        config,
-        discrete,
-    )
+
+    def learn(learned: tuple[Params, Any]) -> tuple[tuple[Params, Any], Metrics]:
+        params, opt_state, losses = minibatch_epochs(
+            *learned, batch, state.masks, tx, shuffle_key, config, discrete
+        )
+        steps = jnp.int32(config.update_epochs * config.num_minibatches)
+        return (params, opt_state), {**losses, "gradient_steps": steps}
+
+    learned = state.params, state.opt_state
+    (params, opt_state), losses = learn_unless(rests(state.step, config), learn, learned)
     metrics |= losses
-    metrics["gradient_steps"] = jnp.int32(config.update_epochs * config.num_minibatches)
     state = dataclasses.replace(state, params=params, opt_state=opt_state, key=key, step=state.step + 1)
     if config.prune is not None:
         inputs = {"actor": (batch.obs,), "critic": (batch.obs,)}

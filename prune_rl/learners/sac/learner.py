@@ -86,8 +86,8 @@ def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metri
     def step(networks: Networks, drawn: tuple[Transitions, jax.Array]) -> tuple[Networks, Metrics]:
         return gradient_step(networks, *drawn, state.masks, config, arch)
 
-    learns, count = (state.step >= config.warmup_updates) & ~rests(state.step, config), config.gradient_steps
-    networks, losses = many_gradient_steps(step, state.networks, draw, learn_key, count, learns)
+    resting, count = (state.step < config.warmup_updates) | rests(state.step, config), config.gradient_steps
+    networks, losses = many_gradient_steps(step, state.networks, draw, learn_key, count, resting)
     state = dataclasses.replace(state, networks=networks, key=key, step=state.step + 1)
     if config.prune is not None:
 
