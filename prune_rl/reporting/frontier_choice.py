@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from prune_rl.reporting.statistics import mean
 from prune_rl.runs.frontier import Point
@@ -35,10 +38,11 @@ class Wish:
             )
 
 
-def choose(points: Sequence[Point], dense: Sequence[float] | None, wish: Wish) -> Point:
+def choose(points: Sequence[Point], dense: Sequence[float] | None, wish: Wish, doubtful: int = 0) -> Point:
     """The point of one seed's frontier that a wish asks for.
 
-    "Smallest" is by neurons, then weights; of equal ones the better, then the later.
+    "Smallest" is by neurons, then weights; of equal ones the better, then the later. A point that has played at most
+    ``doubtful`` episodes may miss the tolerance by one standard error: further episodes may show that it keeps it.
 
     Raises:
         ValueError: no point fits; the message says how near the nearest one comes.
@@ -50,7 +54,7 @@ def choose(points: Sequence[Point], dense: Sequence[float] | None, wish: Wish) -
     returns = {id(point): mean(point["returns"]) for point in points}
     if wish.tolerance is not None or wish.least_return is not None:
         reference = dense or best_of(points)["returns"]
-        least = {id(point): _least(point, reference, wish) for point in points}
+        least = {id(point): _least(point, reference, wish, doubtful) for point in points}
         good = [point for point in points if returns[id(point)] >= least[id(point)]]
         if not good:
             nearest = max(points, key=lambda p: returns[id(p)] - least[id(p)])
@@ -71,9 +75,9 @@ def choose(points: Sequence[Point], dense: Sequence[float] | None, wish: Wish) -
 
 
 def choose_within(
-    points: Sequence[Point], dense: Sequence[float] | None, tolerance: float
+    points: Sequence[Point], dense: Sequence[float] | None, tolerance: float, doubtful: int = 0
 ) -> tuple[Point, str | None]:
-    """The smallest point that keeps the tolerance, and None.
+    """The smallest point that keeps the tolerance, and None; ``doubtful``: see ``choose``.
 
     Where none keeps it of the dense control's return, the smallest that keeps it of the run's own best, and a sentence
     that says how near the nearest came: a wide policy that misses the control is no better than a narrow one that does.
@@ -83,11 +87,11 @@ def choose_within(
     """
     wish = Wish(tolerance=tolerance)
     try:
-        return choose(points, dense, wish), None
+        return choose(points, dense, wish, doubtful), None
     except ValueError as error:
         if not points:
             raise
-        return choose(points, None, wish), str(error)
+        return choose(points, None, wish, doubtful), str(error)
 
 
 def best_of(points: Sequence[Point]) -> Point:
@@ -98,10 +102,15 @@ def best_of(points: Sequence[Point]) -> Point:
     return max(points, key=lambda point: mean(point["returns"]))
 
 
-def _least(point: Point, reference: Sequence[float], wish: Wish) -> float:
+def _least(point: Point, reference: Sequence[float], wish: Wish, doubtful: int) -> float:
     """The mean return that a wish asks of a point; ``reference``: returns in the same order of episodes."""
     if wish.least_return is not None:
         return wish.least_return
     assert wish.tolerance is not None
-    level = mean(reference[: len(point["returns"])])
-    return level - wish.tolerance * abs(level)
+    returns = point["returns"]
+    level = mean(reference[: len(returns)])
+    least = level - wish.tolerance * abs(level)
+    if 1 < len(returns) <= doubtful:
+        differences = np.asarray(returns, np.float64) - np.asarray(reference[: len(returns)], np.float64)
+        least -= float(np.std(differences, ddof=1)) / math.sqrt(len(returns))
+    return least

@@ -161,8 +161,9 @@ def _confirm(
 ) -> None:
     """Let the policy that the tolerance chooses of each seed, and what it is compared with, play further episodes.
 
-    The best of many in few episodes was lucky there. Where it does not keep the tolerance in all of its episodes, the
-    next one that does is played, until one does that has played them all. Appends to the returns of points and dense.
+    The best of many in few episodes was lucky there, and one that misses the tolerance by up to a standard error may
+    have been unlucky. Where the smallest does not keep the tolerance in all of its episodes, the next one is played,
+    until one does that has played them all. Appends to the returns of points and dense.
     """
     prune, few = config.learner.prune, config.selection_episodes
     if prune is None or prune.tolerance is None:
@@ -173,7 +174,7 @@ def _confirm(
         for training_seed in sorted({key.seed for key in points}):
             own = {key: point for key, point in points.items() if key.seed == training_seed}
             returns = dense.get(str(training_seed))
-            chosen, missed = choose_within(list(own.values()), returns, prune.tolerance)
+            chosen, missed = choose_within(list(own.values()), returns, prune.tolerance, few)
             alone = returns is not None and missed is None
             compared = [chosen] if alone else [chosen, best_of(list(own.values()))]
             for point in compared:

@@ -258,6 +258,19 @@ def test_a_policy_is_compared_in_the_episodes_that_it_has_played() -> None:
     assert choose([{**lucky, "returns": [100.0] * 3}, short], dense, Wish(tolerance=0.02))["neurons"] == 2
 
 
+@pytest.mark.parametrize(("doubtful", "neurons"), [(0, 8), (3, 8), (4, 4)])
+def test_one_that_misses_by_a_standard_error_is_in_doubt_until_it_has_played(
+    doubtful: int, neurons: int
+) -> None:
+    dense = [100.0, 90.0, 110.0, 100.0]
+    # Differences of −8, 2, −4, −2: mean −3, standard error 2.08; −2 is within the tolerance. Then a mean of −4.5.
+    unlucky, worse = point(4, 92.0, 92.0, 106.0, 98.0), point(2, 91.0, 90.0, 105.0, 96.0)
+    points = [worse, unlucky, point(8, *dense)]
+    assert choose_within(points, dense, 0.02, doubtful)[0]["neurons"] == neurons
+    missed = choose_within(points[:2], dense, 0.02, doubtful)[1]
+    assert (missed is None) == (doubtful == 4)
+
+
 def test_the_best_is_not_the_one_that_further_episodes_show_to_have_been_lucky() -> None:
     lucky = {**POINTS[0], "neurons": 2, "returns": [100.0] * 3 + [40.0] * 9}
     others = [{**POINTS[0], "neurons": neurons, "returns": [90.0 + neurons] * 3} for neurons in (4, 8)]
