@@ -6,6 +6,7 @@ import collections
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import shlex
 import shutil
@@ -18,7 +19,8 @@ import pytest
 from prune_rl.cli import main
 from prune_rl.cli.train import parse_train
 from prune_rl.training.control import control_of
-from prune_rl.training.frontier import CONFIRMATION
+from prune_rl.training.frontier import CONFIRMATION, ROUNDS
+from prune_rl.training.frontier_points import frontier_updates
 
 NUM_ENVS, SEEDS, EPISODES, SELECTION = 2, 2, 3, 2
 # 16 updates of 2 · 16 steps.
@@ -68,11 +70,17 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_one_environment_more_is_made_than_is_played(compared: Any) -> None:
     """Those of training, of the choice among all policies that were kept, of evaluation, and one to read the spaces."""
     trained = 2 * NUM_ENVS * SEEDS  # by the run and by its control
-    # A round of at least one episode, and the selection episodes, by both; the run kept enough for one round more, and
-    # what it is about to choose plays further episodes: of each seed one after the other, until one stays good enough.
+    # One episode in each round that has more candidates of a level than stay: in both of the control, which keeps more
+    # policies, and in the last of the run where its neurons went slowly. Then the selection episodes, by both; and what
+    # the run is about to choose plays further episodes: of each seed one after the other, until one stays good enough.
+    config = parse_train(compared.arguments[1:])[0].resolved()
+    rows = [json.loads(line) for line in (compared.run / "metrics.jsonl").read_text().splitlines()]
+    looks = {*frontier_updates(config.learner, config.frontier), config.learner.num_updates}
+    kept = [enumerate(row["widths"]["actor/layer_0"]) for row in rows if row["iteration"] in looks]
+    crowded = max(collections.Counter(itertools.chain(*kept)).values()) > ROUNDS[-1][1]
     points = json.loads((compared.run / "frontier.json").read_text())["points"]
     further = collections.Counter(p["seed"] for p in points if len(p["returns"]) > SELECTION)
-    chosen = 2 * (1 + SELECTION) + 1 + max(further.values()) * CONFIRMATION * SELECTION
+    chosen = len(ROUNDS) + crowded + 2 * SELECTION + max(further.values()) * CONFIRMATION * SELECTION
     measured = json.loads((compared.run / "evaluation.json").read_text())["seeds"]
     own, beside = EPISODES * SEEDS, EPISODES * sum(len(entry["policies"]) for entry in measured)
     assert compared.environments == trained + chosen + own + beside + 1
