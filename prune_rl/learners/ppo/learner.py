@@ -101,7 +101,8 @@ def init(key: jax.Array, config: Config, spec: Spec) -> State:
 def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.Array:
     """Sampled actions for raw observations [N, D]; ``noise`` from ``action_noise``. int32[N] or float32[N, size].
 
-    ``environment_actions`` takes them to the environment; a ``Rollout`` has them as they are.
+    The best ones where the learner ``rests``. ``environment_actions`` takes them to the environment; a ``Rollout`` has
+    them as they are.
     """
     obs = normalize(state.obs_stats, obs, config)
     noise = jnp.where(rests(state.step, config), 0.0, noise)
@@ -174,9 +175,10 @@ def prepare(state: State, rollout: Rollout, config: Config) -> tuple[State, Batc
 def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metrics]:
     """One iteration of PPO on one rollout: minibatch epochs with the proximal step, then the mask update. Pure.
 
-    Returns the new state and metrics, scalars: those of ``track_returns``, "explained_variance", the parts of ``loss``,
-    and "gradient_steps"; in a pruned run also "prune_progress", the share of the mask schedule that is done,
-    "prune", the report of ``mask_update``, and "distillation", see ``pruning_step``.
+    Where the learner ``rests`` there are no epochs. Returns the new state and metrics, scalars: those of
+    ``track_returns``, "explained_variance", the parts of ``loss`` and "gradient_steps" (0 where it rests); in a pruned
+    run also "prune_progress", the share of the mask schedule that is done, "prune", the report of ``mask_update``, and
+    "distillation", see ``pruning_step``.
     """
     groups = prunable_groups(state.params, config)
     tx, discrete = optimizer(groups, config), is_discrete(state.bounds)

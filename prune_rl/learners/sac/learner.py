@@ -62,11 +62,12 @@ def gradient_step(
 
 
 def update(state: State, rollout: Rollout, config: Config) -> tuple[State, Metrics]:
-    """Store a rollout, learn from the replay buffer (not during warm-up), then update the masks. Pure.
+    """Store a rollout, learn from the replay buffer (not during warm-up, nor at rest), then update the masks. Pure.
 
-    Returns the new state and metrics, scalars: those of ``track_returns``, "gradient_steps" (0 during warm-up), those
-    of ``gradient_step`` (their mean; 0 during warm-up); in a pruned run also "prune_progress", the share of the mask
-    schedule that is done, "prune", the report of ``mask_update``, and "distillation", see ``pruning_step``.
+    Returns the new state and metrics, scalars: those of ``track_returns``, "gradient_steps", those of
+    ``gradient_step`` (their mean), both 0 during warm-up and where the learner ``rests``; in a pruned run also
+    "prune_progress", the share of the mask schedule that is done, "prune", the report of ``mask_update``, and
+    "distillation", see ``pruning_step``.
     """
     chex.assert_shape(rollout.reward, (config.num_steps, config.num_envs))
     rollout = jax.tree.map(jnp.asarray, rollout)

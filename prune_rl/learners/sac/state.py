@@ -160,7 +160,7 @@ def architecture(state: State, config: Config) -> Architecture:
 def act(state: State, obs: jax.Array, noise: jax.Array, config: Config) -> jax.Array:
     """Sampled actions for raw observations [N, D], uniform ones during warm-up; ``noise`` from ``action_noise``.
 
-    int32[N], or float32[N, size] within the environment's bounds.
+    int32[N], or float32[N, size] within the environment's bounds. The best ones where the learner ``rests``.
     """
     warmup = state.step < config.warmup_updates
     obs = normalize(state.obs_stats, obs, config)
