@@ -98,68 +98,70 @@ def watch(
     actor: Params,
     obs_stats: RunningStatistics,
     obs: jax.Array,
+    step: jax.Array,
     config: LearnerConfig,
 ) -> Distillation | None:
     """Store a rollout's observations [T, N, D] in place of the oldest. For the state before a mask update.
 
-    While no neuron has gone, the teacher is the mean of the last ``actor``s: they differ by the noise of the updates,
-    and there is one moment at which the teacher is taken.
+    Until the learner rests, which it does from ``step`` int32[] updates on or not, the teacher is the mean of the last
+    ``actor``s: they differ by the noise of the updates, and there is one moment at which the teacher is taken. It
+    labels all that is stored then. A run that was extended learns once more with the neurons that are left, and its
+    teacher is the last actor.
     """
     if state is None:
         return None
-    teacher, stats = state.teacher, state.obs_stats
-    # Arrays of another shape have shrunk, so that neurons went.
-    if jax.tree.map(jnp.shape, actor) == jax.tree.map(jnp.shape, teacher):
-        untouched = pruning.updates == 0
-        share = 1.0 / jnp.minimum(state.stored + 1, AVERAGED)
-        actor = jax.tree.map(
-            lambda new, old: ((1.0 - share) * old + share * new).astype(old.dtype), actor, teacher
-        )
-        teacher, stats = jax.tree.map(
-            lambda new, old: jnp.where(untouched, new, old), (actor, obs_stats), (teacher, stats)
-        )
+    share = jnp.where(pruning.updates == 0, 1.0 / jnp.minimum(state.stored + 1, AVERAGED), 1.0)
+    mean = jax.tree.map(
+        lambda new, old: ((1.0 - share) * old + share * _padded(new, old.shape)).astype(old.dtype),
+        actor,
+        state.teacher,
+    )
+    learned = jnp.logical_not(rests(step - 1, config))
+    teacher, stats = jax.tree.map(
+        lambda new, old: jnp.where(learned, new, old), (mean, obs_stats), (state.teacher, state.obs_stats)
+    )
     i, obs = state.stored % state.obs.shape[0], obs.reshape(state.obs.shape[1:]).astype(jnp.float32)
-    outputs = _outputs(teacher, stats, obs, config)
-    obs, outputs = state.obs.at[i].set(obs), state.outputs.at[i].set(outputs)
-    return Distillation(teacher, stats, obs, outputs, state.stored + 1, state.rounds)
+    obs = state.obs.at[i].set(obs)
+
+    def label(i: jax.Array, outputs: jax.Array) -> jax.Array:
+        return outputs.at[i].set(_outputs(teacher, stats, obs[i], config))
+
+    stored = state.stored + 1
+    # A loop, which costs nothing at other updates.
+    older = jnp.where(_rest_begins(step, config), jnp.minimum(stored, obs.shape[0]), 0)
+    outputs = label(i, jax.lax.fori_loop(0, older, label, state.outputs))
+    return Distillation(teacher, stats, obs, outputs, stored, state.rounds)
 
 
 def student(
-    state: Distillation | None,
-    pruning: PruningState,
-    actor: Params,
-    step: jax.Array,
-    config: LearnerConfig,
-    imitated: Imitated,
+    state: Distillation | None, actor: Params, step: jax.Array, config: LearnerConfig, imitated: Imitated
 ) -> Params:
-    """The actor after ``step`` updates: made of the teacher if the learner rests from now on, else ``actor``.
-
-    A run that was extended can come here a second time, with neurons that are gone.
-    """
-    if state is None or jax.tree.map(jnp.shape, actor) != jax.tree.map(jnp.shape, state.teacher):
+    """The actor after ``step`` updates: made of the teacher if the learner rests from now on, else ``actor``."""
+    if state is None:
         return actor
-    begins = rests(step, config) & jnp.logical_not(rests(step - 1, config)) & (pruning.updates == 0)
-    return jax.tree.map(
-        lambda new, old: jnp.where(begins, new, old), imitated.student_of(state.teacher), actor
-    )
+    same_shape = jax.tree.map(jnp.shape, actor) == jax.tree.map(jnp.shape, state.teacher)
+    begun = imitated.student_of(state.teacher if same_shape else actor)  # the same function, see `watch`
+    begins = _rest_begins(step, config)
+    return jax.tree.map(lambda new, old: jnp.where(begins, new, old), begun, actor)
 
 
-def settle_teacher(
-    state: Distillation | None, before: PruningState, after: PruningState, config: LearnerConfig
+def after_removals(
+    state: Distillation | None, before: PruningState, after: PruningState
 ) -> Distillation | None:
-    """After a mask update: if it removed the first neurons, the teacher labels all that is stored anew."""
+    """The state after a mask update: distillations are counted from the last removal on."""
     if state is None:
         return None
-    first = (before.updates == 0) & (after.updates > 0)
-
-    def label(i: jax.Array, outputs: jax.Array) -> jax.Array:
-        return outputs.at[i].set(_outputs(state.teacher, state.obs_stats, state.obs[i], config))
-
-    # A loop, which costs nothing under vmap either where no seed needs it.
-    number = jnp.where(first, jnp.minimum(state.stored, state.obs.shape[0]), 0)
-    outputs = jax.lax.fori_loop(0, number, label, state.outputs)
     rounds = jnp.where(after.updates > before.updates, 0, state.rounds)
-    return state.replace(outputs=outputs, rounds=rounds)  # type: ignore[attr-defined,no-any-return]
+    return state.replace(rounds=rounds)  # type: ignore[attr-defined,no-any-return]
+
+
+def _rest_begins(step: jax.Array, config: LearnerConfig) -> jax.Array:
+    return rests(step, config) & jnp.logical_not(rests(step - 1, config))
+
+
+def _padded(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """In a larger array of zeros, as which neurons that are gone change nothing."""
+    return jnp.pad(leaf, [(0, large - small) for small, large in zip(leaf.shape, shape, strict=True)])
 
 
 def _outputs(actor: Params, stats: RunningStatistics, obs: jax.Array, config: LearnerConfig) -> jax.Array:

@@ -16,8 +16,8 @@ from prune_rl.learners.distillation import (
     SAME,
     Distance,
     Distillation,
+    after_removals,
     distill,
-    settle_teacher,
     student,
     watch,
 )
@@ -87,19 +87,20 @@ def pruning_step(
     """
     stats, rules = state.obs_stats, pruning_rules(state.params, config)
     assert rules is not None
-    distillation = watch(state.distillation, state.pruning, state.params["actor"], stats, obs, config)
-    actor = student(distillation, state.pruning, state.params["actor"], state.step, config, imitated)
+    actor = state.params["actor"]
+    distillation = watch(state.distillation, state.pruning, actor, stats, obs, state.step, config)
+    actor = student(distillation, actor, state.step, config, imitated)
     # Of the policy that acted: what the learner's update changed since then is not the removal's doing.
     away = Distance(imitated.divergence, acted[1], config).of_last(distillation, acted[0])
     unchanged = lost = jnp.zeros((), bool)
     if distillation is not None:
-        unchanged = (away <= SAME) & rests(state.step, config)
-        lost = (distillation.rounds >= ROUNDS) & ~unchanged
+        resting = rests(state.step, config)
+        unchanged, lost = resting & (away <= SAME), resting & (away > SAME) & (distillation.rounds >= ROUNDS)
     params = state.params | {"actor": actor}
     pruned, report = prune(
         state, rules, draw_inputs, key, copies, params=params, unchanged=unchanged, lost=lost
     )
-    distillation = settle_teacher(distillation, state.pruning, pruned.state, config)
+    distillation = after_removals(distillation, state.pruning, pruned.state)
     distance, distill_key = Distance(imitated.divergence, stats, config), jax.random.fold_in(key, 1)
     actor = pruned.params["actor"]
     actor, distillation = distill(distillation, pruned.state, actor, distance, distill_key, state.step)

@@ -17,15 +17,16 @@ from prune_rl.learners.distillation import (
     ENOUGH,
     Distance,
     Distillation,
+    after_removals,
     distill,
     init_distillation,
-    settle_teacher,
     student,
     updates_apart,
     watch,
 )
 from prune_rl.learners.imitation import (
     BEST_ACTION,
+    CATEGORICAL,
     best_action_divergence,
     categorical_divergence,
     clipped_divergence,
@@ -52,6 +53,7 @@ RESTING = sac.Config(
     prune=PRUNE,
 )
 FIRST = mask_schedules(RESTING)["actor"].first
+assert FIRST == mask_schedules(CONFIG)["actor"].first
 RNG = np.random.default_rng(0)
 
 
@@ -63,15 +65,21 @@ def start(seed: int = 1) -> tuple[ppo.State, Distillation]:
     return state, state.distillation
 
 
+def watch_one(
+    distillation: Any, state: Any, pruning: PruningState, rollout: int, step: int, **changed: Any
+) -> Any:
+    """``watch`` of a rollout by the state's actor, or by what is ``changed``."""
+    seen = {"actor": state.params["actor"], "obs_stats": state.obs_stats} | changed
+    obs = jnp.asarray(random_rollout(rollout, CONFIG, DISCRETE).obs)
+    return watch(distillation, pruning, obs=obs, step=jnp.int32(step), config=CONFIG, **seen)
+
+
 def watched(state: ppo.State, rollouts: int, updates: int = 1) -> Distillation:
     """The distillation after so many rollouts since ``updates`` mask updates; the state's actor is the teacher."""
     distillation = state.distillation
     for i in range(rollouts + 1):
         pruning = state.pruning._replace(updates=jnp.int32(0 if i == 0 else updates))
-        obs = random_rollout(i, CONFIG, DISCRETE).obs
-        distillation = watch(
-            distillation, pruning, state.params["actor"], state.obs_stats, jnp.asarray(obs), CONFIG
-        )
+        distillation = watch_one(distillation, state, pruning, i, FIRST if i == 0 else FIRST + 1)
     assert distillation is not None
     return distillation
 
@@ -100,13 +108,11 @@ def distance(state: ppo.State, distillation: Distillation, actor: Any) -> float:
 def test_the_teacher_is_the_actor_of_before_the_first_removal() -> None:
     state, distillation = start()
     pruning, later = state.pruning, random_params(7, state.params["actor"])
-    obs = jnp.asarray(random_rollout(0, CONFIG, DISCRETE).obs)
-    before = watch(distillation, pruning, state.params["actor"], state.obs_stats, obs, CONFIG)
-    assert before is not None
+    before = watch_one(distillation, state, pruning, 0, FIRST)
     jax.tree.map(np.testing.assert_array_equal, before.teacher, state.params["actor"])
     stats = state.obs_stats.replace(mean=jnp.zeros(3))  # type: ignore[attr-defined]
-    after = watch(before, pruning._replace(updates=jnp.int32(1)), later, stats, obs, CONFIG)
-    assert after is not None
+    pruning = pruning._replace(updates=jnp.int32(1))
+    after = watch_one(before, state, pruning, 0, FIRST + 1, actor=later, obs_stats=stats)
     jax.tree.map(np.testing.assert_array_equal, after.teacher, state.params["actor"])
     np.testing.assert_array_equal(after.obs_stats.mean, state.obs_stats.mean)
 
@@ -117,9 +123,7 @@ def test_arrays_that_shrank_leave_the_teacher_as_wide_as_it_was() -> None:
     small = ppo.shrink(state, {"actor/layer_0": 2, "actor/layer_1": 3}, CONFIG)
     assert small.distillation is not None
     jax.tree.map(np.testing.assert_array_equal, small.distillation, state.distillation)
-    obs = jnp.asarray(random_rollout(5, CONFIG, DISCRETE).obs)
-    after = watch(distillation, small.pruning, small.params["actor"], small.obs_stats, obs, CONFIG)
-    assert after is not None
+    after = watch_one(distillation, small, small.pruning, 5, FIRST + 1)
     jax.tree.map(np.testing.assert_array_equal, after.teacher, distillation.teacher)
     assert int(after.stored) == int(distillation.stored) + 1
 
@@ -155,18 +159,37 @@ def test_a_full_buffer_forgets_the_oldest_rollout() -> None:
         np.testing.assert_array_equal(distillation.obs[place], obs)
 
 
-def test_with_the_first_removal_the_teacher_labels_all_that_is_stored() -> None:
+def test_when_the_learner_rests_the_teacher_labels_all_that_is_stored() -> None:
     state, _ = start()
-    distillation, pruning = watched(state, 3, updates=0), state.pruning
+    distillation = watched(state, 3, updates=0)
     stale = dataclasses.replace(distillation, outputs=distillation.outputs + 1.0)
-    after = pruning._replace(updates=jnp.int32(1))
-    settled = settle_teacher(stale, pruning, after, CONFIG)
-    assert settled is not None
-    np.testing.assert_allclose(settled.outputs[:4], distillation.outputs[:4], rtol=1e-5, atol=1e-6)
-    for updates in ((pruning, pruning), (after, after._replace(updates=jnp.int32(2)))):
-        same = settle_teacher(stale, *updates, CONFIG)
-        assert same is not None
-        np.testing.assert_array_equal(same.outputs, stale.outputs)
+    expected = watch_one(distillation, state, state.pruning, 4, FIRST + 1)
+    settled = watch_one(stale, state, state.pruning, 4, FIRST)
+    np.testing.assert_allclose(settled.outputs[:5], expected.outputs[:5], rtol=1e-5, atol=1e-6)
+    for step in (FIRST - 1, FIRST + 1):
+        same = watch_one(stale, state, state.pruning, 4, step)
+        np.testing.assert_array_equal(same.outputs[:4], stale.outputs[:4])
+        np.testing.assert_allclose(same.outputs[4], expected.outputs[4], rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_that_was_extended_learns_again_and_has_another_teacher() -> None:
+    state, _ = start()
+    distillation = watched(state, 3)
+    small = ppo.shrink(state, {"actor/layer_0": 4, "actor/layer_1": 3}, CONFIG)
+    small = dataclasses.replace(small, params=random_params(8, small.params))
+    pruning = small.pruning._replace(updates=jnp.int32(5))
+    stats = small.obs_stats.replace(mean=jnp.zeros(3))  # type: ignore[attr-defined]
+    after = watch_one(distillation, small, pruning, 4, FIRST, obs_stats=stats)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), after, distillation)
+    for rollout in range(5):
+        obs = np.asarray(random_rollout(rollout, CONFIG, DISCRETE).obs).reshape(24, 3)
+        seen = jnp.asarray(np.clip(obs / np.sqrt(4.0 + 1e-8), -10, 10))
+        expected = apply_mlp(small.params["actor"], seen, "tanh")
+        np.testing.assert_allclose(after.outputs[rollout], expected, rtol=1e-4, atol=1e-5)
+    begun = student(after, small.params["actor"], jnp.int32(FIRST), CONFIG, CATEGORICAL)
+    jax.tree.map(np.testing.assert_array_equal, begun, small.params["actor"])
+    at_rest = watch_one(distillation, small, pruning, 4, FIRST + 1, obs_stats=stats)
+    jax.tree.map(np.testing.assert_array_equal, at_rest.teacher, distillation.teacher)
 
 
 def test_the_student_comes_back_to_the_teacher() -> None:
@@ -206,7 +229,7 @@ def test_rounds_are_counted_from_the_last_removal() -> None:
     distillation, pruning = dataclasses.replace(watched(state, 3), rounds=jnp.int32(5)), state.pruning
     for updates, rounds in (((1, 1), 5), ((1, 2), 0)):
         before, after = (pruning._replace(updates=jnp.int32(x)) for x in updates)
-        settled = settle_teacher(distillation, before, after, CONFIG)
+        settled = after_removals(distillation, before, after)
         assert settled is not None
         assert int(settled.rounds) == rounds
 
@@ -216,8 +239,8 @@ def test_the_teacher_is_the_mean_of_the_last_actors() -> None:
     obs = jnp.asarray(random_rollout(0, RESTING, CONTINUOUS).obs)
     actors = [random_params(i, state.params["actor"]) for i in range(3)]
 
-    def after(distillation: Any, actor: Any, pruning: PruningState = state.pruning) -> Any:
-        return watch(distillation, pruning, actor, state.obs_stats, obs, RESTING)
+    def after(distillation: Any, actor: Any, step: int = 0) -> Any:
+        return watch(distillation, state.pruning, actor, state.obs_stats, obs, jnp.int32(step), RESTING)
 
     distillation: Any = state.distillation
     for actor in actors:
@@ -230,7 +253,7 @@ def test_the_teacher_is_the_mean_of_the_last_actors() -> None:
     late = after(distillation.replace(stored=jnp.int32(10 * AVERAGED)), actors[0])
     moved = jax.tree.map(lambda old, new: old + (new - old) / AVERAGED, distillation.teacher, actors[0])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), late.teacher, moved)
-    settled = after(distillation, actors[0], state.pruning._replace(updates=jnp.int32(1)))
+    settled = after(distillation, actors[0], FIRST + 1)
     jax.tree.map(np.testing.assert_array_equal, settled.teacher, distillation.teacher)
 
 
@@ -241,15 +264,12 @@ def test_the_student_starts_as_the_teacher_at_one_update() -> None:
     distillation = distillation.replace(teacher=random_params(2, actor))
     never = dataclasses.replace(RESTING, prune=dataclasses.replace(PRUNE, distill_ratio=0.0))
     for step in range(FIRST - 2, FIRST + 3):
-        begun = student(distillation, state.pruning, actor, jnp.int32(step), RESTING, BEST_ACTION)
+        begun = student(distillation, actor, jnp.int32(step), RESTING, BEST_ACTION)
         expected = without_spread(distillation.teacher) if step == FIRST else actor
         jax.tree.map(np.testing.assert_array_equal, begun, expected)
         assert bool(rests(jnp.int32(step), RESTING)) == (step >= FIRST)
-        other = student(distillation, state.pruning, actor, jnp.int32(step), never, BEST_ACTION)
+        other = student(distillation, actor, jnp.int32(step), never, BEST_ACTION)
         jax.tree.map(np.testing.assert_array_equal, other, actor)
-    narrower = state.pruning._replace(updates=jnp.int32(1))
-    kept = student(distillation, narrower, actor, jnp.int32(FIRST), RESTING, BEST_ACTION)
-    jax.tree.map(np.testing.assert_array_equal, kept, actor)
     assert not rests(jnp.int32(FIRST), never)
     assert not rests(jnp.int32(FIRST), dataclasses.replace(RESTING, prune=None))
 
@@ -313,6 +333,7 @@ def test_ppo_compares_the_actions_that_the_environment_sees(mean: float, other: 
         params={**state.params, "actor": constant(mean)},
         distillation=dataclasses.replace(state.distillation, teacher=constant(other)),
         pruning=state.pruning._replace(updates=jnp.int32(1)),
+        step=jnp.int32(FIRST),
     )
     _, metrics = quick_jit(ppo.update, static_argnums=2)(state, random_rollout(0, CONFIG, spec), CONFIG)
     if same:
