@@ -53,7 +53,7 @@ RESTING = sac.Config(
     prune=PRUNE,
 )
 FIRST = mask_schedules(RESTING)["actor"].first
-assert FIRST == mask_schedules(CONFIG)["actor"].first
+assert mask_schedules(CONFIG)["actor"].first == FIRST
 RNG = np.random.default_rng(0)
 
 
