@@ -91,12 +91,17 @@ class LearnerConfig:
 
     @property
     def distills(self) -> bool:
-        """Whether distillation follows removals, while the learner rests: not where neurons go by a schedule."""
+        """Whether distillation follows removals: not where neurons go by a schedule."""
         return self.prune is not None and self.prune.tolerance is not None and self.prune.distill_ratio > 0
 
     @property
+    def rests(self) -> bool:
+        """Whether the learner rests once neurons may go, see ``Pruning.rest``."""
+        return self.distills and self.prune is not None and self.prune.rest
+
+    @property
     def distillation_samples(self) -> int:
-        """Samples that the gradient steps of distillation look at per update, once neurons have gone."""
+        """Samples that the gradient steps of distillation look at per update, while it goes on."""
         if self.prune is None or self.prune.tolerance is None:
             return 0
         return round(self.prune.distill_ratio * self.steps_per_update * self.prune.distill_batch_size)

@@ -24,7 +24,7 @@ from flax import struct
 from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.imitation import Divergence, Imitated
-from prune_rl.learners.mask_rules import rests
+from prune_rl.learners.mask_rules import mask_schedules, rests
 from prune_rl.learners.networks import apply_mlp
 from prune_rl.learners.running_statistics import RunningStatistics, normalize
 from prune_rl.pruning.dynamic_threshold import ThresholdState
@@ -38,13 +38,13 @@ LAST_STEP_SIZE = 0.05
 # removal on trial waits for no returns (experiments/results/narrowing-pilots.md, "How near is near enough"); below the
 # second there is nothing more to learn.
 SAME = 1e-1
-# Distillations after which a removal that changed the policy by more is taken back, unless its
+# Where the learner rests: distillations after which a removal that changed the policy by more is taken back, unless its
 # returns hold.
 ROUNDS = 12
 ENOUGH = 1e-3
-# The teacher is the mean of about so many updates' params.
+# Where the learner rests, the teacher is the mean of about so many updates' params.
 AVERAGED = 64
-# Layers that are wider make fewer steps: each costs more, and imitation goes on anyway.
+# Where the learner rests, layers that are wider make fewer steps: each costs more, and imitation goes on anyway.
 WIDE = 32
 
 
@@ -103,34 +103,28 @@ def watch(
 ) -> Distillation | None:
     """Store a rollout's observations [T, N, D] in place of the oldest. For the state before a mask update.
 
-    Until the learner rests, which it does from ``step`` int32[] updates on or not, the teacher is the mean of the last
-    ``actor``s: they differ by the noise of the updates, and there is one moment at which the teacher is taken. It
-    labels all that is stored then. A run that was extended learns once more with the neurons that are left, and its
-    teacher is the last actor.
+    After ``step`` updates, int32[]. Until neurons may go, and until the first one does where the learner does not rest,
+    ``actor`` is the teacher. Where it rests, the mean of the last ones is: they differ by the noise of the updates, and
+    there is one moment at which the teacher is taken. A run that was extended learns once more with the neurons that
+    are left, and its teacher is the last actor.
     """
     if state is None:
         return None
-    share = jnp.where(pruning.updates == 0, 1.0 / jnp.minimum(state.stored + 1, AVERAGED), 1.0)
+    untouched, first = pruning.updates == 0, mask_schedules(config)["actor"].first
+    share = jnp.where(untouched, 1.0 / jnp.minimum(state.stored + 1, AVERAGED), 1.0) if config.rests else 1.0
     mean = jax.tree.map(
         lambda new, old: ((1.0 - share) * old + share * _padded(new, old.shape)).astype(old.dtype),
         actor,
         state.teacher,
     )
-    learned = jnp.logical_not(rests(step - 1, config))
+    taught = (step <= first) | (untouched & (not config.rests))
     teacher, stats = jax.tree.map(
-        lambda new, old: jnp.where(learned, new, old), (mean, obs_stats), (state.teacher, state.obs_stats)
+        lambda new, old: jnp.where(taught, new, old), (mean, obs_stats), (state.teacher, state.obs_stats)
     )
     i, obs = state.stored % state.obs.shape[0], obs.reshape(state.obs.shape[1:]).astype(jnp.float32)
-    obs = state.obs.at[i].set(obs)
-
-    def label(i: jax.Array, outputs: jax.Array) -> jax.Array:
-        return outputs.at[i].set(_outputs(teacher, stats, obs[i], config))
-
-    stored = state.stored + 1
-    # A loop, which costs nothing at other updates.
-    older = jnp.where(_rest_begins(step, config), jnp.minimum(stored, obs.shape[0]), 0)
-    outputs = label(i, jax.lax.fori_loop(0, older, label, state.outputs))
-    return Distillation(teacher, stats, obs, outputs, stored, state.rounds)
+    outputs = _outputs(teacher, stats, obs, config)
+    obs, outputs = state.obs.at[i].set(obs), state.outputs.at[i].set(outputs)
+    return Distillation(teacher, stats, obs, outputs, state.stored + 1, state.rounds)
 
 
 def student(
@@ -141,22 +135,30 @@ def student(
         return actor
     same_shape = jax.tree.map(jnp.shape, actor) == jax.tree.map(jnp.shape, state.teacher)
     begun = imitated.student_of(state.teacher if same_shape else actor)  # the same function, see `watch`
-    begins = _rest_begins(step, config)
+    begins = rests(step, config) & jnp.logical_not(rests(step - 1, config))
     return jax.tree.map(lambda new, old: jnp.where(begins, new, old), begun, actor)
 
 
-def after_removals(
-    state: Distillation | None, before: PruningState, after: PruningState
+def settle_teacher(
+    state: Distillation | None,
+    before: PruningState,
+    after: PruningState,
+    step: jax.Array,
+    config: LearnerConfig,
 ) -> Distillation | None:
-    """The state after a mask update: distillations are counted from the last removal on."""
+    """After a mask update: a teacher that stays labels all that is stored anew; rounds count from the last removal."""
     if state is None:
         return None
+    settled = (step == mask_schedules(config)["actor"].first) | ((before.updates == 0) & (after.updates > 0))
+
+    def label(i: jax.Array, outputs: jax.Array) -> jax.Array:
+        return outputs.at[i].set(_outputs(state.teacher, state.obs_stats, state.obs[i], config))
+
+    # A loop, which costs nothing under vmap either where no seed needs it.
+    number = jnp.where(settled, jnp.minimum(state.stored, state.obs.shape[0]), 0)
+    outputs = jax.lax.fori_loop(0, number, label, state.outputs)
     rounds = jnp.where(after.updates > before.updates, 0, state.rounds)
-    return state.replace(rounds=rounds)  # type: ignore[attr-defined,no-any-return]
-
-
-def _rest_begins(step: jax.Array, config: LearnerConfig) -> jax.Array:
-    return rests(step, config) & jnp.logical_not(rests(step - 1, config))
+    return state.replace(outputs=outputs, rounds=rounds)  # type: ignore[attr-defined,no-any-return]
 
 
 def _padded(leaf: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -203,12 +205,14 @@ def distill(
     distance: Distance,
     key: jax.Array,
     step: jax.Array,
+    episodes: float,
 ) -> tuple[Params, Distillation | None]:
-    """Bring the actor back to the teacher once neurons have gone; returns it, and the state with one round more.
+    """Bring the actor back to the teacher after a removal of neurons; returns it, and the state with one round more.
 
-    Gradient steps of Adam on the mean divergence from the teacher, from moments of zero, with a step size that falls as
-    a cosine. None is made where the divergence on the last rollouts is at most ``ENOUGH``. Masked slices stay 0, since
-    their gradient is.
+    What imitation does not bring back in the first ``episodes`` of a trial is left to the learner's own updates; where
+    the learner rests, imitation goes on. Gradient steps of Adam on the mean divergence from the teacher, from moments
+    of zero, with a step size that falls as a cosine. None is made where the divergence on the last rollouts is at most
+    ``ENOUGH``. Masked slices stay 0, since their gradient is.
 
     Args:
         state: after ``watch``.
@@ -217,6 +221,7 @@ def distill(
         distance: of the actor from the teacher.
         key: for the minibatches.
         step: int32[], updates made, the same for all seeds.
+        episodes: for how many of a trial the actor learns here.
     """
     config, threshold = distance.config, pruning.threshold
     if state is None or config.prune is None:
@@ -228,7 +233,7 @@ def distill(
     first_step_size = prune.distill_learning_rate / jnp.sqrt(width + 1.0)
     most = prune.distill_ratio * apart * config.steps_per_update
     # By what is left and not by the arrays, whose widths depend on the other seeds.
-    share = jnp.minimum(1.0, jnp.square(WIDE / jnp.maximum(width, 1.0)))
+    share = jnp.minimum(1.0, jnp.square(WIDE / jnp.maximum(width, 1.0))) if config.rests else 1.0
     steps = jnp.ceil(most * share)
     adam = optax.scale_by_adam()
 
@@ -247,7 +252,9 @@ def distill(
             changes = jax.tree.map(lambda x, update: (-step_size * update).astype(x.dtype), actor, updates)
             return optax.apply_updates(actor, changes), opt_state
 
-        needed = (pruning.updates > 0) & (distance.of_last(state, actor) > ENOUGH)
+        early = threshold.on_trial & (threshold.waited < episodes)
+        wanted = pruning.updates > 0 if config.rests else early
+        needed = wanted & (distance.of_last(state, actor) > ENOUGH)
         number = jnp.where(needed, steps, 0).astype(jnp.int32)
         learned: Params = jax.lax.fori_loop(0, number, minibatch, (actor, adam.init(actor)))[0]
         return learned, state.rounds + needed

@@ -111,11 +111,8 @@ def dense_updates(config: LearnerConfig) -> int:
 
 
 def rests(step: jax.Array | int, config: LearnerConfig) -> jax.Array | bool:
-    """Whether the learner makes no updates of its own any more and acts without noise after ``step`` updates.
-
-    Where distillation follows removals of neurons, it does so from the first update on after which these may go.
-    """
-    return config.distills and step >= mask_schedules(config)["actor"].first
+    """Whether the learner makes no updates of its own any more and acts without noise after ``step`` updates."""
+    return config.rests and step >= mask_schedules(config)["actor"].first
 
 
 def planned_widths(

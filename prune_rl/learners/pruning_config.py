@@ -34,7 +34,7 @@ class Pruning:
     """Share of each hidden layer of the critic that may be gone in the end, in [0, 1], if the critic is pruned."""
     begin: float = 0.86
     """Share of training after which neurons may go."""
-    end: float = 0.98
+    end: float = 0.94
     """Share of training after which none goes any more."""
     proximal_begin: float | None = None
     """Share of training after which the proximal step acts and importance is tracked, by default 0.01 before the first
@@ -73,13 +73,15 @@ class Pruning:
     """While neurons may go, Adam's step size is at least this share of learning_rate, and after end it falls linearly
     to learning_rate_end: a network that has just narrowed has to learn, where nothing is distilled. None: it goes on as
     in the dense control."""
-    distill_ratio: float = 4.0
-    """With tolerance, after the first removal: gradient steps per environment step that bring the policy back to that
-    of before it, on the states of the last rollouts. The learner makes no updates of its own then. 0: it goes on, and
-    nothing is distilled."""
+    rest: bool = False
+    """With tolerance and distillation: from begin on the learner makes no updates of its own, acts without noise, and
+    distillation goes on to the end."""
+    distill_ratio: float = 1.0
+    """With tolerance, in the first episodes after a removal: gradient steps per environment step that bring the policy
+    back to that of before the first removal, on the states of the last rollouts. 0 leaves them out."""
     distill_batch_size: int = 256
     """Observations per such step."""
-    distill_buffer: int = 131_072
+    distill_buffer: int = 65_536
     """Observations that they are drawn from, the last ones."""
     distill_learning_rate: float = 2.4e-2
     """The first step size of Adam in a distillation, divided by the root of the mean width of a layer + 1."""

@@ -16,8 +16,8 @@ from prune_rl.learners.distillation import (
     SAME,
     Distance,
     Distillation,
-    after_removals,
     distill,
+    settle_teacher,
     student,
     watch,
 )
@@ -25,6 +25,7 @@ from prune_rl.learners.imitation import Imitated
 from prune_rl.learners.mask_rules import PrunedState, prune, rests, since_change
 from prune_rl.learners.rollout import EpisodeReturns, Metrics
 from prune_rl.learners.running_statistics import RunningStatistics
+from prune_rl.pruning.dynamic_threshold import ThresholdState
 from prune_rl.pruning.rules import PruningState
 
 Acted = tuple[Params, RunningStatistics]
@@ -71,9 +72,9 @@ def pruning_step(
 ) -> PruningStep:
     """``prune``, and the actor brought back to what it was before any neuron went.
 
-    Removals are known to have changed nothing where the policy that acted was that of before any of them. What is not
-    back after ``ROUNDS`` distillations is known to be lost. The metric "distillation" is the divergence of the policy
-    that acted from the teacher's.
+    A removal on trial is known to have changed nothing where the policy that acted was that of before any removal.
+    Where the learner rests, so it is when nothing is on trial, and what is not back after ``ROUNDS`` distillations is
+    known to be lost. The metric "distillation" is the divergence of the policy that acted from the teacher's.
 
     Args:
         state: after ``state.step`` updates of the learner.
@@ -93,17 +94,23 @@ def pruning_step(
     # Of the policy that acted: what the learner's update changed since then is not the removal's doing.
     away = Distance(imitated.divergence, acted[1], config).of_last(distillation, acted[0])
     unchanged = lost = jnp.zeros((), bool)
-    if distillation is not None:
+    if distillation is not None and config.rests:
         resting = rests(state.step, config)
         unchanged, lost = resting & (away <= SAME), resting & (away > SAME) & (distillation.rounds >= ROUNDS)
+    elif isinstance(state.pruning.threshold, ThresholdState):
+        # What has not just lost neurons may be near the teacher and on its way elsewhere.
+        unchanged = (away <= SAME) & state.pruning.threshold.on_trial
     params = state.params | {"actor": actor}
     pruned, report = prune(
         state, rules, draw_inputs, key, copies, params=params, unchanged=unchanged, lost=lost
     )
-    distillation = after_removals(distillation, state.pruning, pruned.state)
+    distillation = settle_teacher(distillation, state.pruning, pruned.state, state.step, config)
     distance, distill_key = Distance(imitated.divergence, stats, config), jax.random.fold_in(key, 1)
+    episodes = 0.0 if rules.dynamic is None else rules.dynamic.trial
     actor = pruned.params["actor"]
-    actor, distillation = distill(distillation, pruned.state, actor, distance, distill_key, state.step)
+    actor, distillation = distill(
+        distillation, pruned.state, actor, distance, distill_key, state.step, episodes
+    )
     if distillation is not None:
         report["distillation"] = away
     returns = since_change(state.returns, state.pruning, pruned.state)

@@ -17,9 +17,9 @@ from prune_rl.learners.distillation import (
     ENOUGH,
     Distance,
     Distillation,
-    after_removals,
     distill,
     init_distillation,
+    settle_teacher,
     student,
     updates_apart,
     watch,
@@ -43,6 +43,7 @@ from tests.learners.random_rollouts import CONTINUOUS, DISCRETE, SMALL, random_p
 
 PRUNE = Pruning(distill_buffer=72, distill_ratio=0.1, distill_batch_size=32, distill_learning_rate=0.02)
 CONFIG = dataclasses.replace(SMALL, prune=PRUNE, activation="tanh", total_timesteps=100 * 24)
+AT_REST = dataclasses.replace(CONFIG, prune=dataclasses.replace(PRUNE, rest=True))
 RESTING = sac.Config(
     total_timesteps=100 * 24,
     num_envs=3,
@@ -50,11 +51,12 @@ RESTING = sac.Config(
     hidden=(6, 5),
     learning_starts=24,
     buffer_size=240,
-    prune=PRUNE,
+    prune=AT_REST.prune,
 )
 FIRST = mask_schedules(RESTING)["actor"].first
 assert mask_schedules(CONFIG)["actor"].first == FIRST
 RNG = np.random.default_rng(0)
+RESTS_OR_NOT = pytest.mark.parametrize("config", [CONFIG, AT_REST], ids=["learns", "rests"])
 
 
 def start(seed: int = 1) -> tuple[ppo.State, Distillation]:
@@ -69,9 +71,9 @@ def watch_one(
     distillation: Any, state: Any, pruning: PruningState, rollout: int, step: int, **changed: Any
 ) -> Any:
     """``watch`` of a rollout by the state's actor, or by what is ``changed``."""
-    seen = {"actor": state.params["actor"], "obs_stats": state.obs_stats} | changed
+    seen = {"actor": state.params["actor"], "obs_stats": state.obs_stats, "config": CONFIG} | changed
     obs = jnp.asarray(random_rollout(rollout, CONFIG, DISCRETE).obs)
-    return watch(distillation, pruning, obs=obs, step=jnp.int32(step), config=CONFIG, **seen)
+    return watch(distillation, pruning, obs=obs, step=jnp.int32(step), **seen)
 
 
 def watched(state: ppo.State, rollouts: int, updates: int = 1) -> Distillation:
@@ -90,29 +92,41 @@ def narrowed(pruning: PruningState, updates: int = 1, on_trial: bool = True) -> 
     return pruning._replace(updates=jnp.int32(updates), threshold=threshold)
 
 
-LEARN = quick_jit(
-    lambda state, pruning, actor, stats, key, step: distill(
-        state, pruning, actor, Distance(categorical_divergence, stats, CONFIG), key, step
+def learner(config: ppo.Config) -> Any:
+    return quick_jit(
+        lambda state, pruning, actor, stats, key, step: distill(
+            state, pruning, actor, Distance(categorical_divergence, stats, config), key, step, 16.0
+        )
     )
-)
 
 
-def learn(state: ppo.State, distillation: Distillation, actor: Any, pruning: Any, step: int = 0) -> Any:
-    return LEARN(distillation, pruning, actor, state.obs_stats, jax.random.key(3), jnp.int32(step))
+LEARN = {config: learner(config) for config in (CONFIG, AT_REST)}
+
+
+def learn(
+    state: ppo.State,
+    distillation: Distillation,
+    actor: Any,
+    pruning: Any,
+    step: int = 0,
+    config: ppo.Config = CONFIG,
+) -> Any:
+    return LEARN[config](distillation, pruning, actor, state.obs_stats, jax.random.key(3), jnp.int32(step))
 
 
 def distance(state: ppo.State, distillation: Distillation, actor: Any) -> float:
     return float(Distance(categorical_divergence, state.obs_stats, CONFIG).of_last(distillation, actor))
 
 
-def test_the_teacher_is_the_actor_of_before_the_first_removal() -> None:
+@RESTS_OR_NOT
+def test_the_teacher_is_the_actor_of_before_the_first_removal(config: ppo.Config) -> None:
     state, distillation = start()
     pruning, later = state.pruning, random_params(7, state.params["actor"])
-    before = watch_one(distillation, state, pruning, 0, FIRST)
+    before = watch_one(distillation, state, pruning, 0, FIRST, config=config)
     jax.tree.map(np.testing.assert_array_equal, before.teacher, state.params["actor"])
     stats = state.obs_stats.replace(mean=jnp.zeros(3))  # type: ignore[attr-defined]
     pruning = pruning._replace(updates=jnp.int32(1))
-    after = watch_one(before, state, pruning, 0, FIRST + 1, actor=later, obs_stats=stats)
+    after = watch_one(before, state, pruning, 0, FIRST + 1, actor=later, obs_stats=stats, config=config)
     jax.tree.map(np.testing.assert_array_equal, after.teacher, state.params["actor"])
     np.testing.assert_array_equal(after.obs_stats.mean, state.obs_stats.mean)
 
@@ -123,7 +137,7 @@ def test_arrays_that_shrank_leave_the_teacher_as_wide_as_it_was() -> None:
     small = ppo.shrink(state, {"actor/layer_0": 2, "actor/layer_1": 3}, CONFIG)
     assert small.distillation is not None
     jax.tree.map(np.testing.assert_array_equal, small.distillation, state.distillation)
-    after = watch_one(distillation, small, small.pruning, 5, FIRST + 1)
+    after = watch_one(distillation, small, narrowed(small.pruning), 5, FIRST + 1)
     jax.tree.map(np.testing.assert_array_equal, after.teacher, distillation.teacher)
     assert int(after.stored) == int(distillation.stored) + 1
 
@@ -159,37 +173,43 @@ def test_a_full_buffer_forgets_the_oldest_rollout() -> None:
         np.testing.assert_array_equal(distillation.obs[place], obs)
 
 
-def test_when_the_learner_rests_the_teacher_labels_all_that_is_stored() -> None:
+@RESTS_OR_NOT
+def test_a_teacher_that_stays_labels_all_that_is_stored(config: ppo.Config) -> None:
     state, _ = start()
-    distillation = watched(state, 3, updates=0)
+    distillation, none = watched(state, 3, updates=0), state.pruning
     stale = dataclasses.replace(distillation, outputs=distillation.outputs + 1.0)
-    expected = watch_one(distillation, state, state.pruning, 4, FIRST + 1)
-    settled = watch_one(stale, state, state.pruning, 4, FIRST)
-    np.testing.assert_allclose(settled.outputs[:5], expected.outputs[:5], rtol=1e-5, atol=1e-6)
-    for step in (FIRST - 1, FIRST + 1):
-        same = watch_one(stale, state, state.pruning, 4, step)
-        np.testing.assert_array_equal(same.outputs[:4], stale.outputs[:4])
-        np.testing.assert_allclose(same.outputs[4], expected.outputs[4], rtol=1e-5, atol=1e-6)
+    one, two = (none._replace(updates=jnp.int32(updates)) for updates in (1, 2))
+    for before, after, step in ((none, one, FIRST + 2), (none, none, FIRST), (one, one, FIRST)):
+        settled = settle_teacher(stale, before, after, jnp.int32(step), config)
+        assert settled is not None
+        np.testing.assert_allclose(settled.outputs[:4], distillation.outputs[:4], rtol=1e-5, atol=1e-6)
+    for before, after, step in ((none, none, FIRST - 1), (one, two, FIRST + 1)):
+        same = settle_teacher(stale, before, after, jnp.int32(step), config)
+        assert same is not None
+        np.testing.assert_array_equal(same.outputs, stale.outputs)
 
 
-def test_a_run_that_was_extended_learns_again_and_has_another_teacher() -> None:
+@RESTS_OR_NOT
+def test_a_run_that_was_extended_learns_again_and_has_another_teacher(config: ppo.Config) -> None:
     state, _ = start()
     distillation = watched(state, 3)
     small = ppo.shrink(state, {"actor/layer_0": 4, "actor/layer_1": 3}, CONFIG)
     small = dataclasses.replace(small, params=random_params(8, small.params))
     pruning = small.pruning._replace(updates=jnp.int32(5))
     stats = small.obs_stats.replace(mean=jnp.zeros(3))  # type: ignore[attr-defined]
-    after = watch_one(distillation, small, pruning, 4, FIRST, obs_stats=stats)
+    after = watch_one(distillation, small, pruning, 4, FIRST, obs_stats=stats, config=config)
+    after = settle_teacher(after, pruning, pruning, jnp.int32(FIRST), config)
+    assert after is not None
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.shape, b.shape), after, distillation)
     for rollout in range(5):
         obs = np.asarray(random_rollout(rollout, CONFIG, DISCRETE).obs).reshape(24, 3)
         seen = jnp.asarray(np.clip(obs / np.sqrt(4.0 + 1e-8), -10, 10))
         expected = apply_mlp(small.params["actor"], seen, "tanh")
         np.testing.assert_allclose(after.outputs[rollout], expected, rtol=1e-4, atol=1e-5)
-    begun = student(after, small.params["actor"], jnp.int32(FIRST), CONFIG, CATEGORICAL)
+    begun = student(after, small.params["actor"], jnp.int32(FIRST), config, CATEGORICAL)
     jax.tree.map(np.testing.assert_array_equal, begun, small.params["actor"])
-    at_rest = watch_one(distillation, small, pruning, 4, FIRST + 1, obs_stats=stats)
-    jax.tree.map(np.testing.assert_array_equal, at_rest.teacher, distillation.teacher)
+    later = watch_one(distillation, small, pruning, 4, FIRST + 1, obs_stats=stats, config=config)
+    jax.tree.map(np.testing.assert_array_equal, later.teacher, distillation.teacher)
 
 
 def test_the_student_comes_back_to_the_teacher() -> None:
@@ -202,26 +222,31 @@ def test_the_student_comes_back_to_the_teacher() -> None:
     assert int(later.rounds) == int(distillation.rounds) + 1
 
 
-@pytest.mark.parametrize("why", ["no removal", "not due", "near enough"])
+@pytest.mark.parametrize("why", ["no trial", "not due", "near enough", "a long trial"])
 def test_nothing_is_learned_where_there_is_no_reason(why: str) -> None:
     state, _ = start()
     distillation, actor = watched(state, 5), random_params(9, state.params["actor"])
     if why == "near enough":
         actor = jax.tree.map(lambda x: x * 1.0005, state.params["actor"])
         assert 0.0 < distance(state, distillation, actor) < ENOUGH
-    pruning = narrowed(state.pruning, updates=0 if why == "no removal" else 1)
+    pruning = narrowed(state.pruning, on_trial=why != "no trial")
+    if why == "a long trial":
+        threshold: Any = pruning.threshold
+        pruning = pruning._replace(threshold=threshold._replace(waited=jnp.float32(16.0)))
     learned, later = learn(state, distillation, actor, pruning, step=1 if why == "not due" else 0)
     jax.tree.map(np.testing.assert_array_equal, learned, actor)
     jax.tree.map(np.testing.assert_array_equal, later, distillation)
 
 
-def test_imitation_goes_on_where_no_removal_is_on_trial() -> None:
+@pytest.mark.parametrize(("updates", "learns"), [(0, False), (1, True)])
+def test_where_the_learner_rests_imitation_goes_on(updates: int, learns: bool) -> None:
     state, _ = start()
     distillation, actor = watched(state, 5), random_params(9, state.params["actor"])
-    learned, later = learn(state, distillation, actor, narrowed(state.pruning, on_trial=False))
+    pruning = narrowed(state.pruning, updates, on_trial=False)
+    learned, later = learn(state, distillation, actor, pruning, config=AT_REST)
     near, far = distance(state, distillation, learned), distance(state, distillation, actor)
-    assert near < 0.1 * far
-    assert int(later.rounds) == 1
+    assert near < 0.1 * far if learns else near == far
+    assert int(later.rounds) == int(learns)
 
 
 def test_rounds_are_counted_from_the_last_removal() -> None:
@@ -229,12 +254,12 @@ def test_rounds_are_counted_from_the_last_removal() -> None:
     distillation, pruning = dataclasses.replace(watched(state, 3), rounds=jnp.int32(5)), state.pruning
     for updates, rounds in (((1, 1), 5), ((1, 2), 0)):
         before, after = (pruning._replace(updates=jnp.int32(x)) for x in updates)
-        settled = after_removals(distillation, before, after)
+        settled = settle_teacher(distillation, before, after, jnp.int32(FIRST + 1), CONFIG)
         assert settled is not None
         assert int(settled.rounds) == rounds
 
 
-def test_the_teacher_is_the_mean_of_the_last_actors() -> None:
+def test_where_the_learner_rests_the_teacher_is_the_mean_of_the_last_actors() -> None:
     state = sac.init(jax.random.key(0), RESTING, CONTINUOUS)
     obs = jnp.asarray(random_rollout(0, RESTING, CONTINUOUS).obs)
     actors = [random_params(i, state.params["actor"]) for i in range(3)]

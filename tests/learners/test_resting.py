@@ -30,7 +30,9 @@ from tests.learners.random_rollouts import (
     random_sac_state,
 )
 
-PRUNE = Pruning(begin=0.2, end=0.9, every=1, distill_buffer=240, distill_batch_size=32, distill_ratio=0.5)
+PRUNE = Pruning(
+    begin=0.2, end=0.9, every=1, rest=True, distill_buffer=240, distill_batch_size=32, distill_ratio=0.5
+)
 
 
 class Learner(NamedTuple):
@@ -69,6 +71,7 @@ PPO = learner(ppo, SMALL, SMALL.update_epochs * SMALL.num_minibatches)
 SAC = learner(sac, SMALL_SAC, SMALL_SAC.gradient_steps)
 WIDE = dataclasses.replace(PRUNE, sparsity=0.0)
 NEVER = dataclasses.replace(PRUNE, distill_ratio=0.0)
+AWAKE = dataclasses.replace(PRUNE, rest=False)
 FIRST = mask_schedules(PPO.with_prune(PRUNE))["actor"].first
 LEARNERS = pytest.mark.parametrize("learner", [PPO, SAC], ids=["ppo", "sac"])
 KINDS = pytest.mark.parametrize("spec", [DISCRETE, LOPSIDED], ids=["discrete", "box"])
@@ -120,8 +123,9 @@ def test_all_but_the_actor_rests_from_the_first_removal_on_and_the_actor_narrows
 
 @LEARNERS
 @KINDS
-def test_without_distillation_the_learner_goes_on(learner: Learner, spec: Spec) -> None:
-    _, reports = trained(learner, spec, NEVER)
+@pytest.mark.parametrize("prune", [NEVER, AWAKE], ids=["no distillation", "no rest"])
+def test_otherwise_the_learner_goes_on(learner: Learner, spec: Spec, prune: Pruning) -> None:
+    _, reports = trained(learner, spec, prune)
     steps = [int(report["gradient_steps"]) for report in reports[FIRST:]]
     assert steps == [learner.gradient_steps] * (30 - FIRST)
 

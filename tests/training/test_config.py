@@ -230,7 +230,7 @@ BAD = [
     (with_prune(sparsity=NAN), "prune.sparsity must lie in [0, 1]"),
     (with_prune(critic_sparsity=2.0), "prune.critic_sparsity must lie in [0, 1]"),
     (with_prune(energy=1.0), "prune.energy must lie in [0, 1)"),
-    (with_prune(begin=0.99), "prune.begin must not exceed prune.end"),
+    (with_prune(begin=0.97), "prune.begin must not exceed prune.end"),
     (with_prune(end=1.1), "prune.end must lie in [0, 1]"),
     (with_prune(gate=-0.1), "prune.gate must be >= 0"),
     (with_prune(strength=NAN), "prune.strength must be a finite number >= 0"),

@@ -6,6 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from prune_rl.learners.config import LearnerConfig
+from prune_rl.learners.pruning_config import Pruning
 from prune_rl.learners.validation import (
     check_at_least_one,
     check_at_most,
@@ -26,6 +27,8 @@ class Config(LearnerConfig):
         "target_entropy_end",
         "reward_scale",
     )
+    prune: Pruning | None = Pruning(end=0.98, rest=True, distill_ratio=4.0, distill_buffer=131_072)
+    """How neurons are removed; None: none are. The learner rests meanwhile, and more is distilled than with PPO."""
     activation: str = "relu"
     """Activation of the hidden layers: tanh, relu, silu, gelu or elu."""
     num_envs: int = 4

@@ -86,7 +86,7 @@ def next_shrinking(
     # A forward and a backward pass: about three products with every weight for each sample.
     learning = 3.0 * config.gradient_samples * num_seeds
     # Where arrays can get smaller, neurons go, and distillation follows.
-    own = 0.0 if config.distills else learning
+    own = 0.0 if config.rests else learning
     per_weight = own + 3.0 * config.distillation_samples * num_seeds
     work = [per_weight * touched_weights(groups, params, widths) for widths in courses]
     now = per_weight * touched_weights(groups, params, present)
