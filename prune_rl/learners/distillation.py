@@ -24,7 +24,7 @@ from flax import struct
 from prune_rl.dependency.tree_paths import Params
 from prune_rl.learners.config import LearnerConfig
 from prune_rl.learners.imitation import Divergence, Imitated
-from prune_rl.learners.mask_rules import mask_schedules, rests
+from prune_rl.learners.mask_rules import mask_schedules, rest_begins
 from prune_rl.learners.networks import apply_mlp
 from prune_rl.learners.running_statistics import RunningStatistics, normalize
 from prune_rl.pruning.dynamic_threshold import ThresholdState
@@ -135,7 +135,7 @@ def student(
         return actor
     same_shape = jax.tree.map(jnp.shape, actor) == jax.tree.map(jnp.shape, state.teacher)
     begun = imitated.student_of(state.teacher if same_shape else actor)  # the same function, see `watch`
-    begins = rests(step, config) & jnp.logical_not(rests(step - 1, config))
+    begins = rest_begins(step, config)
     return jax.tree.map(lambda new, old: jnp.where(begins, new, old), begun, actor)
 
 

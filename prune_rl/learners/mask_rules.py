@@ -115,6 +115,11 @@ def rests(step: jax.Array | int, config: LearnerConfig) -> jax.Array | bool:
     return config.rests and step >= mask_schedules(config)["actor"].first
 
 
+def rest_begins(step: jax.Array, config: LearnerConfig) -> jax.Array:
+    """Whether the learner rests from ``step`` updates on, bool[]."""
+    return rests(step, config) & jnp.logical_not(rests(step - 1, config))
+
+
 def planned_widths(
     config: LearnerConfig, groups: NeuronGroups, sizes: Mapping[str, int], update: int
 ) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypedDict
 
@@ -22,10 +23,10 @@ from prune_rl.learners.distillation import (
     watch,
 )
 from prune_rl.learners.imitation import Imitated
-from prune_rl.learners.mask_rules import PrunedState, prune, rests, since_change
+from prune_rl.learners.mask_rules import PrunedState, prune, rest_begins, rests, since_change
 from prune_rl.learners.rollout import EpisodeReturns, Metrics
 from prune_rl.learners.running_statistics import RunningStatistics
-from prune_rl.pruning.dynamic_threshold import ThresholdState
+from prune_rl.pruning.dynamic_threshold import ThresholdState, forgotten
 from prune_rl.pruning.rules import PruningState
 
 Acted = tuple[Params, RunningStatistics]
@@ -104,15 +105,20 @@ def pruning_step(
     pruned, report = prune(
         state, rules, draw_inputs, key, copies, params=params, unchanged=unchanged, lost=lost
     )
-    distillation = settle_teacher(distillation, state.pruning, pruned.state, state.step, config)
+    pruning, returns = pruned.state, since_change(state.returns, state.pruning, pruned.state)
+    if config.rests and isinstance(pruning.threshold, ThresholdState):
+        # Returns of the policy with noise say nothing of the one without.
+        begins = rest_begins(state.step, config)
+        unknown = forgotten(pruning.threshold)
+        threshold = jax.tree.map(lambda new, old: jnp.where(begins, new, old), unknown, pruning.threshold)
+        pruning = pruning._replace(threshold=threshold)
+        returns = dataclasses.replace(returns, fresh=returns.fresh & ~begins)
+    distillation = settle_teacher(distillation, state.pruning, pruning, state.step, config)
     distance, distill_key = Distance(imitated.divergence, stats, config), jax.random.fold_in(key, 1)
     episodes = 0.0 if rules.dynamic is None else rules.dynamic.trial
     actor = pruned.params["actor"]
-    actor, distillation = distill(
-        distillation, pruned.state, actor, distance, distill_key, state.step, episodes
-    )
+    actor, distillation = distill(distillation, pruning, actor, distance, distill_key, state.step, episodes)
     if distillation is not None:
         report["distillation"] = away
-    returns = since_change(state.returns, state.pruning, pruned.state)
-    fields = Fields(pruning=pruned.state, returns=returns, distillation=distillation)
+    fields = Fields(pruning=pruning, returns=returns, distillation=distillation)
     return PruningStep(pruned.params | {"actor": actor}, pruned.opt_state, fields, pruned.copies, report)

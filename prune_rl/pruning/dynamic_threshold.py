@@ -177,6 +177,13 @@ def new_trial(state: ThresholdState, on_trial: jax.Array | bool) -> ThresholdSta
     return state._replace(mean=zero, weight=zero, squares=zero, waited=zero, on_trial=jnp.asarray(on_trial))
 
 
+def forgotten(state: ThresholdState) -> ThresholdState:
+    """The state in which no return is known, as after the network began to act in another way; a trial goes on."""
+    zero = jnp.zeros((), jnp.float32)
+    unknown = state._replace(reference=jnp.full((), NO_PERFORMANCE, jnp.float32), noise=zero, variance=zero)
+    return new_trial(unknown, state.on_trial)
+
+
 def raised(
     state: ThresholdState, masks: Mapping[str, jax.Array], params: Any, rises: jax.Array | bool = False
 ) -> ThresholdState:

@@ -152,6 +152,17 @@ def test_the_student_is_the_mean_of_the_actors_before_and_stays_while_no_neuron_
 
 
 @LEARNERS
+def test_returns_of_the_policy_with_noise_are_forgotten(learner: Learner) -> None:
+    states, _ = trained(learner, DISCRETE, WIDE)
+    before, begun, later = (states[i].pruning.threshold for i in (FIRST - 1, FIRST, -1))
+    assert float(before.reference) == pytest.approx(1.0)
+    assert not np.isfinite(begun.reference)
+    assert [float(x) for x in (begun.waited, begun.weight, begun.variance, begun.noise)] == [0.0] * 4
+    assert not np.any(states[FIRST].returns.fresh)
+    assert float(later.reference) == pytest.approx(1.0)
+
+
+@LEARNERS
 @KINDS
 def test_it_acts_without_noise_once_it_rests(learner: Learner, spec: Spec) -> None:
     obs = jax.random.normal(jax.random.key(1), (64, 3))
