@@ -38,10 +38,10 @@ LAST_STEP_SIZE = 0.05
 # removal on trial waits for no returns (experiments/results/narrowing-pilots.md, "How near is near enough"); below the
 # second there is nothing more to learn.
 SAME = 1e-1
-# Where the learner rests: distillations after which a removal that changed the policy by more is taken back, unless its
-# returns hold.
-ROUNDS = 12
 ENOUGH = 1e-3
+# Where the learner rests: distillations after which a removal that changed the policy by more than ``SAME`` is taken
+# back, unless its returns hold.
+ROUNDS = 12
 # Where the learner rests, the teacher is the mean of about so many updates' params.
 AVERAGED = 64
 # Where the learner rests, layers that are wider make fewer steps: each costs more, and imitation goes on anyway.
@@ -131,7 +131,7 @@ def student(
     state: Distillation | None, actor: Params, step: jax.Array, config: LearnerConfig, imitated: Imitated
 ) -> Params:
     """The actor after ``step`` updates: made of the teacher if the learner rests from now on, else ``actor``."""
-    if state is None:
+    if state is None or not config.rests:
         return actor
     same_shape = jax.tree.map(jnp.shape, actor) == jax.tree.map(jnp.shape, state.teacher)
     begun = imitated.student_of(state.teacher if same_shape else actor)  # the same function, see `watch`

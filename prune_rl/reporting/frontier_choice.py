@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
+import scipy
 
 from prune_rl.reporting.statistics import mean
 from prune_rl.runs.frontier import Point
@@ -111,6 +111,5 @@ def _least(point: Point, reference: Sequence[float], wish: Wish, doubtful: int) 
     level = mean(reference[: len(returns)])
     least = level - wish.tolerance * abs(level)
     if 1 < len(returns) <= doubtful:
-        differences = np.asarray(returns, np.float64) - np.asarray(reference[: len(returns)], np.float64)
-        least -= float(np.std(differences, ddof=1)) / math.sqrt(len(returns))
+        least -= float(scipy.stats.sem(np.subtract(returns, reference[: len(returns)])))
     return least
